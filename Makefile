@@ -1,0 +1,53 @@
+# make install | demo | test | lint: each makes .venv by itself and runs again in seconds.
+#   PYTHON=/path/to/python3.11    another interpreter (3.10 to 3.12) for .venv
+#   EXTRAS=mmcv-lite,timm,dev     what to install; EXTRAS=mmcv,timm,dev takes compiled mmcv instead
+#   CONSTRAINTS=FILE              other pins, for example with a CUDA build of torch
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS ?= mmcv-lite,timm,dev
+CONSTRAINTS ?= requirements/constraints.txt
+STAMP := $(VENV)/.bevstack-installed
+DEMO_DATA ?= data/nuscenes-synthetic
+DEMO_OUT ?= work_dirs/demo
+DEMO_TRAIN_SCENES ?= 80
+DEMO_VAL_SCENES ?= 16
+DEMO_ARGUMENTS ?=
+SEED ?= 0
+
+.PHONY: install demo test lint doctor clean
+
+install: $(STAMP)
+	@echo "bevstack is installed in $(VENV); see what was found with: $(BIN)/python -m bevstack.doctor"
+
+$(STAMP): pyproject.toml $(CONSTRAINTS) requirements/choose_python.sh
+	@if [ ! -x $(BIN)/python ]; then \
+	    python=$$(sh requirements/choose_python.sh $(PYTHON)) || exit 2; \
+	    echo "[1/3] creating $(VENV) with $$python"; \
+	    "$$python" -m venv $(VENV) || { rm -rf $(VENV); exit 2; }; \
+	fi
+	@echo "[2/3] installing packages (a few minutes the first time)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --prefer-binary \
+	    -c $(CONSTRAINTS) -e '.[$(EXTRAS)]' | grep --line-buffered -v '^Requirement already satisfied'; \
+	    exit $${PIPESTATUS[0]}
+	@echo "[3/3] looking at what was installed"
+	@$(BIN)/python -m bevstack.doctor
+	@touch $@
+
+demo: $(STAMP)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" DEMO_DATA="$(DEMO_DATA)" DEMO_OUT="$(DEMO_OUT)" SEED="$(SEED)" \
+	    TRAIN_SCENES="$(DEMO_TRAIN_SCENES)" VAL_SCENES="$(DEMO_VAL_SCENES)" \
+	    SYNTHETIC_ARGUMENTS="$(DEMO_ARGUMENTS)" bash tools/demo.sh
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+doctor: $(STAMP)
+	@$(BIN)/python -m bevstack.doctor
+
+clean:
+	rm -rf work_dirs build dist .pytest_cache .ruff_cache .import_linter_cache

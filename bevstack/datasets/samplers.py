@@ -1,0 +1,200 @@
+"""Samplers: shuffled clips, streams of concurrent scenes for training, whole scenes for evaluation.
+
+Each gives :class:`bevstack.datasets.clips.ClipIndex`, so that workers seed a clip by its epoch. The order depends on
+(seed, epoch) alone; ``start_at(n)`` skips the first n indices of the next pass, for resuming in the middle of an epoch.
+All ask their dataset for ``len``, ``stream_starts`` and ``scene_rows`` (see
+:class:`bevstack.datasets.nuscenes_dataset.NuScenesBEVDataset`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+
+import numpy as np
+from mmengine.dist import get_dist_info, sync_random_seed
+from torch.utils.data import Sampler
+
+from bevstack.datasets.clips import ClipIndex
+from bevstack.registry import DATA_SAMPLERS
+
+
+class _EpochSampler(Sampler):
+    """What the samplers share: rank, seed, epoch, and a start in the middle of an epoch."""
+
+    def __init__(self, dataset, seed: int | None) -> None:
+        self.dataset = dataset
+        self.rank, self.world_size = get_dist_info()
+        self.seed = sync_random_seed() if seed is None else seed
+        self.epoch = 0
+        self._start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next pass."""
+        self.epoch = epoch
+
+    def start_at(self, num_indices: int) -> None:
+        """Leave out the first ``num_indices`` of this rank in the next pass (and in that one only)."""
+        if not 0 <= num_indices <= len(self):
+            raise ValueError(f"start_at: {num_indices} is outside an epoch of {len(self)} indices")
+        self._start = num_indices
+
+    def __iter__(self) -> Iterator[ClipIndex]:
+        start, self._start = self._start, 0
+        epoch = self.epoch
+        return (ClipIndex(i, epoch) for i in self.order(epoch)[start:])
+
+    def order(self, epoch: int) -> list[int]:
+        """This rank's sample numbers in the order of ``epoch``."""
+        raise TypeError(f"{type(self).__name__} must say in which order it gives samples")
+
+
+@DATA_SAMPLERS.register_module()
+class ClipSampler(_EpochSampler):
+    """Single clips, shuffled anew each epoch (or in order), dealt out to the ranks in turn.
+
+    Args:
+        dataset: to sample from.
+        shuffle: whether the order is random.
+        seed: of the order; None draws one that all ranks share.
+        round_up: whether ranks get equally many by repeating the first samples; without it some get one fewer.
+    """
+
+    def __init__(self, dataset, shuffle: bool = True, seed: int | None = None, round_up: bool = True) -> None:
+        super().__init__(dataset, seed)
+        self.shuffle, self.round_up = shuffle, round_up
+
+    def __len__(self) -> int:
+        rest = self.world_size - 1 if self.round_up else self.world_size - 1 - self.rank
+        return (len(self.dataset) + rest) // self.world_size
+
+    def order(self, epoch: int) -> list[int]:
+        """This rank's share of the epoch's permutation."""
+        total = len(self.dataset)
+        order = np.arange(total)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, epoch]).permutation(total)
+        if self.round_up and total:
+            order = np.resize(order, len(self) * self.world_size)
+        return order[self.rank :: self.world_size].tolist()
+
+
+def streams_of(dataset) -> list[np.ndarray]:
+    """Sample numbers of each stream (a scene, or the part of one between gaps), in order of time."""
+    starts = np.flatnonzero(dataset.stream_starts)
+    return np.split(np.arange(len(dataset)), starts[1:]) if len(starts) else []
+
+
+@DATA_SAMPLERS.register_module()
+class StreamingSampler(_EpochSampler):
+    """Concurrent streams for training with a memory that is carried from batch to batch.
+
+    Batch slot b of a rank walks through its own streams frame by frame: consecutive ``batch_size`` indices are one
+    batch, and index b of the next batch continues index b of this one, or starts another stream (the sample's
+    ``prev_token`` is then not the token before it). Streams are shuffled each epoch and dealt to whichever slot is free
+    first, over all ranks. An epoch lasts as many batches as the samples fill; slots that run out early begin further
+    streams, and what then lies beyond the epoch's end is left out (another part in every epoch).
+
+    Args:
+        dataset: to sample from.
+        batch_size: the loader's batch size on one rank; must be that of the data loader.
+        seed: of the order; None draws one that all ranks share.
+        max_start_offset: each stream starts at a random frame among its first ``max_start_offset + 1``.
+        max_stream_length: streams are cut into pieces of at most so many frames, which are shuffled like streams, so
+            that memories start anew more often. None keeps streams whole.
+        infinite: go on with the next epoch instead of ending (for loops that count iterations).
+
+    Raises:
+        ValueError: a number makes no sense.
+    """
+
+    def __init__(
+        self,
+        dataset,
+        batch_size: int,
+        seed: int | None = None,
+        max_start_offset: int = 0,
+        max_stream_length: int | None = None,
+        infinite: bool = False,
+    ) -> None:
+        super().__init__(dataset, seed)
+        if batch_size < 1:
+            raise ValueError(f"batch_size: {batch_size} must be at least 1")
+        if max_start_offset < 0:
+            raise ValueError(f"max_start_offset: {max_start_offset} must not be negative")
+        if max_stream_length is not None and max_stream_length < 1:
+            raise ValueError(f"max_stream_length: {max_stream_length} must be at least 1")
+        self.batch_size, self.infinite = batch_size, infinite
+        self.max_start_offset, self.max_stream_length = max_start_offset, max_stream_length
+        self._streams = streams_of(dataset)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch, the same on every rank."""
+        return -(-len(self.dataset) // (self.batch_size * self.world_size))
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * self.batch_size
+
+    def __iter__(self) -> Iterator[ClipIndex]:
+        first = super().__iter__()
+        return chain(first, self._epochs_after(self.epoch)) if self.infinite else first
+
+    def order(self, epoch: int) -> list[int]:
+        """This rank's batches of the epoch, one after the other."""
+        rng = np.random.default_rng([self.seed, epoch])
+        slots: list[list[np.ndarray]] = [[] for _ in range(self.batch_size * self.world_size)]
+        filled = np.zeros(len(slots), dtype=np.int64)
+        while filled.min() < self.steps_per_epoch:
+            for piece in self._shuffled(rng):
+                slot = int(filled.argmin())
+                slots[slot].append(piece)
+                filled[slot] += len(piece)
+        mine = slots[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
+        columns = [np.concatenate(pieces)[: self.steps_per_epoch] for pieces in mine]
+        return np.stack(columns, axis=1).ravel().tolist()
+
+    def _epochs_after(self, epoch: int) -> Iterator[ClipIndex]:
+        while True:
+            epoch += 1
+            yield from (ClipIndex(i, epoch) for i in self.order(epoch))
+
+    def _shuffled(self, rng: np.random.Generator) -> list[np.ndarray]:
+        pieces = []
+        for stream in self._streams:
+            start = int(rng.integers(min(self.max_start_offset, len(stream) - 1) + 1))
+            length = self.max_stream_length or len(stream)
+            pieces += [stream[low : low + length] for low in range(start, len(stream), length)]
+        return [pieces[i] for i in rng.permutation(len(pieces))]
+
+
+@DATA_SAMPLERS.register_module()
+class SceneShardedSampler(_EpochSampler):
+    """Evaluation: whole scenes to each rank, in order; over all ranks every sample exactly once, none repeated.
+
+    Scenes go to the rank that has the fewest samples so far, the longest first, so ranks end at about the same time;
+    they may hold different numbers of samples. Use a batch size of 1 where a memory is carried along.
+
+    Args:
+        dataset: to sample from.
+        seed: unused, as nothing is random; taken because mmengine's Runner hands one to every sampler.
+    """
+
+    def __init__(self, dataset, seed: int | None = None) -> None:
+        super().__init__(dataset, seed=0 if seed is None else seed)
+        scenes, sizes = np.unique(dataset.scene_rows, return_counts=True)
+        load = np.zeros(self.world_size, dtype=np.int64)
+        mine = []
+        for scene in np.argsort(-sizes, kind="stable"):
+            rank = int(load.argmin())
+            load[rank] += sizes[scene]
+            if rank == self.rank:
+                mine.append(scenes[scene])
+        self._order = np.flatnonzero(np.isin(dataset.scene_rows, mine)).tolist()
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def order(self, epoch: int) -> list[int]:
+        """The same in every epoch."""
+        return self._order

@@ -1,0 +1,101 @@
+"""Choose which annotated objects a sample keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from mmcv.transforms.base import BaseTransform
+
+from bevstack.geometry import BEVGrid
+from bevstack.registry import TRANSFORMS
+
+OBJECT_KEYS = (
+    "boxes",
+    "labels",
+    "attribute_names",
+    "instance_ids",
+    "num_lidar_pts",
+    "num_radar_pts",
+    "visibility",
+)
+"""Keys of a pipeline's dict that hold one entry for each annotated object."""
+
+
+def keep_objects(results: dict, keep: np.ndarray) -> dict:
+    """Keep the objects where ``keep`` (G,) bool is True, in every per-object array or list of ``results``."""
+    for key in OBJECT_KEYS:
+        if key in results:
+            values = results[key]
+            if isinstance(values, np.ndarray):
+                results[key] = values[keep]
+            else:
+                results[key] = [value for value, kept in zip(values, keep, strict=True) if kept]
+    return results
+
+
+@TRANSFORMS.register_module()
+class ObjectRangeFilter(BaseTransform):
+    """Keep the objects whose centre lies on the grid (x and y; height is not looked at).
+
+    Comes after the BEV augmentation, and after :class:`bevstack.datasets.bev_targets.RasteriseBoxes`, for a box may
+    reach into the grid from outside.
+
+    Args:
+        grid: a :class:`bevstack.geometry.BEVGrid` or its arguments; only its ranges matter.
+    """
+
+    def __init__(self, grid: BEVGrid | Mapping) -> None:
+        self.grid = BEVGrid.build(grid)
+
+    def transform(self, results: dict) -> dict:
+        """Filter all per-object entries."""
+        centers = torch.from_numpy(np.asarray(results["boxes"], dtype=np.float64)[:, :2])
+        return keep_objects(results, self.grid.contains(centers).numpy())
+
+
+@TRANSFORMS.register_module()
+class ObjectNameFilter(BaseTransform):
+    """Keep the objects of some classes and number them by their place in ``classes``.
+
+    ``results["classes"]`` names the labels before and after.
+
+    Args:
+        classes: names to keep, in the order of the new labels.
+
+    Raises:
+        ValueError: in use, a name that the dataset does not have.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = tuple(classes)
+
+    def transform(self, results: dict) -> dict:
+        """Filter all per-object entries, renumber ``labels``, set ``classes``."""
+        known = tuple(results["classes"])
+        unknown = [name for name in self.classes if name not in known]
+        if unknown:
+            raise ValueError(f"ObjectNameFilter: {unknown} not among the dataset's classes {list(known)}")
+        # The last entry serves label -1 (an object outside the detection classes).
+        new_from_old = np.array([*(self.classes.index(n) if n in self.classes else -1 for n in known), -1])
+        results["labels"] = new_from_old[np.asarray(results["labels"], dtype=np.int64)]
+        results["classes"] = self.classes
+        return keep_objects(results, results["labels"] >= 0)
+
+
+@TRANSFORMS.register_module()
+class ObjectPointsFilter(BaseTransform):
+    """Keep the objects that were hit by enough points; nuScenes' evaluation ignores those with none.
+
+    Args:
+        min_points: lidar and radar points together.
+    """
+
+    def __init__(self, min_points: int = 1) -> None:
+        self.min_points = min_points
+
+    def transform(self, results: dict) -> dict:
+        """Filter all per-object entries."""
+        points = np.asarray(results["num_lidar_pts"]) + np.asarray(results["num_radar_pts"])
+        return keep_objects(results, points >= self.min_points)

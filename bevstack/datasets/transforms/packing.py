@@ -1,0 +1,116 @@
+"""The end of every pipeline: one dict of tensors and one data sample."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from mmcv.transforms.base import BaseTransform
+from torch import Tensor
+
+from bevstack.registry import TRANSFORMS
+
+META_KEYS = (
+    "token",
+    "prev_token",
+    "next_token",
+    "scene_token",
+    "scene_name",
+    "timestamp_s",
+    "location",
+    "camera_names",
+    "lidar_path",
+    "image_paths",
+    "global_from_bev",
+    "augmented_from_bev",
+    "classes",
+)
+"""Metainfo of a data sample; what the pipeline's dict lacks is taken from the keyframe, else left out."""
+
+_INSTANCE_KEYS = ("attribute_names", "instance_ids", "num_lidar_pts", "num_radar_pts", "visibility")
+
+
+def stack_images(images: list[list[np.ndarray]]) -> Tensor:
+    """T lists of N images (H, W, 3) uint8 to one (T, N, 3, H, W) tensor, zero-padded at the bottom and the right.
+
+    The tensor's memory stays in the order (T, N, H, W, 3): nothing is transposed here, and what follows on the device
+    is channels-last.
+    """
+    shapes = {image.shape for frame in images for image in frame}
+    if len(shapes) == 1:
+        stacked = np.stack([np.stack(frame) for frame in images])
+    else:
+        size = np.array([shape[:2] for shape in shapes]).max(axis=0)
+        stacked = np.zeros((len(images), len(images[0]), *size, 3), dtype=np.uint8)
+        for t, frame in enumerate(images):
+            for n, image in enumerate(frame):
+                stacked[t, n, : image.shape[0], : image.shape[1]] = image
+    return torch.from_numpy(stacked).permute(0, 1, 4, 2, 3)
+
+
+@TRANSFORMS.register_module()
+class PackBEVInputs(BaseTransform):
+    """``results`` -> ``dict(inputs=..., data_samples=BEVDataSample)``, to be collated with ``pseudo_collate``.
+
+    ``inputs``: ``images`` (T, N, 3, H, W) uint8 RGB, zero-padded to the largest camera; ``pixels_from_camera``
+    (T, N, 3, 3), ``camera_from_bev`` (T, N, 4, 4), ``previous_from_current`` (T, 4, 4) float32; ``image_size_px``
+    (T, N, 2) int64 without padding; ``has_previous`` (T,) bool; ``seconds`` (T,) and ``can_bus`` (T, 18) float32 (NaN
+    where the dataset has none).
+
+    The sample holds the keyframe's boxes as ``gt_instances_3d`` (where ``boxes`` are there) and ``gt_rasters``.
+    """
+
+    def transform(self, results: dict) -> dict:
+        """Build the tensors and the sample; ``results`` is left as it is."""
+        frames = results["frames"]
+
+        def stacked(key: str, dtype: torch.dtype) -> Tensor:
+            return torch.from_numpy(np.stack([np.asarray(frame[key]) for frame in frames])).to(dtype)
+
+        inputs = {
+            "images": stack_images([frame["images"] for frame in frames]),
+            "pixels_from_camera": stacked("pixels_from_camera", torch.float32),
+            "camera_from_bev": stacked("camera_from_bev", torch.float32),
+            "image_size_px": stacked("image_size_px", torch.int64),
+            "previous_from_current": stacked("previous_from_current", torch.float32),
+            "has_previous": stacked("has_previous", torch.bool),
+            "seconds": stacked("seconds", torch.float32),
+            "can_bus": self._can_bus(frames),
+        }
+        return {"inputs": inputs, "data_samples": self._data_sample(results)}
+
+    @staticmethod
+    def _can_bus(frames: list[dict]) -> Tensor:
+        values = [frame.get("can_bus") for frame in frames]
+        rows = [np.full(18, np.nan) if value is None else np.asarray(value, dtype=np.float64) for value in values]
+        return torch.from_numpy(np.stack(rows)).to(torch.float32)
+
+    @staticmethod
+    def _data_sample(results: dict):
+        from mmengine.structures import InstanceData
+
+        from bevstack.structures import BEVDataSample
+        from bevstack.structures.boxes import lidar_boxes
+
+        sample = BEVDataSample()
+        keyframe = results["frames"][-1]
+        meta = {key: results[key] if key in results else keyframe.get(key) for key in META_KEYS}
+        meta["augmented_from_bev"] = np.eye(4) if meta["augmented_from_bev"] is None else meta["augmented_from_bev"]
+        sample.set_metainfo({key: value for key, value in meta.items() if value is not None})
+        if "boxes" in results:
+            boxes = torch.from_numpy(np.asarray(results["boxes"], dtype=np.float32))
+            instances = InstanceData(
+                bboxes_3d=lidar_boxes(boxes),
+                labels_3d=torch.from_numpy(np.asarray(results["labels"], dtype=np.int64)),
+            )
+            for key in _INSTANCE_KEYS:
+                if key in results:
+                    instances.set_field(_per_object(results[key]), key)
+            sample.gt_instances_3d = instances
+        sample.gt_rasters = dict(results.get("rasters", {}))
+        return sample
+
+
+def _per_object(values) -> Tensor | list:
+    """Numbers as a tensor, names as a list."""
+    array = np.asarray(values)
+    return torch.from_numpy(array.astype(np.int64)) if array.dtype.kind in "iub" else list(values)

@@ -1,0 +1,294 @@
+"""Checkpoint files: written whole or not at all, checked when read, never unpickled into code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bevstack.errors import InputError
+from bevstack.interop.foreign_weights import native_weights
+
+LAST_CHECKPOINT = "last_checkpoint"
+_PATTERNS = ("epoch_*.pth", "iter_*.pth")
+
+
+def _mmengine_globals() -> list:
+    """What checkpoints of mmengine hold beside tensors and plain values: histories of logged scalars."""
+    from mmengine.logging import HistoryBuffer
+
+    scalars = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint32", "bool_")
+    dtype_classes = {type(np.dtype(getattr(np, name))) for name in scalars}
+    multiarray = np.core.multiarray
+    return [HistoryBuffer, multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, *dtype_classes]
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write a small file through a temporary name in the same folder, so that no reader ever sees half of it.
+
+    Raises:
+        InputError: the file cannot be written (full disk, read-only folder); an earlier one is intact.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(path, "write", error.strerror or str(error)) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
+    """Save a checkpoint so that ``path`` is at every moment either the earlier file or the complete new one.
+
+    Raises:
+        InputError: it cannot be written; or it holds something that reading with ``weights_only`` would refuse.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        allowed = {f"{entry.__module__}.{entry.__qualname__}" for entry in _mmengine_globals()}
+        refused = set(torch.serialization.get_unsafe_globals_in_checkpoint(temporary)) - allowed
+        if refused:
+            raise InputError(path, "content", f"objects that are not plain data: {', '.join(sorted(refused))}")
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise InputError(path, "write", f"{error.strerror or error}; the checkpoint before it is intact") from error
+    except RuntimeError as error:  # torch's zip writer where the disk is full
+        reason = f"cannot be written ({str(error).splitlines()[0]}); the checkpoint before it is intact"
+        raise InputError(path, "write", reason) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Delete what a killed run left of unfinished writes. Only for the holder of the folder's lock."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of this package or of mmengine, or a safetensors file: plain data only, every byte checked.
+
+    Returns:
+        A dict with at least ``state_dict``; a file that is a bare state dict is put under that key. What a safetensors
+        file says about itself is its ``meta``.
+
+    Raises:
+        InputError: no such file, not a checkpoint, truncated, damaged, or a pickle that would run code (it does not).
+    """
+    path = Path(path)
+    _check_file(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, map_location)
+    try:
+        with torch.serialization.safe_globals(_mmengine_globals()):
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = "refused: it is not plain data (a pickle may run code), or it is damaged"
+        raise InputError(path, "checkpoint", reason) from error
+    except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+        raise InputError(path, "checkpoint", f"cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(checkpoint, dict):
+        raise InputError(path, "checkpoint", f"holds a {type(checkpoint).__name__}, not a dict")
+    if "state_dict" not in checkpoint:
+        if not checkpoint or not all(isinstance(value, Tensor) for value in checkpoint.values()):
+            raise InputError(path, "state_dict", "the file has none")
+        checkpoint = {"state_dict": checkpoint}
+    return checkpoint
+
+
+def _read_safetensors(path: Path, map_location: str | torch.device) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device=str(map_location)) as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+            return {"state_dict": weights, "meta": dict(file.metadata() or {})}
+    except (SafetensorError, OSError) as error:
+        raise InputError(path, "checkpoint", f"truncated or damaged ({error})") from error
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise InputError(path, "checkpoint", "no such file" if not path.exists() else "not a file")
+    if path.stat().st_size == 0:
+        raise InputError(path, "checkpoint", "the file is empty")
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"PK"
+    if not zipped:
+        return  # torch's older format has no checksums; reading it finds what it finds
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError) as error:
+        raise InputError(path, "checkpoint", f"truncated or damaged ({error})") from error
+    if damaged is not None:
+        raise InputError(path, "checkpoint", f"damaged: checksum of {damaged} does not match")
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that training can continue from; damaged ones are passed over.
+
+    Args:
+        folder: a work directory; where it holds no checkpoints, the folder that its ``last_checkpoint`` names.
+
+    Returns:
+        The file, or None where there is none, and one text for each newer file that cannot be read.
+    """
+    files = [path for pattern in _PATTERNS for path in folder.glob(pattern)]
+    pointer = folder / LAST_CHECKPOINT
+    if not files and pointer.is_file():
+        elsewhere = Path(os.fsdecode(pointer.read_bytes().strip())).parent
+        files = [path for pattern in _PATTERNS for path in elsewhere.glob(pattern)]
+    problems: list[str] = []
+    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        try:
+            read_checkpoint(path)
+        except InputError as error:
+            problems.append(str(error))
+        else:
+            return path, problems
+    return None, problems
+
+
+def load_weights(model: nn.Module, state_dict: dict[str, Tensor], file: str | os.PathLike, strict: bool) -> str:
+    """Copy weights into a model.
+
+    Args:
+        model: receives them; untouched when an error is raised.
+        state_dict: names (a leading ``module.`` is dropped) to tensors; those of published models are recognised
+            (:mod:`bevstack.interop.foreign_weights`).
+        file: named in messages.
+        strict: whether missing and unexpected keys are an error rather than a message.
+
+    Returns:
+        "" or one line on missing and unexpected keys.
+
+    Raises:
+        InputError: a shape that does not fit (key and both shapes are named), weights that are not finite, keys under
+            ``strict``, or no key in common.
+    """
+    weights = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    weights = dict(native_weights(weights, model, file))
+    own = model.state_dict()
+    for key, value in weights.items():
+        if key in own and isinstance(value, Tensor) and value.shape != own[key].shape:
+            reason = f"the file has shape {tuple(value.shape)}, the model needs {tuple(own[key].shape)}"
+            raise InputError(file, key, reason)
+        if not isinstance(value, Tensor):
+            raise InputError(file, key, f"holds a {type(value).__name__}, not a tensor")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise InputError(file, key, "weights are not finite")
+    missing = [key for key in own if key not in weights]
+    unexpected = [key for key in weights if key not in own]
+    if len(missing) == len(own):
+        raise InputError(file, "state_dict", f"no key fits the model; the first is {next(iter(weights), 'absent')!r}")
+    kinds = (("missing", missing), ("unexpected", unexpected))
+    message = "; ".join(_listed(kind, keys) for kind, keys in kinds if keys)
+    if message and strict:
+        raise InputError(file, "state_dict", message)
+    model.load_state_dict(weights, strict=False)
+    return message
+
+
+def _listed(kind: str, keys: Sequence[str]) -> str:
+    shown = ", ".join(keys[:3])
+    return f"{len(keys)} {kind} key{'s' * (len(keys) > 1)}: {shown}{', ...' * (len(keys) > 3)}"
+
+
+def plain(value: Any) -> Any:
+    """A copy of nested containers that ``weights_only`` reads.
+
+    Tensors go to the CPU, numpy arrays become tensors and numpy scalars numbers, histories of logged scalars become
+    ``{"history": (values, counts, max_length)}``, paths text; anything else stays as it is.
+    """
+    from mmengine.logging import HistoryBuffer
+
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, HistoryBuffer):
+        values, counts = value.data
+        numbers = torch.tensor(values.tolist(), dtype=torch.float64), torch.tensor(counts.tolist(), dtype=torch.float64)
+        return {"history": (*numbers, value.max_length)}
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value] if isinstance(value, list) else tuple(plain(entry) for entry in value)
+    return str(value) if isinstance(value, os.PathLike) else value
+
+
+def message_hub_state(state: dict[str, Any]) -> dict[str, Any]:
+    """What mmengine's ``MessageHub.load_state_dict`` takes, from its :func:`plain` form (or its own)."""
+    from mmengine.logging import HistoryBuffer
+
+    scalars = {}
+    for name, entry in state["log_scalars"].items():
+        if isinstance(entry, dict):
+            values, counts, max_length = entry["history"]
+            entry = HistoryBuffer(values.cpu().numpy(), counts.cpu().numpy(), max_length)
+        scalars[name] = entry
+    return {**state, "log_scalars": scalars}
+
+
+def rng_state() -> dict[str, Any]:
+    """States of the random number generators of Python, numpy, torch and the CUDA devices, as plain data."""
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_rng_state(state: dict[str, Any]) -> None:
+    """Counterpart of :func:`rng_state`."""
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([entry.cpu() for entry in state["cuda"]])
+
+
+@contextmanager
+def unchanged_rng() -> Iterator[None]:
+    """Leave the random number generators as they were: what happens inside must not change training."""
+    state = rng_state()
+    try:
+        yield
+    finally:
+        restore_rng_state(state)

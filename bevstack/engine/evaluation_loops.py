@@ -1,0 +1,121 @@
+"""Validation and test in a chosen number format; with memory carried along streams."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from mmengine.model import is_model_wrapper
+from mmengine.runner.loops import TestLoop, ValLoop
+
+from bevstack.engine.streaming import carried_memory, memory_after, require_streams
+from bevstack.precision import choose_precision
+from bevstack.registry import LOOPS
+from bevstack.structures import BEVMemory
+
+
+class _AutocastEvaluation:
+    """What validation and test share: a number format and, for streams, memory that starts empty."""
+
+    def _predict(self, data_batch: dict) -> list:
+        model = self.runner.model
+        module = model.module if is_model_wrapper(model) else model
+        with self.precision.autocast():
+            data = module.data_preprocessor(data_batch, False)
+            return self.predictions(module, data)
+
+    def predictions(self, module: torch.nn.Module, data: dict) -> list:
+        """Predicted samples of a preprocessed batch."""
+        return module(**data, mode="predict")
+
+    def start_streams(self) -> None:
+        """Called when the loop starts."""
+
+
+class _Streams:
+    """Predictions along scenes: memory is carried from each sample to its successor and starts empty."""
+
+    memory: BEVMemory | None = None
+
+    def start_streams(self) -> None:
+        self.memory = None
+
+    def predictions(self, module: torch.nn.Module, data: dict) -> list:
+        samples = data["data_samples"]
+        require_streams(samples)
+        clip = replace(data["inputs"], memory=carried_memory(self.memory, samples))
+        predicted, memory = module(inputs=clip, data_samples=samples, mode="stream_predict")
+        self.memory = memory_after(memory, samples)
+        return predicted
+
+
+@LOOPS.register_module()
+class AutocastValLoop(_AutocastEvaluation, ValLoop):
+    """Validation in a chosen number format.
+
+    Args:
+        dtype: "auto", "float32", "bfloat16" or "float16"; see :func:`bevstack.precision.choose_precision`.
+        **kwargs: of mmengine's ``ValLoop``: runner, dataloader, evaluator.
+    """
+
+    def __init__(self, dtype: str = "float32", **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.precision = choose_precision(dtype)
+
+    def run(self) -> dict:
+        """Validate; returns the metrics."""
+        self.start_streams()
+        return super().run()
+
+    @torch.no_grad()
+    def run_iter(self, idx: int, data_batch: dict) -> None:
+        """Predict one batch and hand it to the evaluator."""
+        self.runner.call_hook("before_val_iter", batch_idx=idx, data_batch=data_batch)
+        outputs = self._predict(data_batch)
+        self.evaluator.process(data_samples=outputs, data_batch=data_batch)
+        self.runner.call_hook("after_val_iter", batch_idx=idx, data_batch=data_batch, outputs=outputs)
+
+
+@LOOPS.register_module()
+class AutocastTestLoop(_AutocastEvaluation, TestLoop):
+    """Test in a chosen number format.
+
+    Args:
+        dtype: "auto", "float32", "bfloat16" or "float16"; see :func:`bevstack.precision.choose_precision`.
+        **kwargs: of mmengine's ``TestLoop``: runner, dataloader, evaluator.
+    """
+
+    def __init__(self, dtype: str = "float32", **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.precision = choose_precision(dtype)
+
+    def run(self) -> dict:
+        """Test; returns the metrics."""
+        self.start_streams()
+        return super().run()
+
+    @torch.no_grad()
+    def run_iter(self, idx: int, data_batch: dict) -> None:
+        """Predict one batch and hand it to the evaluator."""
+        self.runner.call_hook("before_test_iter", batch_idx=idx, data_batch=data_batch)
+        outputs = self._predict(data_batch)
+        self.evaluator.process(data_samples=outputs, data_batch=data_batch)
+        self.runner.call_hook("after_test_iter", batch_idx=idx, data_batch=data_batch, outputs=outputs)
+
+
+@LOOPS.register_module()
+class StreamingValLoop(_Streams, AutocastValLoop):
+    """Validation along scenes; the model is called with ``mode="stream_predict"`` and returns (samples, memory).
+
+    Args:
+        **kwargs: of :class:`AutocastValLoop`.
+    """
+
+
+@LOOPS.register_module()
+class StreamingTestLoop(_Streams, AutocastTestLoop):
+    """Test along scenes; the model is called with ``mode="stream_predict"`` and returns (samples, memory).
+
+    Args:
+        **kwargs: of :class:`AutocastTestLoop`.
+    """

@@ -1,0 +1,190 @@
+"""Hooks: whole checkpoints, a wall-clock budget for training, a progress bar."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.dist import broadcast, is_main_process
+from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
+from mmengine.hooks import Hook
+from tqdm import tqdm
+
+from bevstack.engine.checkpoint import LAST_CHECKPOINT, atomic_write
+from bevstack.registry import HOOKS
+
+
+@HOOKS.register_module()
+class CheckpointHook(MMEngineCheckpointHook):
+    """mmengine's checkpoint hook, safe at every moment: an older file goes only after the newer one is whole.
+
+    Args:
+        **kwargs: of mmengine's ``CheckpointHook`` (interval, by_epoch, max_keep_ckpts, save_best, ...).
+    """
+
+    saved_iter: int | None = None
+
+    def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
+        outdated: list[int] = []
+        if self.max_keep_ckpts > 0 and (not self.keep_ckpt_ids or self.keep_ckpt_ids[-1] != step):
+            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
+                outdated.append(self.keep_ckpt_ids.popleft())
+            self.keep_ckpt_ids.append(step)
+            runner.message_hub.update_info("keep_ckpt_ids", list(self.keep_ckpt_ids))
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = os.path.join(self.out_dir, name)
+        runner.message_hub.update_info("last_ckpt", self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+        )
+        self.saved_iter = meta["iter"]
+        if not is_main_process():
+            return
+        atomic_write(Path(runner.work_dir) / LAST_CHECKPOINT, os.fsencode(self.last_ckpt))
+        for old in outdated:
+            Path(self.out_dir, self.filename_tmpl.format(old)).unlink(missing_ok=True)
+
+
+def _elapsed(runner) -> float:
+    """Training seconds of the run, resumes included; the main process's clock on every rank."""
+    seconds = torch.tensor([runner.train_loop.seconds], dtype=torch.float64)
+    broadcast(seconds)
+    return float(seconds)
+
+
+@HOOKS.register_module()
+class MaxSecondsHook(Hook):
+    """Ends training cleanly, with a checkpoint, once it has taken ``max_seconds`` (validation not counted).
+
+    Args:
+        max_seconds: wall-clock budget of training.
+    """
+
+    priority = "VERY_LOW"
+
+    def __init__(self, max_seconds: float) -> None:
+        if not max_seconds > 0:
+            raise ValueError(f"max_seconds must be positive, not {max_seconds}")
+        self.max_seconds = max_seconds
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Stop when the budget is spent."""
+        if _elapsed(runner) >= self.max_seconds:
+            runner.logger.info(f"time budget of {self.max_seconds:g} s is spent: training ends here")
+            runner.train_loop.stop_training = True
+
+
+@HOOKS.register_module()
+class BudgetSchedule(Hook):
+    """One cycle of the learning rate over a budget of seconds or iterations, whichever is nearer to its end.
+
+    With p = max(seconds / max_seconds, iteration / max_iters), each group's base rate is multiplied by a factor that
+    rises linearly from ``start_factor`` to 1 while p < ``warmup`` and then falls by half a cosine to ``end_factor``
+    at p = 1, where training ends. A slower machine thus sees fewer steps of a whole schedule instead of the beginning
+    of a longer one. Without ``max_seconds`` it depends on iterations only and is deterministic. Takes the place of
+    ``param_scheduler``.
+
+    Args:
+        max_seconds: wall-clock budget of training, or None.
+        warmup: fraction of the budget.
+        start_factor: factor at p = 0.
+        end_factor: factor at p = 1.
+    """
+
+    priority = "HIGHEST"
+
+    def __init__(
+        self,
+        max_seconds: float | None = None,
+        warmup: float = 0.1,
+        start_factor: float = 0.1,
+        end_factor: float = 0.001,
+    ) -> None:
+        if max_seconds is not None and not max_seconds > 0:
+            raise ValueError(f"max_seconds must be positive, not {max_seconds}")
+        if not 0 <= warmup < 1:
+            raise ValueError(f"warmup is a fraction in [0, 1), not {warmup}")
+        self.max_seconds, self.warmup = max_seconds, warmup
+        self.start_factor, self.end_factor = start_factor, end_factor
+
+    def factor(self, progress: float) -> float:
+        """Multiplier of the learning rate at a progress in [0, 1]."""
+        if progress < self.warmup:
+            return self.start_factor + (1 - self.start_factor) * progress / self.warmup
+        falling = (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))) / 2
+        return self.end_factor + (1 - self.end_factor) * falling
+
+    def progress(self, runner) -> float:
+        """p of the class text, at most 1."""
+        done = runner.iter / runner.max_iters
+        if self.max_seconds is not None:
+            done = max(done, _elapsed(runner) / self.max_seconds)
+        return min(done, 1.0)
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Set the learning rate of the coming step."""
+        factor = self.factor(self.progress(runner))
+        for group in runner.optim_wrapper.optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+            group["lr"] = group["initial_lr"] * factor
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """End training once the seconds are spent."""
+        if self.max_seconds is not None and _elapsed(runner) >= self.max_seconds:
+            runner.logger.info(f"time budget of {self.max_seconds:g} s is spent: training ends here")
+            runner.train_loop.stop_training = True
+
+
+@HOOKS.register_module()
+class ProgressHook(Hook):
+    """A progress bar over training, validation and test, where the output is a terminal (logs have their own lines)."""
+
+    priority = "LOWEST"
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+
+    def _open(self, total: int, done: int, text: str) -> None:
+        self._close()
+        hidden = not is_main_process() or not sys.stderr.isatty()
+        self._bar = tqdm(total=total, initial=done, desc=text, disable=hidden, dynamic_ncols=True, leave=False)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def before_train_epoch(self, runner) -> None:
+        """Open the bar of one epoch."""
+        done = getattr(runner.train_loop, "batch_in_epoch", 0)
+        self._open(len(runner.train_dataloader), done, f"train {runner.epoch + 1}/{runner.max_epochs}")
+
+    def before_val_epoch(self, runner) -> None:
+        """Open the bar of validation."""
+        self._open(len(runner.val_dataloader), 0, "validate")
+
+    def before_test_epoch(self, runner) -> None:
+        """Open the bar of the test."""
+        self._open(len(runner.test_dataloader), 0, "test")
+
+    def _after_iter(self, runner, batch_idx: int, data_batch=None, outputs=None, mode: str = "train") -> None:
+        if self._bar is None or self._bar.disable:
+            return
+        self._bar.update()
+        if mode == "train" and outputs is not None and "loss" in outputs:
+            self._bar.set_postfix_str(f"loss {outputs['loss'].item():.3f}", refresh=False)
+
+    def _after_epoch(self, runner, mode: str = "train") -> None:
+        self._close()
+
+    def after_train(self, runner) -> None:
+        """Close a bar that a stop in mid-epoch left open."""
+        self._close()

@@ -1,0 +1,323 @@
+"""mmengine's Runner with what it lacks: safe and exact resume, whole files, CPU clusters, a quiet console."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import mmengine
+import torch
+from mmengine.device import get_device
+from mmengine.dist import all_gather_object, is_distributed, is_main_process
+from mmengine.hooks import CheckpointHook
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import weights_to_cpu
+from torch import nn
+
+from bevstack.engine.changes import changed_settings, run_settings
+from bevstack.engine.checkpoint import (
+    LAST_CHECKPOINT,
+    atomic_write,
+    load_weights,
+    message_hub_state,
+    plain,
+    read_checkpoint,
+    rng_state,
+    write_checkpoint,
+)
+from bevstack.engine.cpu_memory import keep_freed_memory
+from bevstack.engine.train_loops import ResumableTrainLoop
+from bevstack.errors import InputError
+from bevstack.interop.foreign_weights import check_box_convention
+from bevstack.registry import RUNNERS
+
+
+def _join_gloo(launcher: str, timeout: datetime.timedelta) -> None:
+    """Join a group of CPU processes; mmengine's own way asks for a GPU."""
+    if launcher == "slurm":
+        for name, source in (("RANK", "PROCID"), ("LOCAL_RANK", "LOCALID"), ("WORLD_SIZE", "NTASKS")):
+            os.environ[name] = os.environ[f"SLURM_{source}"]
+        os.environ.setdefault("MASTER_PORT", "29500")
+    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        reason = f"{', '.join(missing)} not in the environment; start with: torchrun --nproc-per-node 2 ..."
+        raise InputError("--launcher", launcher, reason)
+    torch.distributed.init_process_group("gloo", timeout=timeout)
+
+
+class _WithoutNoise(logging.Filter):
+    """Keeps from the console what mmengine says about its own deprecated parts, and lines that no screen holds."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return len(text) < 1000 and not text.startswith(('"FileClient" will', '"HardDiskBackend" is', "Exp name: "))
+
+
+@RUNNERS.register_module()
+class BEVRunner(Runner):
+    """Runner of mmengine; configs and hooks stay as OpenMMLab users know them. What differs:
+
+    * checkpoints are written whole or not at all, and read as plain data only (:mod:`bevstack.engine.checkpoint`);
+      they also hold the random number generators of every rank, streams and training seconds;
+    * ``resume`` continues exactly, also in the middle of an epoch, and refuses a changed config unless the config says
+      ``resume_changed=True``;
+    * epoch-based training without a ``type`` uses :class:`bevstack.engine.train_loops.ResumableTrainLoop`;
+    * without a GPU, processes talk over gloo;
+    * the console shows results; config, hooks and environment go to the log file and the work directory.
+
+    Args:
+        **kwargs: of mmengine's ``Runner``.
+    """
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        for handler, level in self._console_levels.items():
+            handler.setLevel(level)
+
+    def build_logger(self, **kwargs) -> logging.Logger:
+        """mmengine's logger; the console is quiet until everything is built."""
+        logger = super().build_logger(**kwargs)
+        console = [handler for handler in logger.handlers if not isinstance(handler, logging.FileHandler)]
+        self._console_levels = {handler: handler.level for handler in console}
+        for handler in console:
+            handler.addFilter(_WithoutNoise())
+            handler.setLevel(max(handler.level, logging.ERROR))
+        return logger
+
+    def setup_env(self, env_cfg: dict) -> None:
+        """Processes, threads and, when distributed, the process group: gloo where there is no GPU."""
+        if self.distributed and not torch.cuda.is_available() and not is_distributed():
+            timeout = env_cfg.get("dist_cfg", {}).get("timeout", 1800)
+            _join_gloo(self.launcher, datetime.timedelta(seconds=timeout))
+        if not torch.cuda.is_available():
+            keep_freed_memory()
+        if self.distributed:  # what mmengine would set with two warnings
+            for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+                os.environ.setdefault(name, "1")
+        super().setup_env(env_cfg)
+
+    def _log_env(self, env_cfg: dict) -> None:
+        self.logger.info(
+            f"torch {torch.__version__}, mmengine {mmengine.__version__}, {self.world_size} process(es), "
+            f"seed {self.seed}, environment {env_cfg}"
+        )
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Move to the device and, when distributed, wrap for it; on CPUs DDP takes no device ids."""
+        on_cpu = not torch.cuda.is_available()
+        if not self.distributed or not on_cpu or model_wrapper_cfg is not None or is_model_wrapper(model):
+            return super().wrap_model(model_wrapper_cfg, model)
+        find_unused = self.cfg.get("find_unused_parameters", False)
+        with warnings.catch_warnings():  # newer torch renames broadcast_buffers
+            warnings.simplefilter("ignore", FutureWarning)
+            return MMDistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=find_unused)
+
+    def build_train_loop(self, loop: dict | ResumableTrainLoop) -> ResumableTrainLoop:
+        """A loop as configured; epoch-based training without a type is resumable."""
+        if isinstance(loop, dict) and "type" not in loop and loop.get("by_epoch", True):
+            loop = {**loop, "type": "bevstack.ResumableTrainLoop"}
+            loop.pop("by_epoch", None)
+        return super().build_train_loop(loop)
+
+    def build_for_training(self) -> None:
+        """Build loops, optimizer and schedulers, which :meth:`train` would build later; mistakes show up now."""
+        self._train_loop = self.build_train_loop(self._train_loop)
+        self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
+        if self.param_schedulers is not None:
+            self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
+        if self._val_loop is not None:
+            self._val_loop = self.build_val_loop(self._val_loop)
+
+    def register_default_hooks(self, hooks: dict | None = None) -> None:
+        """mmengine's default hooks and a progress bar."""
+        hooks = dict(hooks or {})
+        progress = hooks.pop("progress", {"type": "bevstack.ProgressHook"})
+        super().register_default_hooks(hooks)
+        if progress is not None:
+            self.register_hook(progress)
+
+    @property
+    def module(self) -> nn.Module:
+        """The model without its distributed wrapper."""
+        return self.model.module if is_model_wrapper(self.model) else self.model
+
+    def load_checkpoint(
+        self,
+        filename: str,
+        map_location: str = "cpu",
+        strict: bool = False,
+        revise_keys: list | None = None,
+    ) -> dict:
+        """Load weights (and nothing else) of a checkpoint; missing and unexpected keys are named in one line.
+
+        Args:
+            filename: a local file.
+            map_location: device to read to.
+            strict: whether such keys are an error.
+            revise_keys: not supported: interop converts foreign checkpoints.
+
+        Raises:
+            InputError: see :func:`read_checkpoint` and :func:`load_weights`.
+        """
+        if revise_keys:
+            raise InputError(filename, "revise_keys", "not supported: convert the checkpoint instead")
+        checkpoint = read_checkpoint(filename, map_location)
+        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        check_box_convention(self.module, checkpoint.get("meta", {}), filename)
+        message = load_weights(self.module, checkpoint["state_dict"], filename, strict)
+        if message:
+            self.logger.warning(f"{filename}: {message}")
+        self._has_loaded = True
+        self.logger.info(f"loaded weights of {filename}")
+        return checkpoint
+
+    def resume(
+        self,
+        filename: str,
+        resume_optimizer: bool = True,
+        resume_param_scheduler: bool = True,
+        map_location: str = "default",
+    ) -> None:
+        """Continue from a checkpoint of this package, exactly where it was written.
+
+        Args:
+            filename: the checkpoint.
+            resume_optimizer: whether the optimizer continues, too.
+            resume_param_scheduler: whether the schedulers continue, too.
+            map_location: device to read to; "default" is the run's.
+
+        Raises:
+            InputError: it cannot be read, was not written by training, or was written under another config (what
+                changed is listed).
+        """
+        device = get_device() if map_location == "default" else map_location
+        checkpoint = self.load_checkpoint(filename, map_location=device, strict=True)
+        meta = checkpoint.get("meta", {})
+        if "optimizer" not in checkpoint or "iter" not in meta:
+            raise InputError(filename, "--resume", "holds weights only; load them with --cfg-options load_from=...")
+        changes = changed_settings(meta.get("settings", {}), self._settings())
+        if changes and not self.cfg.get("resume_changed", False):
+            listed = "; ".join(changes[:8]) + ("; ..." if len(changes) > 8 else "")
+            reason = f"settings changed since: {listed} (continue all the same: --cfg-options resume_changed=True)"
+            raise InputError(filename, "--resume", reason)
+        for change in changes:
+            self.logger.warning(f"resuming although changed: {change}")
+        self._resume_loop(meta)
+        self.message_hub.load_state_dict(message_hub_state(checkpoint["message_hub"]))
+        if resume_optimizer:
+            self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
+        if resume_param_scheduler and self.param_schedulers is not None:
+            for scheduler, state in zip(self.param_schedulers, checkpoint.get("param_schedulers", []), strict=True):
+                scheduler.load_state_dict(state)
+        self._has_loaded = True
+        self.logger.info(f"resumed {filename} at epoch {self.epoch}, iteration {self.iter}")
+
+    def _resume_loop(self, meta: dict) -> None:
+        loop = self.train_loop
+        states = meta.get("rank_states", [])
+        own = states[self.rank] if len(states) == self.world_size else {}
+        for name, gradient in own.get("gradients", {}).items():
+            parameter = self.module.get_parameter(name)
+            parameter.grad = gradient.to(parameter.device)
+        if isinstance(loop, ResumableTrainLoop):
+            loop.resume_at(int(meta["epoch"]), int(meta["iter"]), float(meta.get("train_seconds", 0)), own.get("rng"))
+            if hasattr(loop, "resume_streams"):
+                loop.resume_streams(own.get("streams"), torch.device(get_device()))
+        else:
+            loop._epoch, loop._iter = int(meta["epoch"]), int(meta["iter"])
+
+    def _gradients(self) -> dict[str, torch.Tensor]:
+        """Gradients accumulated towards a step that is still to come; empty between steps."""
+        if self.optim_wrapper._inner_count % self.optim_wrapper._accumulative_counts == 0:
+            return {}
+        return {name: plain(p.grad) for name, p in self.module.named_parameters() if p.grad is not None}
+
+    def _settings(self) -> dict[str, str]:
+        return run_settings(self.cfg, len(self.train_dataloader.dataset), self.world_size)
+
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: dict | None = None,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        meta: dict | None = None,
+        by_epoch: bool = True,
+        backend_args: dict | None = None,
+    ) -> None:
+        """Save everything that training needs to continue exactly. Called on every rank, written by the main one.
+
+        Args:
+            out_dir: folder.
+            filename: name in it.
+            file_client_args: must be None: files are local.
+            save_optimizer: whether to keep the optimizer's state.
+            save_param_scheduler: whether to keep the schedulers' states.
+            meta: ``epoch`` and ``iter`` that the checkpoint stands for.
+            by_epoch: how to count these where ``meta`` lacks them (see mmengine).
+            backend_args: must be None: files are local.
+        """
+        if file_client_args is not None or backend_args is not None:
+            raise InputError(out_dir, "backend_args", "checkpoints are written to local files only")
+        meta = dict(meta or {})
+        meta.setdefault("epoch", self.epoch + 1 if by_epoch else self.epoch)
+        meta.setdefault("iter", self.iter if by_epoch else self.iter + 1)
+        loop = self.train_loop
+        streams = loop.stream_state() if hasattr(loop, "stream_state") else None
+        rank_states = all_gather_object({"rng": rng_state(), "streams": streams, "gradients": self._gradients()})
+        if not is_main_process():
+            return
+        meta.update(
+            cfg=self.cfg.pretty_text,
+            settings=self._settings(),
+            seed=self.seed,
+            experiment_name=self.experiment_name,
+            time=time.strftime("%Y%m%d_%H%M%S", time.localtime()),
+            mmengine_version=mmengine.__version__,
+            train_seconds=getattr(loop, "seconds", 0.0),
+            rank_states=rank_states,
+        )
+        metainfo = getattr(self.train_dataloader.dataset, "metainfo", None)
+        if metainfo is not None:
+            meta["dataset_meta"] = plain(metainfo)
+        checkpoint: dict[str, Any] = {
+            "meta": meta,
+            "state_dict": weights_to_cpu(self.module.state_dict()),
+            "message_hub": plain(self.message_hub.state_dict()),
+        }
+        if save_optimizer:
+            checkpoint["optimizer"] = plain(self.optim_wrapper.state_dict())
+        if save_param_scheduler and self.param_schedulers is not None:
+            checkpoint["param_schedulers"] = [plain(scheduler.state_dict()) for scheduler in self.param_schedulers]
+        self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
+        write_checkpoint(checkpoint, Path(out_dir) / filename)
+
+    @property
+    def _checkpoint_hook(self) -> CheckpointHook | None:
+        return next((hook for hook in self.hooks if isinstance(hook, CheckpointHook)), None)
+
+    @property
+    def last_checkpoint(self) -> str | None:
+        """The newest checkpoint that this run saved, else the one it resumed; None where there is neither."""
+        return getattr(self._checkpoint_hook, "last_ckpt", None) or (self._load_from if self._resume else None)
+
+    def save_resume_point(self) -> str:
+        """Save between two steps, at any iteration, and name it in ``last_checkpoint``. Returns the path."""
+        hook = self._checkpoint_hook
+        folder = Path(self.work_dir if hook is None else hook.out_dir)
+        path = folder / f"iter_{self.iter}.pth"
+        if getattr(hook, "saved_iter", None) == self.iter:
+            return str(hook.last_ckpt)
+        self.save_checkpoint(str(folder), path.name, meta={"epoch": self.epoch, "iter": self.iter})
+        if is_main_process():
+            atomic_write(Path(self.work_dir) / LAST_CHECKPOINT, os.fsencode(path))
+        if hook is not None:
+            hook.last_ckpt, hook.saved_iter = str(path), self.iter
+        return str(path)

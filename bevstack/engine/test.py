@@ -1,0 +1,124 @@
+"""``tools/test.py``: score a checkpoint on the test set of a config."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from bevstack.engine.checkpoint import read_checkpoint
+from bevstack.engine.config import accepted_keys, building, check_components, find_component, load_config
+from bevstack.engine.faults import RunError
+from bevstack.engine.train import SUMMARY_NAME
+from bevstack.errors import InputError
+
+METRICS_NAME = "metrics.json"
+_TRAINING = ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "auto_scale_lr")
+_VALIDATION = ("val_dataloader", "val_cfg", "val_evaluator")
+_TRAINING_HOOKS = ("EMAHook", "BudgetSchedule", "MaxSecondsHook")
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags as OpenMMLab users know them."""
+    parser = argparse.ArgumentParser(prog="tools/test.py", description="Score a checkpoint on a config's test set.")
+    parser.add_argument("config", help="config file")
+    parser.add_argument("checkpoint", help="checkpoint file (with EMA, its averaged weights are used)")
+    parser.add_argument("--out", "--work-dir", metavar="DIR", help="folder of the results (default: the checkpoint's)")
+    parser.add_argument("--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides")
+    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="job launcher")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parse_arguments(arguments)
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    cfg = load_config(args.config, args.cfg_options)
+    try:
+        test(cfg, args.checkpoint, args.out, args.launcher)
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
+
+
+def test(
+    cfg: Config,
+    checkpoint: str | os.PathLike,
+    out: str | os.PathLike | None = None,
+    launcher: str = "none",
+) -> dict[str, float]:
+    """Predict the test set, score it, write ``metrics.json`` and print a table.
+
+    Args:
+        cfg: of :func:`load_config`.
+        checkpoint: weights; missing and unexpected keys are an error.
+        out: folder of the results; default: the checkpoint's.
+        launcher: "none", "pytorch" (torchrun) or "slurm".
+
+    Returns:
+        The metrics, with the training's ``train_seconds`` where the checkpoint's folder tells it.
+
+    Raises:
+        InputError: anything the user can mend.
+    """
+    checkpoint = Path(checkpoint)
+    out = Path(out) if out is not None else checkpoint.parent
+    for part in ("test_dataloader", "test_cfg", "test_evaluator"):
+        if cfg.get(part) is None:
+            raise InputError(cfg.filename or "config", part, "absent: this config has no test")
+    read_checkpoint(checkpoint)  # before anything is built or written
+    check_components(cfg)
+    _prepare(cfg, out, launcher)
+    from bevstack.engine.runner import BEVRunner
+    from bevstack.evaluation import print_table, write_metrics
+
+    with building(cfg):
+        runner = BEVRunner.from_cfg(cfg)
+    runner.load_checkpoint(str(checkpoint), strict=True)
+    metrics = dict(runner.test())
+    if runner.rank == 0:
+        metrics |= _training_seconds(checkpoint.parent, out)
+        write_metrics(out / METRICS_NAME, metrics)
+        print_table(metrics)
+        print(f"metrics: {out / METRICS_NAME}", flush=True)
+    return metrics
+
+
+def _prepare(cfg: Config, out: Path, launcher: str) -> None:
+    """Leave only what a test needs, and tell the metrics where to write."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(out, "--out", f"cannot be created: {error.strerror or error}") from error
+    if not os.access(out, os.W_OK):
+        raise InputError(out, "--out", "cannot be written")
+    for part in (*_TRAINING, *_VALIDATION):
+        cfg[part] = None
+    cfg.work_dir, cfg.launcher, cfg.resume, cfg.load_from = str(out), launcher, False, None
+    cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks") or () if _name(hook) not in _TRAINING_HOOKS]
+    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, (list, tuple)) else [cfg.test_evaluator]
+    for evaluator in evaluators:
+        for metric in evaluator.get("metrics", [evaluator]):
+            if "out_dir" in (accepted_keys(find_component(metric["type"])) or ()):
+                metric["out_dir"] = str(out)
+
+
+def _name(hook: Any) -> str:
+    kind = hook["type"] if isinstance(hook, dict) else type(hook)
+    return (kind if isinstance(kind, str) else kind.__name__).rpartition(".")[2]
+
+
+def _training_seconds(*folders: Path) -> dict[str, float]:
+    for folder in folders:
+        path = folder / SUMMARY_NAME
+        if path.is_file():
+            return {"train_seconds": float(json.loads(path.read_text())["train_seconds"])}
+    return {}

@@ -1,0 +1,187 @@
+"""``tools/train.py``: train what a config describes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmengine.config import Config
+
+from bevstack.engine.checkpoint import atomic_write, newest_checkpoint, read_checkpoint
+from bevstack.engine.config import building, check_components, load_config
+from bevstack.engine.faults import RunError
+from bevstack.engine.work_dir import WorkDirLock
+from bevstack.errors import InputError
+
+if TYPE_CHECKING:
+    from bevstack.engine.runner import BEVRunner
+
+SUMMARY_NAME = "train_summary.json"
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags as OpenMMLab users know them."""
+    parser = argparse.ArgumentParser(prog="tools/train.py", description="Train what a config describes.")
+    parser.add_argument("config", help="config file")
+    parser.add_argument("--work-dir", help="where checkpoints and logs go (default: work_dirs/<name of the config>)")
+    parser.add_argument(
+        "--resume", nargs="?", const="auto", metavar="CHECKPOINT", help="continue; without a file: the newest one"
+    )
+    parser.add_argument("--amp", action="store_true", help="mixed precision: bf16 or fp16, what the device has")
+    parser.add_argument("--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides")
+    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="job launcher")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0, 1 for numbers that are not finite, 128 + n for signal n."""
+    args = parse_arguments(arguments)
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    cfg = load_config(args.config, args.cfg_options)
+    try:
+        train(cfg, args.work_dir, args.resume, args.amp, args.launcher)
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
+
+
+def train(
+    cfg: Config,
+    work_dir: str | os.PathLike | None = None,
+    resume: str | None = None,
+    amp: bool = False,
+    launcher: str = "none",
+) -> dict:
+    """Train; print what is trained on and what came out.
+
+    Args:
+        cfg: of :func:`load_config`.
+        work_dir: default: the config's, else ``work_dirs/<name of the config>``.
+        resume: None, "auto" or a checkpoint.
+        amp: mixed precision in what the device has.
+        launcher: "none", "pytorch" (torchrun) or "slurm".
+
+    Returns:
+        What ``train_summary.json`` holds: train_seconds, precision, steps, device, checkpoint.
+
+    Raises:
+        InputError: anything the user can mend.
+        RunError: the run stopped in the middle.
+    """
+    started = time.monotonic()
+    name = Path(cfg.filename or "run").stem
+    cfg.work_dir = str(work_dir or cfg.get("work_dir") or Path("work_dirs") / name)
+    cfg.launcher = launcher
+    for part in ("train_dataloader", "train_cfg", "optim_wrapper"):
+        if cfg.get(part) is None:
+            raise InputError(cfg.filename or "config", part, "absent: this config does not train")
+    if amp:
+        _use_autocast(cfg)
+    check_components(cfg)
+    from bevstack.engine.runner import BEVRunner
+
+    lock = WorkDirLock(cfg.work_dir) if _is_main() else None
+    try:
+        notes = _set_resume(cfg, resume)
+        with building(cfg):
+            runner = BEVRunner.from_cfg(cfg)
+            runner.build_for_training()
+        summary = _describe(runner, notes)
+        runner.train()
+        return _finish(runner, summary, time.monotonic() - started)
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _is_main() -> bool:
+    """Whether this is the main process, before there is a process group."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+
+
+def _use_autocast(cfg: Config) -> None:
+    wrapper = cfg.optim_wrapper
+    if wrapper.get("type") not in ("AutocastOptimWrapper", "bevstack.AutocastOptimWrapper"):
+        wrapper.type = "bevstack.AutocastOptimWrapper"
+        wrapper.pop("loss_scale", None)
+    wrapper.dtype = "auto"
+
+
+def _set_resume(cfg: Config, resume: str | None) -> list[str]:
+    """Point the config at the checkpoint to continue from; returns what the user should know."""
+    resume = resume or ("auto" if cfg.get("resume") else None)
+    cfg.resume = False
+    if resume is None:
+        return []
+    notes: list[str] = []
+    if resume == "auto":
+        path, problems = newest_checkpoint(Path(cfg.work_dir))
+        notes += [f"passed over {problem}" for problem in problems]
+        if path is None:
+            return [*notes, f"nothing to resume in {cfg.work_dir}: starting from the beginning"]
+    else:
+        path = Path(resume)
+    meta = read_checkpoint(path).get("meta", {})
+    cfg.resume, cfg.load_from = True, str(path)
+    if meta.get("seed") is not None:  # samplers are seeded when they are built
+        cfg.randomness = {**(cfg.get("randomness") or {}), "seed": meta["seed"]}
+    return [*notes, f"resuming {path}"]
+
+
+def device_name() -> str:
+    """The device in words: the GPU's name, or the number of CPU threads."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def _describe(runner: BEVRunner, notes: list[str]) -> dict:
+    """Print what is trained on what, and start the summary."""
+    from bevstack.precision import choose_precision
+
+    precision = getattr(runner.optim_wrapper, "precision", None) or choose_precision("float32")
+    parameters = list(runner.module.parameters())
+    total, frozen = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if not p.requires_grad)
+    loader = runner.train_dataloader
+    batch = getattr(loader.batch_sampler, "batch_size", None) or loader.batch_size or "?"
+    processes = f", {runner.world_size} processes" * (runner.world_size > 1)
+    lines = {
+        "device": f"{device_name()}{processes}, {precision.name} ({precision.reason})",
+        "model": f"{runner.model_name}, {total / 1e6:.2f} M parameters, {frozen / 1e6:.2f} M of them frozen",
+        "data": f"{len(loader.dataset)} samples, {len(loader)} steps of {batch} an epoch",
+        "schedule": f"{runner.max_epochs} epochs, {runner.max_iters} steps, seed {runner.seed}",
+        "work dir": runner.work_dir,
+    }
+    if runner.rank == 0:
+        for key, text in lines.items():
+            print(f"  {key:<9} {text}")
+        for note in notes:
+            print(f"  {'note':<9} {note}")
+        print(end="", flush=True)
+    return {"precision": precision.name, "device": device_name(), "processes": runner.world_size}
+
+
+def _finish(runner: BEVRunner, summary: dict, wall_seconds: float) -> dict:
+    loop = runner.train_loop
+    checkpoint = runner.last_checkpoint
+    summary |= {
+        "train_seconds": round(getattr(loop, "seconds", wall_seconds), 3),
+        "wall_seconds": round(wall_seconds, 3),
+        "steps": runner.iter,
+        "epochs": runner.epoch,
+        "checkpoint": checkpoint,
+    }
+    if runner.rank == 0:
+        atomic_write(Path(runner.work_dir) / SUMMARY_NAME, (json.dumps(summary, indent=2) + "\n").encode())
+        print(f"trained {runner.iter} steps in {summary['train_seconds']:.1f} s; checkpoint: {checkpoint}", flush=True)
+    return summary

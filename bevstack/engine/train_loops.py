@@ -1,0 +1,217 @@
+"""Training that resumes exactly, at any iteration; with memory carried along streams."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from mmengine.dist import all_reduce, is_distributed
+from mmengine.model import is_model_wrapper
+from mmengine.runner.loops import EpochBasedTrainLoop
+from torch.utils.data import DataLoader
+
+from bevstack.engine.checkpoint import restore_rng_state, unchanged_rng
+from bevstack.engine.faults import NonFiniteError, SignalWatch, StoppedBySignal, naming_unused
+from bevstack.engine.streaming import carried_memory, memory_after
+from bevstack.registry import LOOPS
+from bevstack.structures import BEVMemory
+
+
+def sample_tokens(data_batch: dict) -> list[str]:
+    """Tokens of a collated batch's samples, in order ("?" where a sample has none)."""
+    return [str(getattr(sample, "token", "?")) for sample in data_batch.get("data_samples", ())]
+
+
+@LOOPS.register_module()
+class ResumableTrainLoop(EpochBasedTrainLoop):
+    """Epoch-based training that continues bit for bit from any iteration, also in the middle of an epoch.
+
+    On resuming inside an epoch the batches already seen are skipped by their indices, without loading them; random
+    number generators continue where the checkpoint left them. Validation leaves them untouched. SIGTERM and SIGINT
+    finish the step, save and raise :class:`StoppedBySignal`. A loss that is not finite raises
+    :class:`NonFiniteError` with the samples' tokens, before any weight changes.
+
+    Args:
+        **kwargs: of mmengine's ``EpochBasedTrainLoop``: runner, dataloader, max_epochs, val_begin, val_interval.
+    """
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.seconds = 0.0  # of training so far, over all resumes
+        self.resumed_rng: dict | None = None
+        self._skip = 0
+
+    @property
+    def batch_in_epoch(self) -> int:
+        """Number of batches of the current epoch already trained on."""
+        return self._iter - self._epoch * len(self.dataloader)
+
+    def resume_at(self, epoch: int, iteration: int, seconds: float, rng: dict | None) -> None:
+        """Start from here instead of from the beginning; called with what a checkpoint says."""
+        self._epoch, self._iter, self.seconds, self.resumed_rng = epoch, iteration, seconds, rng
+        self._skip = iteration - epoch * len(self.dataloader)
+
+    def run(self) -> torch.nn.Module:
+        """Launch training."""
+        self.runner.call_hook("before_train")
+        with SignalWatch() as watch:
+            while self._epoch < self._max_epochs and not self.stop_training:
+                self.run_epoch(watch)
+                if watch.received:
+                    break
+                self._decide_current_val_interval()
+                if self._validation_due():
+                    with unchanged_rng():
+                        self.runner.val_loop.run()
+            if watch.received:
+                raise StoppedBySignal(watch.received, self.runner.save_resume_point())
+        if self.stop_training and self._epoch < self._max_epochs:
+            self.runner.save_resume_point()
+        self.runner.call_hook("after_train")
+        return self.runner.model
+
+    def _validation_due(self) -> bool:
+        if self.runner.val_loop is None or self._epoch < self.val_begin or self.batch_in_epoch:
+            return False
+        return self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs
+
+    def run_epoch(self, watch: SignalWatch | None = None) -> None:
+        """Iterate one epoch, or what is left of it."""
+        watch = watch or SignalWatch()
+        self._set_epoch()
+        self.runner.call_hook("before_train_epoch")
+        self.runner.model.train()
+        self.start_streams()
+        started = time.monotonic()
+        before = self.seconds
+        for index, data_batch in self._batches():
+            self.run_iter(index, data_batch)
+            self.seconds = before + time.monotonic() - started
+            if self._should_stop(watch):
+                break
+        if self.batch_in_epoch < len(self.dataloader):
+            return
+        self.runner.call_hook("after_train_epoch")
+        self._epoch += 1
+
+    def _should_stop(self, watch: SignalWatch) -> bool:
+        flags = torch.tensor([float(watch.received), float(self.stop_training)])
+        if is_distributed():  # all ranks stop at the same step
+            all_reduce(flags, op="max")
+        watch.received, self.stop_training = int(flags[0]), bool(flags[1])
+        wrapper = self.runner.optim_wrapper
+        accumulating = wrapper._inner_count % wrapper._accumulative_counts != 0
+        return (watch.received > 0 or self.stop_training) and not accumulating
+
+    def _set_epoch(self) -> None:
+        """Tell everything that draws by epoch which one it is (dataset, samplers)."""
+        loader = self.dataloader
+        places = (loader.dataset, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
+        for place in {id(place): place for place in places}.values():
+            if hasattr(place, "set_epoch"):
+                place.set_epoch(self._epoch)
+
+    def _batches(self) -> Iterator[tuple[int, dict]]:
+        """(index in the epoch, batch) of what is left of this epoch; restores the generators of a checkpoint."""
+        skip, self._skip = self._skip, 0
+        state, self.resumed_rng = self.resumed_rng, None
+        if state is not None and not skip:
+            restore_rng_state(state)
+        iterator = iter(self._without_first(skip) if skip else self.dataloader)
+        if state is not None and skip:  # making the iterator has drawn a number, as it had before the checkpoint
+            restore_rng_state(state)
+        return enumerate(iterator, start=skip)
+
+    def _without_first(self, skip: int) -> DataLoader:
+        """The same loader without its first ``skip`` batches, which are never loaded."""
+        loader = self.dataloader
+        return DataLoader(
+            loader.dataset,
+            batch_sampler=list(loader.batch_sampler)[skip:],
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            timeout=loader.timeout,
+            worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
+            prefetch_factor=loader.prefetch_factor,
+        )
+
+    def run_iter(self, index: int, data_batch: dict) -> None:
+        """One step on one batch."""
+        self.runner.call_hook("before_train_iter", batch_idx=index, data_batch=data_batch)
+        outputs = self.train_step(data_batch)
+        self.runner.call_hook("after_train_iter", batch_idx=index, data_batch=data_batch, outputs=outputs)
+        self._iter += 1
+
+    def train_step(self, data_batch: dict) -> dict[str, torch.Tensor]:
+        """Forward, check, backward, update. Returns the losses to log, ``loss`` first."""
+        model, wrapper = self.runner.model, self.runner.optim_wrapper
+        module = model.module if is_model_wrapper(model) else model
+        with wrapper.optim_context(model), naming_unused(model):
+            data = module.data_preprocessor(data_batch, True)
+            losses = self.forward_losses(model, data)
+        loss, log = module.parse_losses(losses)
+        if not math.isfinite(loss.item()):
+            broken = [name for name, value in log.items() if not math.isfinite(value.item()) and name != "loss"]
+            where = f"iteration {self._iter + 1}, samples {', '.join(sample_tokens(data_batch))}"
+            raise NonFiniteError(f"loss is not finite: {', '.join(broken)} ({where}); no weight was changed")
+        wrapper.update_params(loss)
+        return log
+
+    def forward_losses(self, model: torch.nn.Module, data: dict) -> dict[str, torch.Tensor]:
+        """Losses of a preprocessed batch."""
+        return model(**data, mode="loss")
+
+    def start_streams(self) -> None:
+        """Called when an epoch starts; nothing is carried here."""
+
+
+@LOOPS.register_module()
+class StreamingTrainLoop(ResumableTrainLoop):
+    """Training on concurrent scenes: slot b of each batch continues slot b of the last one, and so does its memory.
+
+    The model is called with ``mode="stream_loss"`` and returns ``(losses, BEVMemory)``. Memory is cut from the graph
+    between steps, stays in a slot while its samples follow each other (``prev_token``), is dropped at an epoch's start
+    and kept in checkpoints, so that resuming inside an epoch is exact.
+
+    Args:
+        **kwargs: of :class:`ResumableTrainLoop`.
+    """
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.memory: BEVMemory | None = None
+        self._resumed_memory: BEVMemory | None = None
+
+    def start_streams(self) -> None:
+        """Forget the last epoch's streams; on resuming inside an epoch continue the checkpoint's."""
+        self.memory, self._resumed_memory = self._resumed_memory, None
+
+    def forward_losses(self, model: torch.nn.Module, data: dict) -> dict[str, torch.Tensor]:
+        """Losses of a batch whose clips carry the memory of their predecessors."""
+        samples = data["data_samples"]
+        clip = replace(data["inputs"], memory=carried_memory(self.memory, samples))
+        losses, memory = model(inputs=clip, data_samples=samples, mode="stream_loss")
+        self.memory = memory_after(memory, samples)
+        return losses
+
+    def stream_state(self) -> dict | None:
+        """The streams' memory as plain data, for a checkpoint."""
+        if self.memory is None:
+            return None
+        memory = self.memory.to("cpu")
+        return {
+            "features": memory.features,
+            "newest_from_frame": memory.newest_from_frame,
+            "valid": memory.valid,
+            "tokens": list(memory.tokens),
+        }
+
+    def resume_streams(self, state: dict | None, device: torch.device) -> None:
+        """Counterpart of :meth:`stream_state`."""
+        if state is not None:
+            self._resumed_memory = BEVMemory(**{**state, "tokens": tuple(state["tokens"])}).to(device)

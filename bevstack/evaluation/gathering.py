@@ -1,0 +1,55 @@
+"""What every metric here shares: results gathered whole from all ranks, flat keys, an error that reaches every rank."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
+from mmengine.evaluator import BaseMetric
+
+from bevstack.errors import InputError
+
+
+class GatheredMetric(BaseMetric):
+    """A metric over per-sample results, computed once, on the main rank, from the results of all ranks.
+
+    mmengine's own gathering cuts the list to the size of the dataset, which hides duplicate and foreign samples; here
+    nothing is dropped, so that :meth:`compute_metrics` can refuse them. An :class:`InputError` found on the main rank
+    is raised on every rank, so that none waits for ever. Keys carry no prefix.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(collect_device="cpu", prefix="flat")  # a prefix spares mmengine's warning ...
+        self.prefix = None  # ... but the keys stay flat
+
+    @abstractmethod
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """Metrics of all ranks' results, in no particular order."""
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        """Gather the results of all ranks, compute on the main one, give the same answer to all.
+
+        Args:
+            size: number of samples of the dataset (mmengine's signature; not needed here).
+
+        Raises:
+            InputError: on every rank, when the results cannot be scored.
+        """
+        results = [result for part in all_gather_object(self.results) for result in part]
+        self.results.clear()
+        answer: list[Any] = [None, None]
+        if is_main_process():
+            try:
+                answer[0] = self.compute_metrics(results)
+            except InputError as error:
+                answer[1] = (error.file, error.field, error.reason)
+        broadcast_object_list(answer)
+        if answer[1] is not None:
+            raise InputError(*answer[1])
+        return answer[0]
+
+
+def as_dict(sample: Any) -> dict[str, Any]:
+    """A data sample as mmengine's evaluator hands it over: a flat dict of fields and metainfo."""
+    return sample if isinstance(sample, dict) else sample.to_dict()

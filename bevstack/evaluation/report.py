@@ -1,0 +1,101 @@
+"""Metrics as a file and as a table."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from bevstack.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_SUMMARY = ("NDS", "mAP", "mAP_present", "NDS_present", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
+_BY_DETECTION_CLASS = ("AP", "ATE", "ASE", "AOE", "AVE", "AAE", "gt")
+_BY_LAYER = ("iou", "iou_best", "best_threshold")
+
+
+@contextlib.contextmanager
+def atomic_text(path: str | os.PathLike) -> Iterator[TextIO]:
+    """A text file that appears under its name only when it is complete.
+
+    Raises:
+        InputError: the file cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with open(handle, "w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise InputError(path, "file", f"cannot be written: {error.strerror or error}") from None
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def write_metrics(path: str | os.PathLike, metrics: Mapping[str, float]) -> None:
+    """Write ``metrics`` as one flat JSON object, keys sorted, plain floats, null for what is not finite; atomic."""
+    plain = {key: float(value) for key, value in metrics.items()}
+    plain = {key: value if math.isfinite(value) else None for key, value in plain.items()}
+    with atomic_text(path) as file:
+        json.dump(plain, file, indent=2, sort_keys=True, allow_nan=False)
+        file.write("\n")
+
+
+def _text(value: float, count: bool = False) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{int(value)}" if count else f"{value:.3f}"
+
+
+def _class_table(title: str, columns: tuple[str, ...], metrics: Mapping[str, float]):
+    from rich.table import Table
+
+    names = [key.split("/", 1)[1] for key in metrics if key.startswith(f"{columns[0]}/")]
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("class")
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right")
+    for name in names:
+        values = [_text(metrics.get(f"{column}/{name}", math.nan), count=column == "gt") for column in columns]
+        absent = metrics.get(f"gt/{name}") == 0
+        table.add_row(name, *values, style="dim" if absent else None)
+    return table if names else None
+
+
+def print_table(metrics: Mapping[str, float], console: Console | None = None) -> None:
+    """Print detection scores, segmentation scores and whatever else there is, each as one table.
+
+    Classes without ground truth are dimmed; a value that does not exist is shown as "-".
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    console = console or Console()
+    detection = _class_table("Detection (nuScenes, detection_cvpr_2019)", _BY_DETECTION_CLASS, metrics)
+    segmentation = _class_table("BEV segmentation (IoU at 0.5, at best)", _BY_LAYER, metrics)
+    known = {key for key in metrics if key.split("/", 1)[0] in _BY_DETECTION_CLASS + _BY_LAYER and "/" in key}
+    rest = [key for key in metrics if key not in known]
+    rest.sort(key=lambda key: _SUMMARY.index(key) if key in _SUMMARY else len(_SUMMARY))
+    for table in (detection, segmentation):
+        if table is not None:
+            console.print(table)
+    if rest:
+        summary = Table(title="Summary", title_justify="left", title_style="bold", show_header=False)
+        for key in rest:
+            summary.add_row(key, _text(float(metrics[key])), style="bold" if key in ("NDS", "mAP") else None)
+        console.print(summary)

@@ -1,0 +1,274 @@
+"""Predicted boxes as the nuScenes detection challenge wants them: converted, checked, written and read.
+
+Format: https://www.nuscenes.org/object-detection; boxes in the global frame, size (width, length, height), rotation as
+a quaternion (w, x, y, z), at most 500 boxes a sample, every sample of the split exactly once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bevstack.errors import InputError
+from bevstack.evaluation.report import atomic_text
+
+DETECTION_CLASSES = (
+    "car", "truck", "bus", "trailer", "construction_vehicle",
+    "pedestrian", "motorcycle", "bicycle", "traffic_cone", "barrier",
+)  # fmt: skip
+ATTRIBUTES = (
+    "pedestrian.moving", "pedestrian.sitting_lying_down", "pedestrian.standing", "cycle.with_rider",
+    "cycle.without_rider", "vehicle.moving", "vehicle.parked", "vehicle.stopped",
+)  # fmt: skip
+MAX_BOXES_PER_SAMPLE = 500
+MOVING_SPEED_MPS = 0.2
+"""Above this speed a box counts as moving when its attribute is not predicted."""
+
+_AT_REST = {
+    "car": "vehicle.parked", "truck": "vehicle.parked", "trailer": "vehicle.parked",
+    "construction_vehicle": "vehicle.parked", "bus": "vehicle.stopped", "pedestrian": "pedestrian.standing",
+    "motorcycle": "cycle.without_rider", "bicycle": "cycle.without_rider",
+}  # fmt: skip
+_MOVING = {
+    "car": "vehicle.moving", "truck": "vehicle.moving", "trailer": "vehicle.moving",
+    "construction_vehicle": "vehicle.moving", "bus": "vehicle.moving", "pedestrian": "pedestrian.moving",
+    "motorcycle": "cycle.with_rider", "bicycle": "cycle.with_rider",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SubmittedBoxes:
+    """The G boxes of one sample, float64, in the global frame.
+
+    Args:
+        token: the sample's token.
+        translation: (G, 3) metres, centre of gravity.
+        size_wlh: (G, 3) metres: width, length, height.
+        rotation: (G, 4) unit quaternions (w, x, y, z).
+        velocity: (G, 2) m/s along the global x and y axes.
+        scores: (G,) confidence.
+        names: G detection classes.
+        attributes: G attribute names, "" for none.
+    """
+
+    token: str
+    translation: np.ndarray
+    size_wlh: np.ndarray
+    rotation: np.ndarray
+    velocity: np.ndarray
+    scores: np.ndarray
+    names: tuple[str, ...]
+    attributes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def records(self) -> list[dict]:
+        """The sample's entry of the submission JSON."""
+        columns = (
+            self.translation.tolist(), self.size_wlh.tolist(), self.rotation.tolist(), self.velocity.tolist(),
+            self.names, self.scores.tolist(), self.attributes,
+        )  # fmt: skip
+        fields = ("translation", "size", "rotation", "velocity", "detection_name", "detection_score", "attribute_name")
+        rows = zip(*columns, strict=True)
+        return [{"sample_token": self.token, **dict(zip(fields, row, strict=True))} for row in rows]
+
+
+def default_attribute(name: str, speed_mps: float) -> str:
+    """The usual attribute of a box whose attribute is not predicted: by class and whether it moves (> 0.2 m/s)."""
+    return (_MOVING if speed_mps > MOVING_SPEED_MPS else _AT_REST).get(name, "")
+
+
+def require_detection_classes(classes: Sequence[str], file: str, field: str = "classes") -> None:
+    """Refuse class names that the nuScenes detection score does not know.
+
+    Raises:
+        InputError: names the first unknown class and the nearest known one.
+    """
+    for name in classes:
+        if name not in DETECTION_CLASSES:
+            near = difflib.get_close_matches(str(name), DETECTION_CLASSES, n=1, cutoff=0.4)
+            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(DETECTION_CLASSES)}"
+            raise InputError(file, field, f"'{name}' is no class of the nuScenes detection score; {hint}")
+
+
+def global_boxes(
+    token: str,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    names: Sequence[str],
+    global_from_bev: np.ndarray,
+    augmented_from_bev: np.ndarray | None = None,
+    attributes: Sequence[str] | None = None,
+) -> SubmittedBoxes:
+    """Boxes of the (augmented) BEV frame to the global frame.
+
+    Args:
+        token: the sample's token.
+        boxes: (G, 9) as (x, y, z_bottom, l, w, h, yaw, vx, vy), or (G, 7) without velocity, which is then 0.
+        scores: (G,).
+        names: G class names.
+        global_from_bev: (4, 4) rigid, of the frame before augmentation.
+        augmented_from_bev: (4, 4) the BEV augmentation: rotation about z, uniform scale, flips; None for none.
+        attributes: G attribute names; None for the default by class and speed.
+    """
+    from scipy.spatial.transform import Rotation
+
+    boxes = np.asarray(boxes, dtype=np.float64)
+    bev_from_augmented = np.eye(4) if augmented_from_bev is None else np.linalg.inv(np.asarray(augmented_from_bev))
+    linear = bev_from_augmented[:3, :3]
+    scale = np.cbrt(abs(np.linalg.det(linear)))
+    center = boxes[:, :3] + boxes[:, 5:6] * [0.0, 0.0, 0.5]
+    center = center @ linear.T + bev_from_augmented[:3, 3]
+    heading = np.stack([np.cos(boxes[:, 6]), np.sin(boxes[:, 6])], axis=-1) @ linear[:2, :2].T
+    velocity = boxes[:, 7:9] if boxes.shape[1] >= 9 else np.zeros((len(boxes), 2))
+    velocity = np.pad(velocity, ((0, 0), (0, 1))) @ linear.T
+
+    global_from_bev = np.asarray(global_from_bev, dtype=np.float64)
+    turn = global_from_bev[:3, :3]
+    half_yaw = np.arctan2(heading[:, 1], heading[:, 0]) / 2
+    around_z = np.stack([0 * half_yaw, 0 * half_yaw, np.sin(half_yaw), np.cos(half_yaw)], axis=-1)  # (x, y, z, w)
+    rotation = np.full((len(boxes), 4), np.nan)
+    finite = np.isfinite(half_yaw)
+    if finite.any():
+        turned = Rotation.from_matrix(turn) * Rotation.from_quat(around_z[finite])
+        rotation[finite] = turned.as_quat()[:, [3, 0, 1, 2]]
+    velocity = (velocity @ turn.T)[:, :2]
+    if attributes is None:
+        speeds = np.hypot(velocity[:, 0], velocity[:, 1])
+        attributes = [default_attribute(name, speed) for name, speed in zip(names, speeds, strict=True)]
+    return SubmittedBoxes(
+        token=token,
+        translation=center @ turn.T + global_from_bev[:3, 3],
+        size_wlh=boxes[:, [4, 3, 5]] * scale,
+        rotation=rotation,
+        velocity=velocity,
+        scores=np.asarray(scores, dtype=np.float64),
+        names=tuple(names),
+        attributes=tuple(attributes),
+    )
+
+
+def check_submission(
+    submitted: Iterable[SubmittedBoxes], tokens: Sequence[str], split: str, file: str | os.PathLike
+) -> dict[str, SubmittedBoxes]:
+    """Boxes by token in the order of ``tokens``, whatever order they came in.
+
+    Raises:
+        InputError: a sample of the split is missing, is there twice or does not belong to it; more than 500 boxes in
+            a sample; a value that is not finite; a size or quaternion of no extent; an unknown class or attribute.
+    """
+    wanted, by_token = set(tokens), {}
+    for boxes in submitted:
+        if boxes.token not in wanted:
+            raise InputError(file, f"results/{boxes.token}", f"is not a sample of split '{split}'")
+        if boxes.token in by_token:
+            raise InputError(file, f"results/{boxes.token}", "sample is there more than once")
+        _check_boxes(boxes, file)
+        by_token[boxes.token] = boxes
+    missing = [token for token in tokens if token not in by_token]
+    if missing:
+        reason = f"{len(missing)} of the {len(tokens)} samples of split '{split}' are missing, first {missing[0]}"
+        raise InputError(file, "results", reason)
+    return {token: by_token[token] for token in tokens}
+
+
+def _check_boxes(boxes: SubmittedBoxes, file: str | os.PathLike) -> None:
+    place = f"results/{boxes.token}"
+    if len(boxes) > MAX_BOXES_PER_SAMPLE:
+        raise InputError(file, place, f"{len(boxes)} boxes; at most {MAX_BOXES_PER_SAMPLE} are allowed")
+    values = {
+        "translation": boxes.translation, "size": boxes.size_wlh, "rotation": boxes.rotation,
+        "velocity": boxes.velocity, "detection_score": boxes.scores,
+    }  # fmt: skip
+    for field, value in values.items():
+        bad = ~np.isfinite(value.reshape(len(boxes), -1)).all(axis=1) if len(boxes) else np.zeros(0, bool)
+        if bad.any():
+            raise InputError(file, f"{place}[{int(bad.argmax())}].{field}", "is not finite")
+    if len(boxes) and (bad := (boxes.size_wlh <= 0).any(axis=1)).any():
+        raise InputError(file, f"{place}[{int(bad.argmax())}].size", "must be positive")
+    if len(boxes) and (bad := np.abs(np.linalg.norm(boxes.rotation, axis=1) - 1) > 1e-2).any():
+        raise InputError(file, f"{place}[{int(bad.argmax())}].rotation", "is not a unit quaternion")
+    for row, (name, attribute) in enumerate(zip(boxes.names, boxes.attributes, strict=True)):
+        require_detection_classes((name,), str(file), f"{place}[{row}].detection_name")
+        if attribute and attribute not in ATTRIBUTES:
+            raise InputError(file, f"{place}[{row}].attribute_name", f"'{attribute}' is no nuScenes attribute")
+
+
+def write_submission(
+    path: str | os.PathLike, submitted: Mapping[str, SubmittedBoxes], meta: Mapping[str, bool]
+) -> None:
+    """Write the official JSON, whole or not at all; samples in the mapping's order."""
+    with atomic_text(path) as file:
+        file.write('{"meta": ' + json.dumps(dict(meta)) + ', "results": {')
+        for number, (token, boxes) in enumerate(submitted.items()):
+            file.write((",\n" if number else "\n") + json.dumps(token) + ": " + json.dumps(boxes.records()))
+        file.write("\n}}\n")
+
+
+def read_submission(path: str | os.PathLike) -> list[SubmittedBoxes]:
+    """Read an official submission JSON (a token that is there twice comes back twice).
+
+    Raises:
+        InputError: the file is missing, truncated or not of the format.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_Pairs)
+    except OSError as error:
+        raise InputError(path, "file", error.strerror or str(error)) from None
+    except ValueError as error:
+        raise InputError(path, "file", f"is not complete JSON ({error})") from None
+    results = data.get("results") if isinstance(data, _Pairs) else None
+    if not isinstance(results, _Pairs):
+        raise InputError(path, "results", "must be an object with one list of boxes per sample token")
+    return [_boxes_of_records(path, token, records) for token, records in results.pairs]
+
+
+class _Pairs(dict):
+    """A JSON object that remembers keys given twice."""
+
+    def __init__(self, pairs: list[tuple[str, object]]) -> None:
+        super().__init__(pairs)
+        self.pairs = pairs
+
+
+_LENGTHS = {"translation": 3, "size": 3, "rotation": 4, "velocity": 2}
+
+
+def _boxes_of_records(path: str | os.PathLike, token: str, records: object) -> SubmittedBoxes:
+    place = f"results/{token}"
+    if not isinstance(records, list):
+        raise InputError(path, place, "must be a list of boxes")
+    rows: dict[str, list] = {field: [] for field in (*_LENGTHS, "detection_score", "detection_name", "attribute_name")}
+    for number, record in enumerate(records):
+        where = f"{place}[{number}]"
+        if not isinstance(record, dict):
+            raise InputError(path, where, "must be an object")
+        if (own := record.get("sample_token")) != token:
+            raise InputError(path, f"{where}.sample_token", f"is {own!r}, not its sample's token")
+        for field in rows:
+            value = record.get(field)
+            numbers = value if field in _LENGTHS else [value]
+            kind = str if field.endswith("_name") else (int, float)
+            right = isinstance(numbers, list) and len(numbers) == _LENGTHS.get(field, 1)
+            if not right or not all(isinstance(item, kind) and not isinstance(item, bool) for item in numbers):
+                what = "a string" if kind is str else f"{_LENGTHS.get(field, 1)} number(s)"
+                raise InputError(path, f"{where}.{field}", f"must be {what}, not {value!r:.60}")
+            rows[field].append(value)
+    arrays = {field: np.asarray(rows[field], float).reshape(-1, length) for field, length in _LENGTHS.items()}
+    return SubmittedBoxes(
+        token=token,
+        translation=arrays["translation"],
+        size_wlh=arrays["size"],
+        rotation=arrays["rotation"],
+        velocity=arrays["velocity"],
+        scores=np.asarray(rows["detection_score"], float),
+        names=tuple(rows["detection_name"]),
+        attributes=tuple(rows["attribute_name"]),
+    )

@@ -1,0 +1,142 @@
+"""``tools/convert_checkpoint.py``: weights of other projects to a safetensors file in this project's layout."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from bevstack.engine.checkpoint import read_checkpoint
+from bevstack.errors import InputError
+from bevstack.interop.foreign_weights import CURRENT_BOXES, backbone_weights, check_complete, native_weights
+from bevstack.interop.reference_keys import is_published, whole, with_current_boxes
+
+BOXES_AS_IN_FILE = "as in the source"
+_BEV_QUERIES = "pts_bbox_head.bev_embedding.weight"
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="tools/convert_checkpoint.py", description=__doc__)
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    bevformer = kinds.add_parser("bevformer", help="a published BEVFormer (tiny, small, base, or of the same layout)")
+    bevformer.add_argument("--config", help="the config it is for (default: the published one with its BEV grid)")
+    bevformer.add_argument(
+        "--boxes",
+        choices=("keep", "current"),
+        default="keep",
+        help="'current': turn the detection head's boxes from mmdet3d 0.17's convention into today's; 'keep' for use "
+        "with compat.old_boxes (see docs/compatibility.md)",
+    )
+    backbone = kinds.add_parser("backbone", help="ResNet of torchvision or caffe, FCOS3D, mmdet or timm weights")
+    backbone.add_argument("--config", required=True, help="the config whose backbone (and neck) they are for")
+    for kind in (bevformer, backbone):
+        kind.add_argument("source", metavar="IN", help="the .pth to read")
+        kind.add_argument("out", metavar="OUT", help="the .safetensors to write")
+    return parser.parse_args(arguments)
+
+
+def main(config_folder: Path, arguments: Sequence[str] | None = None) -> int:
+    """Entry point; ``config_folder`` holds the published configurations."""
+    args = parse_arguments(arguments)
+    out = Path(args.out)
+    if out.suffix != ".safetensors":
+        raise InputError(out, "OUT", "must end in .safetensors")
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    steps = iter(track(range(4), "converting", console=console, transient=True, disable=not console.is_terminal))
+    next(steps)
+    state = read_checkpoint(args.source)["state_dict"]
+    next(steps)
+    if args.kind == "bevformer" and not is_published(state):
+        reason = "no BEVFormer: no key starts with pts_bbox_head.transformer.encoder"
+        raise InputError(args.source, "state_dict", reason)
+    config = args.config or published_config(state, config_folder, args.source)
+    model = build_on_meta(config)
+    next(steps)
+    weights, metadata = convert(state, model, args.source, args.kind, getattr(args, "boxes", "keep"))
+    next(steps)
+    write_safetensors(weights, out, metadata)
+    for _ in steps:
+        pass
+    count = sum(tensor.numel() for tensor in weights.values())
+    print(f"converted {len(state)} tensors of {args.source} for {config}")
+    print(f"wrote {len(weights)} tensors, {count:,} values, to {out}; boxes: {metadata['box_convention']}")
+    return 0
+
+
+def convert(
+    state: Mapping[str, Tensor], model: nn.Module, file: str | os.PathLike, kind: str, boxes: str = "keep"
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Weights for ``model`` and what the file should say about them.
+
+    Args:
+        state: as read from ``file``.
+        model: whose names and shapes are wanted (may live on the meta device).
+        file: named in messages.
+        kind: ``bevformer`` (complete or an error) or ``backbone``.
+        boxes: ``keep`` or ``current``.
+
+    Raises:
+        InputError: which keys or shapes do not fit.
+    """
+    if kind == "backbone":
+        weights = backbone_weights(state, model.state_dict(), file)
+    else:
+        weights = dict(native_weights(state, model, file))
+        check_complete(weights, model.state_dict(), file)
+    if boxes == "current":
+        weights = with_current_boxes(weights)
+    convention = CURRENT_BOXES if boxes == "current" else BOXES_AS_IN_FILE
+    return weights, {"format": "bevstack", "kind": kind, "box_convention": convention}
+
+
+def published_config(state: Mapping[str, Tensor], folder: Path, file: str | os.PathLike) -> Path:
+    """The published configuration with as many BEV cells as the weights.
+
+    Raises:
+        InputError: there is none.
+    """
+    cells = len(state[_BEV_QUERIES]) if _BEV_QUERIES in state else 0
+    names = {2500: "bevformer_tiny.py", 22500: "bevformer_small.py", 40000: "bevformer_base.py"}
+    if cells not in names or not (folder / names[cells]).is_file():
+        raise InputError(file, _BEV_QUERIES, f"{cells} BEV cells: no published configuration; name one with --config")
+    return folder / names[cells]
+
+
+def build_on_meta(config: str | os.PathLike) -> nn.Module:
+    """The model of a config file without memory for its weights."""
+    import torch
+    from mmengine.registry import init_default_scope
+
+    from bevstack.engine.config import building, load_config
+    from bevstack.registry import MODELS
+
+    cfg = load_config(config)
+    init_default_scope("bevstack")
+    with building(cfg), torch.device("meta"):
+        return MODELS.build(cfg.model)
+
+
+def write_safetensors(weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write the file whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(whole(weights), temporary, dict(metadata))
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(path, "write", str(error)) from error
+    finally:
+        temporary.unlink(missing_ok=True)

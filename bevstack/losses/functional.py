@@ -1,0 +1,81 @@
+"""Losses and matching costs as functions on tensors, unreduced; they never hide a NaN."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def sigmoid_focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Focal loss of K independent yes / no questions (Lin et al. 2017, eq. 5), in float32.
+
+    Args:
+        logits: (..., K).
+        labels: (...) integer class, -1 for background (no class at all).
+        alpha: weight of the positive class.
+        gamma: focusing exponent.
+
+    Returns:
+        (..., K), not reduced.
+    """
+    logits = logits.float()
+    classes = torch.arange(logits.shape[-1], device=logits.device)
+    target = (labels.unsqueeze(-1) == classes).to(logits.dtype)
+    probability = logits.sigmoid()
+    miss = probability * (1 - target) + (1 - probability) * target
+    weight = (alpha * target + (1 - alpha) * (1 - target)) * miss.pow(gamma)
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight
+
+
+def sigmoid_focal_cost(
+    logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0, eps: float = 1e-12
+) -> Tensor:
+    """What it costs to give each query each target's class: focal loss as a positive minus as a negative.
+
+    Source: Deformable DETR (Zhu et al. 2021); exact form in REFERENCE.md 4.8.
+
+    Args:
+        logits: (..., Q, K).
+        labels: (G,) integer classes.
+        alpha: weight of the positive class.
+        gamma: focusing exponent.
+        eps: added inside the logarithms.
+
+    Returns:
+        (..., Q, G).
+    """
+    probability = logits.float().sigmoid()
+    positive = -alpha * (1 - probability).pow(gamma) * (probability + eps).log()
+    negative = -(1 - alpha) * probability.pow(gamma) * (1 - probability + eps).log()
+    return (positive - negative)[..., labels]
+
+
+def l1_cost(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Sum of absolute differences of every prediction (..., Q, D) to every target (G, D): (..., Q, G), float32."""
+    return torch.cdist(predictions.float(), targets.float().expand(*predictions.shape[:-2], -1, -1), p=1)
+
+
+def masked_l1_loss(predictions: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Absolute difference where ``mask`` holds and exactly zero, with zero gradient, where it does not.
+
+    Args:
+        predictions: any shape; a NaN here stays a NaN in the loss, masked or not.
+        targets: the same shape; may hold anything, NaN too, where masked out.
+        mask: the same shape, bool.
+
+    Returns:
+        The same shape, float32, not reduced.
+    """
+    predictions = predictions.float()
+    targets = torch.where(mask, targets.to(predictions.dtype), predictions.detach())
+    return (predictions - targets).abs()
+
+
+def mean_across_ranks(value: float | Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """A number averaged over all processes of a distributed run, as a float32 scalar; itself where there is one."""
+    from mmengine.dist import all_reduce
+
+    mean = torch.as_tensor(value, dtype=torch.float32, device=device).clone()
+    all_reduce(mean, op="mean")
+    return mean

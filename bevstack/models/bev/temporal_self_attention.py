@@ -1,0 +1,105 @@
+"""Temporal self-attention: BEV queries look at the previous BEV and at the current one (BEVFormer, eq. 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bevstack.models.layers.initialization import SamplingStart, init_sampling_offsets
+from bevstack.ops import deformable_attention
+
+
+@dataclass(frozen=True)
+class TemporalContext:
+    """What every layer of one frame shares.
+
+    Args:
+        previous: (B, Q, C) previous BEV, aligned to the current frame; anything where ``valid`` is False.
+        initial: (B, Q, C) the queries before the first layer, the "current" value of samples with history.
+        valid: (B,) bool, which samples have history.
+        references: (B, Q, 2, 2) fractions (x, y) of the grid at which to look into (previous, current).
+        position: (B, Q, C) or (1, Q, C) positional encoding.
+    """
+
+    previous: Tensor
+    initial: Tensor
+    valid: Tensor
+    references: Tensor
+    position: Tensor
+
+
+class TemporalSelfAttention(nn.Module):
+    """Deformable attention over the pair (previous BEV, current BEV), averaged.
+
+    Where a sample has no history both entries are the layer's own query, as in the reference. With history the current
+    entry is the *initial* query in every layer (REFERENCE.md 4.2). The reference averages; the paper sums (4.4).
+
+    Args:
+        channels: C; num_heads: divides it; num_points: samples per head; dropout: before the residual;
+            start: where the samples lie at initialisation.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        num_points: int = 4,
+        dropout: float = 0.1,
+        start: SamplingStart | None = None,
+    ) -> None:
+        super().__init__()
+        if channels % num_heads:
+            raise ValueError(f"{channels} channels cannot be split over {num_heads} heads")
+        self.num_heads, self.num_points = num_heads, num_points
+        self.sampling_offsets = nn.Linear(2 * channels, num_heads * 2 * num_points * 2)
+        self.attention_weights = nn.Linear(2 * channels, num_heads * 2 * num_points)
+        self.value_proj = nn.Linear(channels, channels)
+        self.output_proj = nn.Linear(channels, channels)
+        self.dropout = nn.Dropout(dropout)
+        self.start = start or SamplingStart()
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Offsets start as rays in ``num_heads`` directions, weights uniform (REFERENCE.md 4.5, Init)."""
+        init_sampling_offsets(self.sampling_offsets, self.num_heads, 2, self.num_points, self.start.ring_px)
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for linear in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, query: Tensor, context: TemporalContext, shape: tuple[int, int]) -> Tensor:
+        """Attend and add the result to the query.
+
+        Args:
+            query: (B, Q, C) of this layer.
+            context: the frame's history.
+            shape: (Y, X) of the grid, Y * X = Q.
+
+        Returns:
+            (B, Q, C).
+        """
+        batch, queries, _ = query.shape
+        heads, points = self.num_heads, self.num_points
+        valid = context.valid[:, None, None]
+        previous = torch.where(valid, context.previous.to(query.dtype), query)
+        current = torch.where(valid, context.initial.to(query.dtype), query)
+        both = torch.cat([previous, query + context.position], dim=-1)
+
+        def per_entry(raw: Tensor, *sizes: int) -> Tensor:  # heads first in the layer's output, entries first in the op
+            return raw.unflatten(-1, (heads, 2, *sizes)).transpose(2, 3)
+
+        value = self.value_proj(torch.stack([previous, current], dim=1).flatten(0, 1))
+        maps = torch.arange(2 * batch, device=query.device).view(batch, 1, 2).expand(-1, queries, -1)
+        sampled = deformable_attention(
+            value.unflatten(-1, (heads, -1)),
+            [shape],
+            maps,
+            context.references.unsqueeze(3),
+            per_entry(self.sampling_offsets(both), 1, points, 2),
+            per_entry(self.attention_weights(both), points),
+            query.new_full((1, 1, 1), 0.5, dtype=torch.float32).expand(batch, queries, 2),
+        )
+        return query + self.dropout(self.output_proj(sampled))

@@ -1,0 +1,163 @@
+"""Dense 3D detection: a heatmap of centres per class and a box at each (CenterPoint, Yin et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bevstack.geometry import BEVGrid
+from bevstack.losses.dense import heatmap_focal_loss
+from bevstack.losses.functional import masked_l1_loss, mean_across_ranks
+from bevstack.models.heads.base import BEVHead
+from bevstack.models.layers.conv import ConvNormReLU
+from bevstack.registry import MODELS
+from bevstack.structures import BEVDataSample, BEVFeatures
+
+# What the regression branch predicts at a centre cell: offset from the cell's centre in cells (x, y), height of the
+# box's centre, log of length, width, height, sine and cosine of yaw, velocity (x, y) in metres per second.
+_BOX_CODE = 10
+
+
+@MODELS.register_module()
+class DenseDetectionHead(BEVHead):
+    """Centre heatmaps and boxes on the head's own grid.
+
+    Args:
+        in_channels, grid: see :class:`BEVHead`.
+        classes: detection classes, in the order of the labels.
+        channels: width of the convolutions.
+        min_sigma_cells: smallest standard deviation of a centre's Gaussian; larger objects get wider ones.
+        heatmap_weight, box_weight: of the two losses.
+        code_weights: of the ten regressed values (see the source).
+        max_boxes: per sample, kept by score.
+        nms_radius_m: of two boxes of one class nearer than this (by class, or one number) the better stays.
+        score_threshold: boxes below are dropped.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        grid: BEVGrid | Mapping,
+        classes: Sequence[str],
+        channels: int = 64,
+        min_sigma_cells: float = 0.8,
+        heatmap_weight: float = 1.0,
+        box_weight: float = 0.25,
+        code_weights: Sequence[float] = (1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2),
+        max_boxes: int = 300,
+        nms_radius_m: float | Mapping[str, float] = 0.5,
+        score_threshold: float = 0.02,
+        init_cfg: Mapping | None = None,
+    ) -> None:
+        super().__init__(in_channels, grid, init_cfg)
+        self.classes, self.max_boxes, self.score_threshold = tuple(classes), max_boxes, score_threshold
+        self.min_sigma_cells = min_sigma_cells
+        self.heatmap_weight, self.box_weight = heatmap_weight, box_weight
+        radius = nms_radius_m if isinstance(nms_radius_m, Mapping) else dict.fromkeys(self.classes, nms_radius_m)
+        self.register_buffer("nms_radius_m", torch.tensor([float(radius[c]) for c in self.classes]), persistent=False)
+        self.register_buffer("code_weights", torch.tensor(code_weights, dtype=torch.float32), persistent=False)
+        self.shared = ConvNormReLU(in_channels, channels)
+        self.heatmap = nn.Sequential(ConvNormReLU(channels, channels), nn.Conv2d(channels, len(self.classes), 1))
+        self.box = nn.Sequential(ConvNormReLU(channels, channels), nn.Conv2d(channels, _BOX_CODE, 1))
+        nn.init.constant_(self.heatmap[-1].bias, -4.6)  # sigmoid 0.01: nearly every cell is no centre
+
+    def forward(self, bev: BEVFeatures) -> dict[str, Tensor]:
+        """``heatmap`` logits (B, K, Y, X) and ``box`` (B, 10, Y, X) on the head's grid."""
+        features = self.shared(self.resampled(bev))
+        return {"heatmap": self.heatmap(features), "box": self.box(features)}
+
+    def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
+        """``loss_heatmap`` and ``loss_box``, per true centre of all ranks; unknown (NaN) velocities count nothing."""
+        device = raw["heatmap"].device
+        heatmaps, cells, codes = zip(*(self.targets(s.gt_instances_3d, device) for s in samples), strict=True)
+        number = mean_across_ranks(float(sum(map(len, cells))), device).clamp_min(1.0)
+        heatmap_loss = heatmap_focal_loss(raw["heatmap"], torch.stack(heatmaps)).sum() / number
+        flat = raw["box"].flatten(2)
+        predicted = torch.cat([boxes[:, cell].t() for boxes, cell in zip(flat, cells, strict=True)])
+        target = torch.cat(codes)
+        box_loss = masked_l1_loss(predicted, target, target.isfinite()) * self.code_weights
+        return {
+            "loss_heatmap": self.heatmap_weight * heatmap_loss,
+            "loss_box": self.box_weight * box_loss.sum() / number,
+        }
+
+    def targets(self, instances: InstanceData, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """What one sample's true boxes ask of the head.
+
+        Args:
+            instances: ``bboxes_3d`` (LiDAR boxes, 9 values) and ``labels_3d``; boxes outside the grid ask nothing.
+
+        Returns:
+            heatmap (K, Y, X) in [0, 1], flat cell index (G,) of each centre, box code (G, 10), NaN where unknown.
+        """
+        boxes = instances.bboxes_3d.tensor.to(device).float()
+        inside = self.grid.contains(boxes[:, :2])
+        boxes, labels = boxes[inside], instances.labels_3d.to(device)[inside]
+        rows, columns = self.grid.shape
+        place = self.grid.cells_from_metres(boxes[:, :2])
+        corner = place.floor().long()
+        cell_m = boxes.new_tensor(self.grid.cell_m).mean()
+        footprint = (boxes[:, 3] * boxes[:, 4]).clamp_min(1e-4).sqrt() / cell_m
+        sigma = (footprint / 6.0).clamp_min(self.min_sigma_cells)[:, None]
+        along_x = torch.arange(columns, device=device)[None] - corner[:, :1]
+        along_y = torch.arange(rows, device=device)[None] - corner[:, 1:]
+        bell_x = torch.exp(-0.5 * (along_x / sigma).square())
+        bell_y = torch.exp(-0.5 * (along_y / sigma).square())
+        bells = bell_y.unsqueeze(2) * bell_x.unsqueeze(1)  # (G, Y, X)
+        heatmap = boxes.new_zeros(len(self.classes), rows, columns)
+        for label in labels.unique():
+            heatmap[label] = bells[labels == label].amax(0)
+        z_center = boxes[:, 2:3] + boxes[:, 5:6] / 2
+        yaw = boxes[:, 6:7]
+        size = boxes[:, 3:6].clamp_min(1e-3).log()
+        code = torch.cat([place - corner - 0.5, z_center, size, yaw.sin(), yaw.cos(), boxes[:, 7:9]], dim=1)
+        return heatmap, corner[:, 1] * columns + corner[:, 0], code
+
+    @torch.no_grad()
+    def predict(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> list[dict[str, object]]:
+        """``pred_instances_3d`` per sample: ``bboxes_3d`` (LiDAR boxes, 9 values), ``scores_3d``, ``labels_3d``."""
+        scores = raw["heatmap"].float().sigmoid()
+        scores = scores * (scores == F.max_pool2d(scores, 3, 1, 1))
+        boxes = raw["box"].float().flatten(2)
+        return [{"pred_instances_3d": self._decode(s, b)} for s, b in zip(scores, boxes, strict=True)]
+
+    def _decode(self, scores: Tensor, boxes: Tensor) -> InstanceData:
+        from mmdet3d.structures import LiDARInstance3DBoxes
+
+        rows, columns = self.grid.shape
+        best, index = scores.flatten().topk(min(4 * self.max_boxes, scores.numel()))
+        best, index = best[best > self.score_threshold], index[best > self.score_threshold]
+        label, cell = index // (rows * columns), index % (rows * columns)
+        code = boxes[:, cell].t()
+        place = torch.stack([cell % columns, cell // columns], -1) + 0.5 + code[:, :2]
+        xy = self.grid.metres_from_cells(place)
+        size = code[:, 3:6].clamp(-5, 5).exp()
+        bottom = code[:, 2:3] - size[:, 2:3] / 2
+        yaw = torch.atan2(code[:, 6], code[:, 7]).unsqueeze(1)
+        keep = keep_apart(xy, label, self.nms_radius_m[label])[: self.max_boxes]
+        tensor = torch.cat([xy, bottom, size, yaw, code[:, 8:10]], dim=1)[keep]
+        return InstanceData(
+            bboxes_3d=LiDARInstance3DBoxes(tensor, box_dim=9), scores_3d=best[keep], labels_3d=label[keep]
+        )
+
+
+def keep_apart(centers: Tensor, labels: Tensor, radius_m: Tensor) -> Tensor:
+    """Greedy suppression by distance: of two boxes of one class nearer than the radius, the earlier one stays.
+
+    Args:
+        centers: (D, 2) metres, best first; labels: (D,); radius_m: (D,) of each box's class.
+
+    Returns:
+        Indices of the boxes that stay, in order.
+    """
+    near = (torch.cdist(centers, centers) < radius_m[:, None]) & (labels[:, None] == labels)
+    near = near.cpu()
+    alive = torch.ones(len(centers), dtype=torch.bool)
+    for index in range(len(centers)):
+        if alive[index]:
+            alive[index + 1 :] &= ~near[index, index + 1 :]
+    return alive.nonzero().squeeze(1).to(centers.device)

@@ -1,0 +1,280 @@
+"""DETR-style 3D detection on B_t: learned queries, a deformable decoder, one-to-one matching, no suppression."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from bevstack.geometry import BEVGrid
+from bevstack.geometry.box_code import BOX_CODE_SIZE, bottom_centred, decode_boxes, encode_boxes
+from bevstack.losses.functional import masked_l1_loss, mean_across_ranks, sigmoid_focal_loss
+from bevstack.losses.matching import BoxL1Cost, FocalClassCost, HungarianMatcher
+from bevstack.models.heads.base import BEVHead
+from bevstack.models.layers.detr_decoder import DETRDecoderLayer, inverse_sigmoid
+from bevstack.registry import MODELS
+from bevstack.structures import BEVDataSample, BEVFeatures
+
+if TYPE_CHECKING:
+    from mmengine.structures import InstanceData
+
+UNKNOWN_TARGETS = ("value", "row")
+LOWEST_THRESHOLD = 0.01
+
+
+@MODELS.register_module()
+class QueryDetectionHead(BEVHead):
+    """BEVFormer's detection head (REFERENCE.md 4.6, 4.8).
+
+    The reference's GIoU term has weight 0 and does not exist here. Weights of the reference regress (w, l) and another
+    yaw: see :mod:`bevstack.geometry.box_code` and REFERENCE.md 4.7.
+
+    Args:
+        in_channels: C of B_t.
+        grid: the volume that queries may live in: its ranges are the reference's ``pc_range``. It need not be the
+            volume of B_t, whose own grid comes with it; its shape plays no part.
+        classes: names of the K classes, in the order of the labels.
+        channels: width of the queries, ``in_channels`` unless told.
+        num_queries: Q.
+        layers: number of decoder layers.
+        heads: attention heads.
+        points: sampling points of a head in B_t.
+        hidden: width of the feed-forward networks.
+        dropout: probability in the decoder.
+        head_width: ``split`` or ``replicated`` channels in the self-attention.
+        code_weights: weights of the ten box values in the L1 loss.
+        class_weight, box_weight: weights of focal and L1 loss.
+        class_cost, box_cost: weights of focal and L1 cost in the matching; L1 runs on the first eight values.
+        unknown_targets: what a target value that is not finite (an unknown velocity) takes out of the box loss: that
+            ``value`` alone, or, as in the reference, the whole ``row``.
+        prior_probability: class probability that an untrained head predicts.
+        post_center_range_m: (x, y, z low, x, y, z high) of box centres that are kept; None keeps all.
+        max_num: most boxes a sample.
+        score_threshold: see :meth:`decode`; None keeps all scores.
+
+    Raises:
+        ValueError: an argument does not fit another.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        grid: BEVGrid | Mapping,
+        classes: Sequence[str],
+        channels: int | None = None,
+        num_queries: int = 900,
+        layers: int = 6,
+        heads: int = 8,
+        points: int = 4,
+        hidden: int = 512,
+        dropout: float = 0.1,
+        head_width: str = "split",
+        code_weights: Sequence[float] = (1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2),
+        class_weight: float = 2.0,
+        box_weight: float = 0.25,
+        class_cost: float = 2.0,
+        box_cost: float = 0.25,
+        unknown_targets: str = "value",
+        prior_probability: float = 0.01,
+        post_center_range_m: Sequence[float] | None = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0),
+        max_num: int = 300,
+        score_threshold: float | None = None,
+        init_cfg: Mapping | None = None,
+    ) -> None:
+        super().__init__(in_channels, grid, init_cfg)
+        channels = channels or in_channels
+        if len(code_weights) != BOX_CODE_SIZE:
+            raise ValueError(f"code_weights: {len(code_weights)} values, a box code has {BOX_CODE_SIZE}")
+        if unknown_targets not in UNKNOWN_TARGETS:
+            raise ValueError(f"unknown_targets: {unknown_targets!r} is none of {', '.join(UNKNOWN_TARGETS)}")
+        if post_center_range_m is not None and len(post_center_range_m) != 6:
+            raise ValueError(f"post_center_range_m: {len(post_center_range_m)} values, a range has 6")
+        self.classes = tuple(classes)
+        self.class_weight, self.box_weight, self.unknown_targets = class_weight, box_weight, unknown_targets
+        self.prior_probability, self.max_num, self.score_threshold = prior_probability, max_num, score_threshold
+        self.post_center_range_m = None if post_center_range_m is None else tuple(map(float, post_center_range_m))
+        self.register_buffer("code_weights", torch.tensor(code_weights, dtype=torch.float32), persistent=False)
+        self.matcher = HungarianMatcher([FocalClassCost(class_cost), BoxL1Cost(box_cost)])
+
+        self.query_positions = nn.Embedding(num_queries, channels)
+        self.query_contents = nn.Embedding(num_queries, channels)
+        self.reference = nn.Linear(channels, 3)
+        self.layers = nn.ModuleList(
+            DETRDecoderLayer(channels, heads, points, hidden, dropout, head_width, in_channels) for _ in range(layers)
+        )
+        self.classifiers = nn.ModuleList(_classifier(channels, len(self.classes)) for _ in range(layers))
+        self.regressors = nn.ModuleList(_regressor(channels) for _ in range(layers))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The head's own starting values; its layers draw theirs when they are built."""
+        nn.init.xavier_uniform_(self.reference.weight)
+        nn.init.zeros_(self.reference.bias)
+        bias = -math.log((1 - self.prior_probability) / self.prior_probability)
+        for classifier in self.classifiers:
+            nn.init.constant_(classifier[-1].bias, bias)
+
+    def forward(self, bev: BEVFeatures) -> dict[str, Tensor]:
+        """Look for boxes in B_t.
+
+        Returns:
+            ``logits`` (D, B, Q, K) and ``boxes`` (D, B, Q, 10), codes of :mod:`bevstack.geometry.box_code` in metres
+            of the BEV frame, of each of the D decoder layers, float32.
+        """
+        tokens = bev.features.flatten(2).transpose(1, 2)
+        positions = self.query_positions.weight.unsqueeze(0).expand(len(tokens), -1, -1)
+        queries = self.query_contents.weight.unsqueeze(0).expand(len(tokens), -1, -1)
+        references = _in_full_precision(self.reference, positions).sigmoid()
+        all_logits, all_boxes = [], []
+        for layer, classifier, regressor in zip(self.layers, self.classifiers, self.regressors, strict=True):
+            where = self._fractions_of(bev.grid, references[..., :2])
+            queries = layer(queries, positions, where, tokens, (bev.grid.shape,))
+            update = _in_full_precision(regressor, queries)
+            centres = (update[..., [0, 1, 4]] + inverse_sigmoid(references)).sigmoid()
+            all_logits.append(classifier(queries).float())
+            all_boxes.append(self._box_code(centres, update))
+            references = centres.detach()
+        return {"logits": torch.stack(all_logits), "boxes": torch.stack(all_boxes)}
+
+    def _fractions_of(self, grid: BEVGrid, references: Tensor) -> Tensor:
+        """Fractions (..., 2) of this head's volume as fractions of another grid."""
+        if grid.x_range_m == self.grid.x_range_m and grid.y_range_m == self.grid.y_range_m:
+            return references
+        low = references.new_tensor([self.grid.x_range_m[0], self.grid.y_range_m[0]])
+        return grid.normalized_from_metres(references * references.new_tensor(self.grid.size_m) + low)
+
+    def _box_code(self, centres: Tensor, update: Tensor) -> Tensor:
+        """Centres (..., 3) as fractions of the volume and what the branch said of the rest, as a code in metres."""
+        ranges = centres.new_tensor([self.grid.x_range_m, self.grid.y_range_m, self.grid.z_range_m])
+        centres = centres * (ranges[:, 1] - ranges[:, 0]) + ranges[:, 0]
+        return torch.cat([centres[..., :2], update[..., 2:4], centres[..., 2:], update[..., 5:]], dim=-1)
+
+    def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
+        """Focal and L1 loss of every decoder layer against ``gt_instances_3d``.
+
+        Returns:
+            ``loss_cls`` and ``loss_bbox`` of the last layer, ``d<i>.loss_cls`` and ``d<i>.loss_bbox`` of the others,
+            and ``unknown_target_values``, the count of matched target values that were left out.
+        """
+        boxes = [sample.gt_instances_3d.bboxes_3d.tensor for sample in samples]
+        return self.loss_of_boxes(raw, boxes, [sample.gt_instances_3d.labels_3d for sample in samples])
+
+    def loss_of_boxes(
+        self, raw: dict[str, Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """:meth:`loss` on plain tensors: a sample's boxes (G, 9), velocity NaN where unknown, and labels (G,).
+
+        Raises:
+            ValueError: a label is not one of the head's classes.
+        """
+        logits, codes = raw["logits"], raw["boxes"]
+        device = logits.device
+        boxes = [box.to(device, torch.float32).reshape(-1, 9) for box in boxes]
+        labels = [label.to(device, torch.long) for label in labels]
+        matched = self.match(raw, boxes, labels)
+
+        # Every query's target; the extra last row is the background that unmatched queries (index -1) point at.
+        first = torch.tensor([0, *(len(label) for label in labels)][:-1], device=device).cumsum(0)
+        index = torch.where(matched >= 0, matched + first[:, None, None], -1).transpose(0, 1)
+        target_labels = torch.cat([*labels, labels[0].new_full((1,), -1)])[index]
+        target_codes = torch.cat([encode_boxes(torch.cat(boxes)), codes.new_zeros(1, BOX_CODE_SIZE)])[index]
+        is_matched, known = (index >= 0).unsqueeze(-1), target_codes.isfinite()
+        known = known if self.unknown_targets == "value" else known.all(-1, keepdim=True).expand_as(known)
+        used = is_matched & known
+
+        count = sum(min(len(label), logits.shape[2]) for label in labels)
+        count = mean_across_ranks(count, device).clamp_min(1)
+        focal = sigmoid_focal_loss(logits, target_labels).sum((1, 2, 3))
+        distance = (masked_l1_loss(codes, target_codes, used) * self.code_weights).sum((1, 2, 3))
+        losses = {"unknown_target_values": (is_matched & ~used)[-1].sum().float()}
+        last = len(logits) - 1
+        for layer in range(len(logits)):
+            prefix = "" if layer == last else f"d{layer}."
+            losses[f"{prefix}loss_cls"] = self.class_weight * focal[layer] / count
+            losses[f"{prefix}loss_bbox"] = self.box_weight * distance[layer] / count
+        return losses
+
+    def match(self, raw: dict[str, Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
+        """(B, D, Q) index of the box that each query of each layer stands for, -1 for none.
+
+        Raises:
+            ValueError: a label is not one of the head's classes.
+        """
+        every_label = torch.cat(list(labels))
+        if every_label.numel():
+            low, high = torch.stack(every_label.aminmax()).tolist()
+            if low < 0 or high >= len(self.classes):
+                raise ValueError(f"labels from {low} to {high} do not fit {len(self.classes)} classes")
+        predictions = [{"logits": raw["logits"][:, b], "boxes": raw["boxes"][:, b]} for b in range(len(boxes))]
+        targets = [{"labels": label, "boxes": encode_boxes(box)} for label, box in zip(labels, boxes, strict=True)]
+        return self.matcher(predictions, targets)
+
+    @torch.no_grad()
+    def predict(
+        self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]
+    ) -> list[dict[str, InstanceData]]:
+        """Boxes of the last decoder layer: a ``pred_instances_3d`` (bboxes_3d, scores_3d, labels_3d) a sample."""
+        from mmdet3d.structures import LiDARInstance3DBoxes
+        from mmengine.structures import InstanceData
+
+        results = []
+        for logits, codes, _ in zip(raw["logits"][-1], raw["boxes"][-1], samples, strict=True):
+            boxes, scores, labels = self.decode(logits, codes)
+            instances = InstanceData()
+            instances.bboxes_3d = LiDARInstance3DBoxes(bottom_centred(boxes), box_dim=boxes.shape[-1])
+            instances.scores_3d, instances.labels_3d = scores, labels
+            results.append({"pred_instances_3d": instances})
+        return results
+
+    def decode(self, logits: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The best pairs of query and class of one sample, best first (a query may give several classes).
+
+        Where no score passes ``score_threshold`` it is lowered by tenths (times 0.9) until one does; below 0.01 all
+        pass.
+
+        Args:
+            logits: (Q, K).
+            codes: (Q, 10).
+
+        Returns:
+            boxes (R, 9) with the centre's height in third place, scores (R,) and labels (R,); R <= max_num.
+        """
+        scores, index = logits.float().sigmoid().flatten().topk(min(self.max_num, logits.numel()))
+        labels = index % logits.shape[-1]
+        boxes = decode_boxes(codes.float()[index.div(logits.shape[-1], rounding_mode="floor")])
+        keep = torch.ones_like(scores, dtype=torch.bool)
+        if self.post_center_range_m is not None:
+            limits = boxes.new_tensor(self.post_center_range_m)
+            keep = (boxes[:, :3] >= limits[:3]).all(-1) & (boxes[:, :3] <= limits[3:]).all(-1)
+        if self.score_threshold is not None:
+            keep = keep & self._passing(scores)
+        return boxes[keep], scores[keep], labels[keep]
+
+    def _passing(self, scores: Tensor) -> Tensor:
+        threshold = self.score_threshold
+        passing = scores > threshold
+        while not passing.any():
+            threshold *= 0.9
+            if threshold < LOWEST_THRESHOLD:
+                return torch.ones_like(passing)
+            passing = scores >= threshold
+        return passing
+
+
+def _in_full_precision(module: nn.Module, tokens: Tensor) -> Tensor:
+    """Under autocast, too: a place in bfloat16 is good to half a metre only."""
+    with torch.autocast(tokens.device.type, enabled=False):
+        return module(tokens.to(next(module.parameters()).dtype)).float()
+
+
+def _classifier(channels: int, classes: int) -> nn.Sequential:
+    hidden = [m for _ in range(2) for m in (nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU())]
+    return nn.Sequential(*hidden, nn.Linear(channels, classes))
+
+
+def _regressor(channels: int) -> nn.Sequential:
+    hidden = [m for _ in range(2) for m in (nn.Linear(channels, channels), nn.ReLU())]
+    return nn.Sequential(*hidden, nn.Linear(channels, BOX_CODE_SIZE))

@@ -1,0 +1,84 @@
+"""BEV semantic segmentation: map layers, vehicles, or any other named layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bevstack.geometry import BEVGrid
+from bevstack.losses.dense import binary_focal_loss, dice_loss
+from bevstack.models.heads.base import BEVHead, target_raster
+from bevstack.models.layers.conv import ConvNormReLU
+from bevstack.registry import MODELS
+from bevstack.structures import BEVDataSample, BEVFeatures, BEVRaster
+
+
+@MODELS.register_module()
+class SemanticSegmentationHead(BEVHead):
+    """Independent sigmoid masks of K layers (layers overlap: a crossing lies on the drivable area).
+
+    Args:
+        in_channels, grid: see :class:`BEVHead`; B_t is resampled to the head's grid by metres.
+        raster: which ``gt_rasters`` entry holds the truth; predictions get the same name.
+        classes: the K layers, in the raster's order.
+        channels: width of the convolutions; num_convs: how many 3 x 3 convolutions before the classifier.
+        resample: what is brought to the head's grid: ``"features"``, so that the convolutions run on it, or
+            ``"logits"``, so that they run on B_t's own grid, which is cheaper where the head's is finer.
+        cell_weight, dice_weight: of the focal loss of cells and the Dice loss of layers; 0 leaves Dice out.
+        gamma, alpha: of the focal loss; gamma 0 and a negative alpha make it plain cross-entropy.
+
+    Raises:
+        ValueError: ``resample`` is neither of the two.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        grid: BEVGrid | Mapping,
+        raster: str,
+        classes: Sequence[str],
+        channels: int = 64,
+        num_convs: int = 2,
+        resample: str = "features",
+        cell_weight: float = 10.0,
+        dice_weight: float = 1.0,
+        gamma: float = 2.0,
+        alpha: float = 0.25,
+        init_cfg: Mapping | None = None,
+    ) -> None:
+        super().__init__(in_channels, grid, init_cfg)
+        self.raster, self.classes = raster, tuple(classes)
+        if resample not in ("features", "logits"):
+            raise ValueError(f"resample: {resample!r} must be 'features' or 'logits'")
+        self.resample = resample
+        self.cell_weight, self.dice_weight = cell_weight, dice_weight
+        self.gamma, self.alpha = gamma, alpha
+        widths = [in_channels] + [channels] * num_convs
+        self.convs = nn.Sequential(*(ConvNormReLU(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)))
+        self.classifier = nn.Conv2d(widths[-1], len(self.classes), 1)
+
+    def forward(self, bev: BEVFeatures) -> dict[str, Tensor]:
+        """``logits`` (B, K, Y, X) on the head's grid."""
+        if self.resample == "features":
+            return {"logits": self.classifier(self.convs(self.resampled(bev)))}
+        logits = self.classifier(self.convs(bev.features))
+        return {"logits": self.resampled(BEVFeatures(logits, bev.grid))}
+
+    def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
+        """``loss_cell`` (focal, mean over cells and layers) and ``loss_dice`` (mean over layers)."""
+        logits = raw["logits"].float()
+        target = target_raster(samples, self.raster, self.classes, self.grid).to(logits)
+        cells = binary_focal_loss(logits, target, self.alpha, self.gamma)
+        losses = {"loss_cell": self.cell_weight * cells.mean()}
+        if self.dice_weight:
+            by_class = logits.transpose(0, 1).flatten(1), target.transpose(0, 1).flatten(1)
+            losses["loss_dice"] = self.dice_weight * dice_loss(*by_class).mean()
+        return losses
+
+    @torch.no_grad()
+    def predict(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> list[dict[str, object]]:
+        """``pred_rasters`` with probabilities (K, Y, X)."""
+        probabilities = raw["logits"].float().sigmoid()
+        return [{"pred_rasters": {self.raster: BEVRaster(p, self.classes, self.grid)}} for p in probabilities]

@@ -1,0 +1,134 @@
+"""Attention layers of the detection decoder: among queries, and from queries into B_t."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bevstack.models.layers.initialization import init_sampling_offsets
+from bevstack.ops import deformable_attention
+
+HEAD_WIDTHS = ("split", "replicated")
+
+
+class MultiHeadSelfAttention(nn.Module):
+    """Scaled dot-product attention among queries (Vaswani et al. 2017, eq. 1).
+
+    With ``head_width="split"`` each head works on C / h channels: 4 C^2 weights. With ``"replicated"`` each head sees
+    all C: 4 h C^2 weights, and h times the cost of the projections and of the attention itself.
+
+    Args:
+        channels: C.
+        heads: h; must divide C when split.
+        dropout: probability on the attention weights.
+        head_width: ``split`` or ``replicated``.
+
+    Raises:
+        ValueError: C does not split, or the width is unknown.
+    """
+
+    def __init__(self, channels: int, heads: int, dropout: float = 0.0, head_width: str = "split") -> None:
+        super().__init__()
+        if head_width not in HEAD_WIDTHS:
+            raise ValueError(f"head_width: {head_width!r} is none of {', '.join(HEAD_WIDTHS)}")
+        if head_width == "split" and channels % heads:
+            raise ValueError(f"heads: {channels} channels do not split over {heads} heads")
+        inner = channels if head_width == "split" else channels * heads
+        self.heads, self.dropout = heads, dropout
+        self.query_key = nn.Linear(channels, 2 * inner)
+        self.value = nn.Linear(channels, inner)
+        self.output = nn.Linear(inner, channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform weights, zero biases."""
+        for linear in (self.query_key, self.value, self.output):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, queries: Tensor, positions: Tensor) -> Tensor:
+        """Update of the queries, without residual.
+
+        Args:
+            queries: (B, Q, C).
+            positions: (B, Q, C) or broadcastable, added to queries and keys, not to the values.
+
+        Returns:
+            (B, Q, C).
+        """
+        query, key = self.query_key(queries + positions).chunk(2, dim=-1)
+        query, key, value = (
+            tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2) for tokens in (query, key, self.value(queries))
+        )
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        return self.output(attended.transpose(1, 2).flatten(2))
+
+
+class DeformableCrossAttention(nn.Module):
+    """Queries look into one set of feature maps around one reference point each (Zhu et al. 2021, eq. 3).
+
+    Args:
+        channels: C.
+        heads: h; must divide C.
+        levels: L feature maps.
+        points: P sampling points a level.
+        map_channels: channels of the maps, C unless told.
+
+    Raises:
+        ValueError: C does not split over the heads.
+    """
+
+    def __init__(
+        self, channels: int, heads: int = 8, levels: int = 1, points: int = 4, map_channels: int | None = None
+    ) -> None:
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"heads: {channels} channels do not split over {heads} heads")
+        self.heads, self.levels, self.points = heads, levels, points
+        self.value = nn.Linear(map_channels or channels, channels)
+        self.sampling_offsets = nn.Linear(channels, heads * levels * points * 2)
+        self.attention_logits = nn.Linear(channels, heads * levels * points)
+        self.output = nn.Linear(channels, channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Each head starts looking in its own direction, point i at i + 1 pixels (REFERENCE.md 4.5, Init)."""
+        init_sampling_offsets(self.sampling_offsets, self.heads, self.levels, self.points)
+        nn.init.zeros_(self.attention_logits.weight)
+        nn.init.zeros_(self.attention_logits.bias)
+        for linear in (self.value, self.output):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(
+        self, queries: Tensor, references: Tensor, tokens: Tensor, shapes: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """Update of the queries, without residual.
+
+        Args:
+            queries: (B, Q, C), their positions added.
+            references: (B, Q, 2) fractions (x, y) of the maps.
+            tokens: (B, sum of H_l * W_l, map channels) the maps, levels one after another, row-major.
+            shapes: (H_l, W_l) of the L levels.
+
+        Returns:
+            (B, Q, C).
+        """
+        batch, count, _ = queries.shape
+        offsets = self.sampling_offsets(queries).view(batch, count, 1, self.heads, self.levels, self.points, 2)
+        logits = self.attention_logits(queries).view(batch, count, 1, self.heads, self.levels * self.points)
+        slots = torch.arange(batch, device=queries.device).view(batch, 1, 1).expand(-1, count, -1)
+        sampled = deformable_attention(
+            self.value(tokens).unflatten(-1, (self.heads, -1)),
+            shapes,
+            slots,
+            references[:, :, None, None],
+            offsets,
+            logits,
+            torch.ones_like(slots, dtype=references.dtype),
+        )
+        return self.output(sampled)

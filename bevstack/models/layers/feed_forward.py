@@ -1,0 +1,31 @@
+"""The position-wise feed-forward network of a Transformer layer."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+class FeedForward(nn.Sequential):
+    """Linear, ReLU, dropout, Linear, dropout on (..., C); the residual is the caller's.
+
+    Args:
+        channels: C.
+        hidden: width in between.
+        dropout: probability after each linear layer.
+    """
+
+    def __init__(self, channels: int, hidden: int, dropout: float = 0.1) -> None:
+        super().__init__(
+            nn.Linear(channels, hidden),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, channels),
+            nn.Dropout(dropout),
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform weights, zero biases (REFERENCE.md 4.5)."""
+        for linear in (self[0], self[3]):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)

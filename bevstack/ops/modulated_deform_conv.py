@@ -1,0 +1,170 @@
+"""Modulated deformable convolution (DCNv2) as one function, in plain torch.
+
+Each tap of the kernel looks at its own place, moved by an offset and weighted by a mask; the places are gathered into
+columns (rows of channels, so that one bilinear sample is four weighted rows) and multiplied by the kernel as one matrix
+product. The work goes in pieces of bounded size whose columns are computed again in the backward pass, so that memory
+stays at a few times one piece whatever the size of the input.
+
+Sources: Zhu et al. 2019, Deformable ConvNets v2, eq. 1; conventions of mmcv's operator, REFERENCE.md 4.8.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from bevstack.ops.deformable_attention import weighted_rows
+
+_Pair = int | tuple[int, int]
+
+
+def modulated_deform_conv(
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: _Pair = 1,
+    padding: _Pair = 0,
+    dilation: _Pair = 1,
+    groups: int = 1,
+    deform_groups: int = 1,
+    max_columns: int = 2**24,
+) -> Tensor:
+    """Convolution whose taps are moved by ``offset`` and weighted by ``mask``.
+
+    A tap (i, j) of output pixel (r, c) samples the input bilinearly at row ``r * stride - padding + i * dilation + dy``
+    and column likewise; outside the input there is zero. With zero offsets and a mask of ones it is ``conv2d``.
+
+    Args:
+        x: (B, C, H, W).
+        offset: (B, D * kh * kw * 2, H', W') pixels; per deform group and tap (dy, dx), taps row-major.
+        mask: (B, D * kh * kw, H', W'), applied as it is given.
+        weight: (C', C / groups, kh, kw).
+        bias: (C',) or None.
+        stride, padding, dilation: as of ``conv2d``.
+        groups: of the convolution.
+        deform_groups: D, groups of input channels that share offsets and mask.
+        max_columns: most column values held at once (a float32 piece of the default takes 64 MiB). A piece has whole
+            images or whole output rows, so one output row is always allowed.
+
+    Returns:
+        (B, C', H', W'), in channels-last memory.
+
+    Raises:
+        ValueError: sizes do not fit each other.
+    """
+    batch, channels, height, width = x.shape
+    out_channels, _, kernel_h, kernel_w = weight.shape
+    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
+    rows, columns = (
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, p, d, k, s in zip((height, width), padding, dilation, (kernel_h, kernel_w), stride, strict=True)
+    )
+    taps = kernel_h * kernel_w
+    if channels % groups or channels % deform_groups or out_channels % groups or weight.shape[1] * groups != channels:
+        sizes = f"{channels} channels, weight {tuple(weight.shape)}"
+        raise ValueError(f"{sizes}, {groups} groups and {deform_groups} deform groups do not fit")
+    for name, tensor, depth in (("offset", offset, 2 * deform_groups * taps), ("mask", mask, deform_groups * taps)):
+        if tuple(tensor.shape) != (batch, depth, rows, columns):
+            raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {(batch, depth, rows, columns)}")
+
+    if x.is_meta:
+        return x.new_empty(batch, out_channels, rows, columns)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    tokens = x.permute(0, 2, 3, 1).to(dtype).contiguous()
+    offset = offset.to(dtype).view(batch, deform_groups, taps, 2, rows, columns).permute(0, 4, 5, 2, 1, 3)
+    mask = mask.to(dtype).view(batch, deform_groups, taps, rows, columns).permute(0, 3, 4, 2, 1)
+    places = offset + _tap_places(rows, columns, (kernel_h, kernel_w), stride, padding, dilation, offset)
+    # (groups, taps * C / groups, C' / groups): the matrix that columns of one group are multiplied by.
+    matrix = weight.view(groups, out_channels // groups, -1, taps).permute(0, 3, 2, 1).flatten(1, 2)
+
+    row_values = columns * taps * channels
+    images_a_piece = max(1, max_columns // (rows * row_values))
+    rows_a_piece = rows if images_a_piece > 1 else max(1, min(rows, max_columns // row_values))
+    remember = torch.is_grad_enabled() and any(t.requires_grad for t in (tokens, places, mask, matrix))
+    pieces = []
+    # Split, not sliced: the gradient of a slice is as large as the whole.
+    for images in zip(*(tensor.split(images_a_piece) for tensor in (tokens, places, mask)), strict=True):
+        for place, share in zip(*(tensor.split(rows_a_piece, dim=1) for tensor in images[1:]), strict=True):
+            arguments = (images[0], place, share, matrix)
+            if remember:
+                done = checkpoint(_convolve_piece, *arguments, use_reentrant=False, preserve_rng_state=False)
+            else:
+                done = _convolve_piece(*arguments)
+            pieces.append(done.flatten(0, 1))
+    result = (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).view(batch, rows, columns, out_channels)
+    if bias is not None:
+        result = result + bias.to(result.dtype)
+    return result.permute(0, 3, 1, 2)
+
+
+def _pair(value: _Pair) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def _tap_places(rows, columns, kernel, stride, padding, dilation, like: Tensor) -> Tensor:
+    """(H', W', taps, 1, 2) where each tap looks before its offset moves it, as (row, column) pixel indices."""
+    starts = [
+        (torch.arange(n, device=like.device) * s - p)[:, None] + torch.arange(k, device=like.device) * d
+        for n, k, s, p, d in zip((rows, columns), kernel, stride, padding, dilation, strict=True)
+    ]
+    row = starts[0][:, None, :, None].expand(rows, columns, *kernel)
+    column = starts[1][None, :, None, :].expand(rows, columns, *kernel)
+    return torch.stack([row, column], dim=-1).flatten(2, 3).unsqueeze(3).to(like.dtype)
+
+
+def _convolve_piece(tokens: Tensor, places: Tensor, mask: Tensor, matrix: Tensor) -> Tensor:
+    """One piece: n images, r output rows.
+
+    Args:
+        tokens: (n, H, W, C).
+        places: (n, r, W', taps, D, 2).
+        mask: (n, r, W', taps, D).
+        matrix: (g, taps * C / g, C' / g).
+
+    Returns:
+        (n * r, W', C').
+    """
+    images, rows, columns, taps, deform_groups = mask.shape
+    groups, _, group_outputs = matrix.shape
+    channels = tokens.shape[-1]
+    with torch.autocast(tokens.device.type, enabled=False):
+        indices, weights = _corners(tokens.shape[1], tokens.shape[2], places, mask)
+        table = tokens.reshape(-1, channels // deform_groups)
+        sampled = weighted_rows(table, indices.flatten(0, -2), weights.flatten(0, -2))
+    sampled = sampled.view(images * rows * columns, taps, channels).to(matrix.dtype)
+    if groups == 1:
+        result = sampled.flatten(1) @ matrix[0]
+    else:
+        sampled = sampled.unflatten(2, (groups, -1)).permute(2, 0, 1, 3).flatten(2)
+        result = torch.bmm(sampled, matrix).transpose(0, 1)
+    return result.reshape(images * rows, columns, groups * group_outputs)
+
+
+def _corners(height: int, width: int, places: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The four pixels around each place and their share of its mask.
+
+    Returns: row of the (n * H * W * D, C / D) table and weight, both (n, r, W', taps, D, 4); weight zero outside.
+    """
+    images, deform_groups = mask.shape[0], mask.shape[4]
+    bound = places.new_tensor([height, width])
+    # A place a whole pixel or more outside counts nothing and, as in mmcv, has no gradient, at exactly one pixel too.
+    weight = torch.where(((places > -1) & (places < bound)).all(-1), mask, 0)
+    places = torch.minimum(places.clamp_min(-1), bound)
+    low = places.detach().floor()
+    share_y, share_x = (places - low).unbind(-1)
+    row, column = low.long().unbind(-1)
+    first = torch.arange(images, device=mask.device).view(-1, 1, 1, 1, 1) * (height * width)
+    group = torch.arange(deform_groups, device=mask.device)
+    indices, weights = [], []
+    for dy in (0, 1):
+        for dx in (0, 1):
+            y, x = row + dy, column + dx
+            inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+            pixel = torch.where(inside, first + y * width + x, 0)
+            indices.append(pixel * deform_groups + group)
+            share = (share_y if dy else 1 - share_y) * (share_x if dx else 1 - share_x)
+            weights.append(share * weight * inside)
+    return torch.stack(indices, dim=-1), torch.stack(weights, dim=-1)

@@ -1,0 +1,7 @@
+"""The vocabulary of the package: what one part hands to the next."""
+
+from bevstack.structures.bev import BEVFeatures, BEVMemory
+from bevstack.structures.clip import CameraRig, Clip, EgoMotion, Frame
+from bevstack.structures.sample import BEVDataSample, BEVRaster
+
+__all__ = ["BEVDataSample", "BEVFeatures", "BEVMemory", "BEVRaster", "CameraRig", "Clip", "EgoMotion", "Frame"]

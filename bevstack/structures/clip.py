@@ -1,0 +1,103 @@
+"""What the cameras saw: images of a clip, the rig that took them, the ego's motion between its frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from bevstack.geometry.transforms import full_precision
+from bevstack.structures.bev import BEVMemory
+
+
+def _moved(value, device):
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    return value.to(device) if hasattr(value, "to") else value
+
+
+class _OnDevice:
+    """Dataclasses of tensors that move to a device as one."""
+
+    def to(self, device: torch.device | str):
+        """A copy whose tensors live on ``device``."""
+        return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class CameraRig(_OnDevice):
+    """Calibration of N cameras, after every image and BEV augmentation.
+
+    Args:
+        pixels_from_camera: (B, N, 3, 3) intrinsics; pixel coordinates of the image tensor (u right, v down).
+        camera_from_bev: (B, N, 4, 4) metres; camera frames are x right, y down, z forward.
+        image_size_px: (B, N, 2) (height, width) of the content, without padding.
+        padded_size_px: (H, W) of the image tensor; features cover this size.
+    """
+
+    pixels_from_camera: Tensor
+    camera_from_bev: Tensor
+    image_size_px: Tensor
+    padded_size_px: tuple[int, int]
+
+    @property
+    def pixels_from_bev(self) -> Tensor:
+        """(B, N, 4, 4): intrinsics padded to 4x4 times ``camera_from_bev``; computed without autocast."""
+        with full_precision(self.camera_from_bev):
+            top = self.pixels_from_camera @ self.camera_from_bev[..., :3, :]
+        return torch.cat([top, self.camera_from_bev[..., 3:, :]], dim=-2)
+
+    @property
+    def num_cameras(self) -> int:
+        """N."""
+        return self.pixels_from_camera.shape[1]
+
+
+@dataclass(frozen=True)
+class EgoMotion(_OnDevice):
+    """How the BEV frame moved since the previous frame of the same scene.
+
+    Args:
+        previous_from_current: (B, 4, 4) metres, identity where there is no previous frame.
+        has_previous: (B,) bool, whether the sample has a previous frame at all.
+        seconds: (B,) time since the previous frame, 0 where there is none.
+        can_bus: (B, 18) ego state and motion (:mod:`bevstack.datasets.can_bus`), or None.
+    """
+
+    previous_from_current: Tensor
+    has_previous: Tensor
+    seconds: Tensor
+    can_bus: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Frame(_OnDevice):
+    """One moment of a batch: images (B, N, 3, H, W), normalised float; its rig; the motion that led to it."""
+
+    images: Tensor
+    rig: CameraRig
+    motion: EgoMotion
+
+
+@dataclass(frozen=True)
+class Clip(_OnDevice):
+    """T frames of a batch, oldest first, and the memory that came before them.
+
+    Args:
+        frames: T moments; the last is the keyframe that labels belong to.
+        memory: what earlier clips of the same streams left behind, or None.
+    """
+
+    frames: tuple[Frame, ...]
+    memory: BEVMemory | None = None
+
+    def to(self, device: torch.device | str) -> Clip:
+        """A copy whose tensors live on ``device``."""
+        memory = None if self.memory is None else self.memory.to(device)
+        return Clip(tuple(frame.to(device) for frame in self.frames), memory)
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return self.frames[-1].images.shape[0]

@@ -1,0 +1,21 @@
+"""Structures in, images out: cameras with boxes, the scene from above, whole samples, scenes as GIF or MP4."""
+
+from bevstack.visualization.bev import BEVWindow, draw_bev
+from bevstack.visualization.boxes import DrawnBoxes
+from bevstack.visualization.cameras import CameraView, draw_camera, draw_cameras
+from bevstack.visualization.painters import BEVPainter, PredictionPainter, TruthPainter
+from bevstack.visualization.sample_visualizer import SampleVisualizer, draw_sample
+
+__all__ = [
+    "BEVPainter",
+    "BEVWindow",
+    "CameraView",
+    "DrawnBoxes",
+    "PredictionPainter",
+    "SampleVisualizer",
+    "TruthPainter",
+    "draw_bev",
+    "draw_camera",
+    "draw_cameras",
+    "draw_sample",
+]

@@ -1,0 +1,65 @@
+"""What a painter needs to know of boxes: corners, colours and scores as numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
+"""Pairs of corners; corners 0-3 are the bottom, 4-7 the top, 0 and 1 (4 and 5) at the front."""
+FRONT_FACE = (0, 1, 5, 4)
+
+
+@dataclass(frozen=True)
+class DrawnBoxes:
+    """Boxes to draw.
+
+    Args:
+        boxes: (G, 9) or (G, 7) in the BEV frame: (x, y, z_bottom, l, w, h, yaw[, vx, vy]).
+        names: G class names.
+        scores: (G,) or None for ground truth.
+    """
+
+    boxes: np.ndarray
+    names: tuple[str, ...]
+    scores: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    @classmethod
+    def of_instances(cls, instances: Any, classes: Sequence[str], score_thr: float | None = None) -> DrawnBoxes:
+        """Take mmengine instances (``bboxes_3d``, ``labels_3d``, ``scores_3d`` where predicted); lowest scores first.
+
+        Boxes below ``score_thr`` and boxes whose label is negative (to be ignored) are left out.
+        """
+        boxes = instances["bboxes_3d"].tensor.detach().cpu().double().numpy()
+        labels = np.asarray(instances["labels_3d"].detach().cpu()).astype(int)
+        scores = instances["scores_3d"].detach().cpu().double().numpy() if "scores_3d" in instances else None
+        keep = np.flatnonzero(labels >= 0)
+        if scores is not None:
+            keep = keep[scores[keep] >= (score_thr or 0.0)]
+            keep = keep[np.argsort(scores[keep], kind="stable")]
+        names = tuple(classes[label] if label < len(classes) else f"label {label}" for label in labels[keep])
+        return cls(boxes[keep], names, None if scores is None else scores[keep])
+
+    def within(self, x_range_m: tuple[float, float], y_range_m: tuple[float, float]) -> DrawnBoxes:
+        """The boxes whose centre lies in the extent."""
+        low, high = np.array([x_range_m, y_range_m]).T
+        keep = np.flatnonzero(((self.boxes[:, :2] >= low) & (self.boxes[:, :2] <= high)).all(axis=1))
+        names = tuple(self.names[index] for index in keep)
+        return DrawnBoxes(self.boxes[keep], names, None if self.scores is None else self.scores[keep])
+
+    @property
+    def corners(self) -> np.ndarray:
+        """(G, 8, 3) metres, in the order of :data:`EDGES`."""
+        length, width, height, yaw = (self.boxes[:, column, None] for column in (3, 4, 5, 6))
+        along = np.array([0.5, 0.5, -0.5, -0.5] * 2) * length
+        across = np.array([0.5, -0.5, -0.5, 0.5] * 2) * width
+        up = np.array([0.0] * 4 + [1.0] * 4) * height
+        x = self.boxes[:, 0:1] + along * np.cos(yaw) - across * np.sin(yaw)
+        y = self.boxes[:, 1:2] + along * np.sin(yaw) + across * np.cos(yaw)
+        return np.stack([x, y, self.boxes[:, 2:3] + up], axis=-1)

@@ -1,0 +1,10 @@
+"""What every run shares: logging, checkpoints, processes."""
+
+default_scope = "bevstack"
+default_hooks = dict(
+    logger=dict(type="LoggerHook", interval=50),
+    checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=3),
+)
+env_cfg = dict(mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0))
+log_processor = dict(window_size=50)
+randomness = dict(seed=0)

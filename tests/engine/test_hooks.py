@@ -1,0 +1,69 @@
+"""The wall-clock budget."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+from mmengine.hooks import Hook
+
+from bevstack.engine.checkpoint import read_checkpoint
+from bevstack.engine.hooks import BudgetSchedule, MaxSecondsHook
+from bevstack.registry import HOOKS
+from tests.engine.toy import train_toy
+
+
+@HOOKS.register_module()
+class SlowStep(Hook):
+    """Makes each step take a known time."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        time.sleep(0.05)
+
+
+def test_factor_closed_form() -> None:
+    """Linear to 1 at the end of the warm-up, half a cosine to the end factor."""
+    schedule = BudgetSchedule(warmup=0.2, start_factor=0.1, end_factor=0.01)
+    assert schedule.factor(0.0) == pytest.approx(0.1)
+    assert schedule.factor(0.1) == pytest.approx(0.55)
+    assert schedule.factor(0.2) == pytest.approx(1.0)
+    assert schedule.factor(0.6) == pytest.approx(0.01 + 0.99 * (1 + math.cos(math.pi / 2)) / 2)
+    assert schedule.factor(1.0) == pytest.approx(0.01)
+
+
+def test_without_seconds_it_depends_on_steps_only(tmp_path) -> None:
+    """Learning rate of step i of 16: 0.01 times the factor at i / 16."""
+    hook = {"type": "BudgetSchedule", "warmup": 0.25, "start_factor": 0.1, "end_factor": 0.0}
+    train_toy(str(tmp_path), param_scheduler=None, extra_hooks=[hook])
+    rates = read_checkpoint(tmp_path / "iter_16.pth")["message_hub"]["log_scalars"]["train/lr"]["history"][0]
+    schedule = BudgetSchedule(warmup=0.25, start_factor=0.1, end_factor=0.0)
+    assert rates.tolist() == pytest.approx([0.01 * schedule.factor(i / 16) for i in range(16)])
+
+
+@pytest.mark.parametrize("kind", ["BudgetSchedule", "MaxSecondsHook"])
+def test_budget_ends_training_with_a_checkpoint(tmp_path, kind) -> None:
+    """16 steps of at least 0.05 s do not fit in 0.3 s; what was done is saved and can be read."""
+    hooks = [{"type": kind, "max_seconds": 0.3}, {"type": "SlowStep"}]
+    summary = train_toy(str(tmp_path), extra_hooks=hooks, param_scheduler=None)
+    assert 1 <= summary["steps"] <= 7
+    assert summary["checkpoint"].endswith(f"iter_{summary['steps']}.pth")
+    meta = read_checkpoint(summary["checkpoint"])["meta"]
+    assert meta["iter"] == summary["steps"] and meta["train_seconds"] >= 0.3
+    # resuming a spent budget trains one step more at most
+    again = train_toy(str(tmp_path), "auto", extra_hooks=hooks, param_scheduler=None)
+    assert again["steps"] <= summary["steps"] + 1
+
+
+def test_rate_falls_to_the_end_within_the_budget(tmp_path) -> None:
+    """The last step of a run cut by time is taken near the schedule's end, not in its middle."""
+    hooks = [{"type": "BudgetSchedule", "max_seconds": 0.5, "end_factor": 0.0}, {"type": "SlowStep"}]
+    summary = train_toy(str(tmp_path), extra_hooks=hooks, param_scheduler=None)
+    rates = read_checkpoint(summary["checkpoint"])["message_hub"]["log_scalars"]["train/lr"]["history"][0]
+    assert summary["steps"] < 16 and rates[-1] < 0.5 * rates.max()
+
+
+@pytest.mark.parametrize(("kind", "value"), [(BudgetSchedule, -1), (MaxSecondsHook, 0)])
+def test_budget_must_be_positive(kind, value) -> None:
+    with pytest.raises(ValueError, match="positive"):
+        kind(max_seconds=value)

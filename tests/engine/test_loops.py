@@ -1,0 +1,156 @@
+"""Streams, the NaN guard and the number formats of the loops."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bevstack.engine.checkpoint import read_checkpoint
+from bevstack.engine.faults import NonFiniteError
+from bevstack.engine.streaming import carried_memory, memory_after, require_streams
+from bevstack.errors import InputError
+from bevstack.registry import MODELS
+from bevstack.structures import BEVDataSample, BEVMemory
+from tests.engine.toy import SCENE_LENGTH, ToyDataset, exit_code_of, toy_config, train_toy
+
+
+def sample(token: str, prev_token: str = "") -> BEVDataSample:
+    return BEVDataSample(metainfo={"token": token, "prev_token": prev_token})
+
+
+def memory_of(*tokens: str) -> BEVMemory:
+    """Memory whose features are 0, 1, ... by slot."""
+    count = len(tokens)
+    features = torch.arange(count, dtype=torch.float32).view(count, 1, 1, 1, 1)
+    poses = torch.eye(4).expand(count, 1, 4, 4)
+    return BEVMemory(features, poses, torch.ones(count, 1, dtype=torch.bool), tuple(tokens))
+
+
+def test_memory_stays_in_its_slot() -> None:
+    """Slot 0 goes on, slot 1 starts a scene, slot 2 takes up a stream that slot 1 held: only slot 0 has memory."""
+    samples = [sample("a2", "a1"), sample("d1"), sample("b2", "b1")]
+    carried = carried_memory(memory_of("a1", "b1", "c1"), samples)
+    assert carried.valid[:, 0].tolist() == [True, False, False]
+    assert carried.tokens == ("a1", "", "") and carried.features.flatten()[0] == 0.0
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_batch_sizes_may_change(count) -> None:
+    """A smaller last batch, or a larger one after it: slots that both have go on."""
+    carried = carried_memory(memory_of("a1", "b1"), [sample("a2", "a1"), sample("b2", "b1"), sample("c1")][:count])
+    assert carried.valid[:, 0].tolist() == [True, True, False][:count]
+    assert carried.features.shape[0] == count == len(carried.tokens)
+
+
+@pytest.mark.parametrize("samples", [[sample("c1")], [sample("c2", "c1")]])
+def test_no_memory_of_other_scenes(samples) -> None:
+    assert carried_memory(memory_of("a1", ""), samples) is None
+    assert carried_memory(None, samples) is None
+
+
+def test_memory_is_cut_from_the_graph() -> None:
+    memory = memory_of("x")
+    features = memory.features.clone().requires_grad_() * 2
+    kept = memory_after(BEVMemory(features, memory.newest_from_frame, memory.valid), [sample("a1")])
+    assert not kept.features.requires_grad and kept.tokens == ("a1",)
+
+
+def test_consecutive_frames_in_one_batch_are_refused() -> None:
+    with pytest.raises(InputError, match="a1 and a2 follow each other but lie in one batch"):
+        require_streams([sample("a1"), sample("a2", "a1")])
+
+
+def _stream(model: torch.nn.Module, dataset: ToyDataset, scenes: list[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Losses and gradients of scenes streamed side by side, the loss of each step summed over samples."""
+    from dataclasses import replace
+
+    model.zero_grad()
+    memory, losses = None, []
+    for frame in range(SCENE_LENGTH):
+        items = [dataset[scene * SCENE_LENGTH + frame] for scene in scenes]
+        batch = {key: [item[key] for item in items] for key in ("inputs", "data_samples")}
+        data = model.data_preprocessor(batch, True)
+        samples = data["data_samples"]
+        clip = replace(data["inputs"], memory=carried_memory(memory, samples))
+        loss, memory = model(clip, samples, "stream_loss")
+        memory = memory_after(memory, samples)
+        (loss["loss_toy"] * len(scenes)).backward()
+        losses.append(loss["loss_toy"].detach() * len(scenes))
+    return torch.stack(losses), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+def test_two_slots_equal_two_streams_of_one() -> None:
+    """A batch of two scenes gives the summed losses and gradients of each alone (expected: the runs of one)."""
+    torch.manual_seed(0)
+    model = MODELS.build({"type": "ToyModel", "dropout": 0.0})
+    model.norm.eval()  # batch statistics mix samples by definition
+    dataset = ToyDataset(8)
+    both_losses, both = _stream(model, dataset, [0, 1])
+    first_losses, first = _stream(model, dataset, [0])
+    second_losses, second = _stream(model, dataset, [1])
+    torch.testing.assert_close(both_losses, first_losses + second_losses)
+    for together, one, other in zip(both, first, second, strict=True):
+        torch.testing.assert_close(together, one + other, rtol=1e-5, atol=1e-6)
+
+
+def test_nan_loss_stops_with_the_tokens(tmp_path, run_process) -> None:
+    """R12: exit code 1, tokens named, the last checkpoint is finite and no later one exists."""
+    changes = {"train_dataloader__dataset__nan_at": 6, "default_hooks__checkpoint__interval": 1}
+    code = run_process(exit_code_of, str(tmp_path), **changes)
+    message = json.loads(Path(f"{tmp_path}-message.json").read_text())
+    assert code == 1
+    assert "loss is not finite: loss_toy" in message and "s6" in message and "no weight was changed" in message
+    for path in tmp_path.glob("iter_*.pth"):
+        state = read_checkpoint(path)["state_dict"]
+        assert all(torch.isfinite(value).all() for value in state.values() if value.is_floating_point())
+
+
+def test_nan_loss_raises_in_process(tmp_path) -> None:
+    with pytest.raises(NonFiniteError, match="s3"):
+        train_toy(str(tmp_path), train_dataloader__dataset__nan_at=3)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_test_loop_scores_every_sample_once(tmp_path, streaming) -> None:
+    """Batches of two against batches of one, both streaming or both not: the same mean score, in 32 bits."""
+    from bevstack.engine.test import test
+
+    train_toy(str(tmp_path), streaming=streaming)
+    means = []
+    for batch in (1, 2):
+        cfg = toy_config(tmp_path, streaming=streaming, batch_size=batch)
+        cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
+        cfg.test_cfg = {"type": "StreamingTestLoop" if streaming else "AutocastTestLoop"}
+        metrics = test(cfg, tmp_path / "iter_16.pth", tmp_path / f"out{batch}")
+        assert metrics["count"] == 16
+        means.append(metrics["mean"])
+        written = json.loads((tmp_path / f"out{batch}" / "metrics.json").read_text())
+        assert written["mean"] == pytest.approx(metrics["mean"]) and written["train_seconds"] > 0
+    assert means[0] == pytest.approx(means[1], rel=1e-5)
+
+
+def test_memory_matters_in_streaming_test(tmp_path) -> None:
+    """With and without streams the toy model answers differently, so that the test above can fail."""
+    from bevstack.engine.test import test
+
+    train_toy(str(tmp_path), streaming=True)
+    means = []
+    for kind in ("StreamingTestLoop", "AutocastTestLoop"):
+        cfg = toy_config(tmp_path, streaming=True)
+        cfg.test_dataloader, cfg.test_evaluator, cfg.test_cfg = cfg.val_dataloader, cfg.val_evaluator, {"type": kind}
+        means.append(test(cfg, tmp_path / "iter_16.pth", tmp_path / kind)["mean"])
+    assert means[0] != pytest.approx(means[1], rel=1e-4)
+
+
+def test_average_weights_are_tested(tmp_path) -> None:
+    """A checkpoint's ``state_dict`` holds the average where EMA ran; expected: recomputed from the saved steps."""
+    train_toy(str(tmp_path), default_hooks__checkpoint__interval=1)
+    average = None
+    for step in range(1, 17):
+        checkpoint = read_checkpoint(tmp_path / f"iter_{step}.pth")
+        raw = checkpoint["ema_state_dict"]["module.out.weight"]  # mmengine swaps the two on saving
+        average = raw if average is None else average + 0.1 * (raw - average)
+    torch.testing.assert_close(checkpoint["state_dict"]["out.weight"], average)

@@ -1,0 +1,270 @@
+"""The detection metric against the devkit called directly, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from nuscenes.eval.common.config import config_factory
+from nuscenes.eval.detection.constants import DETECTION_NAMES
+from nuscenes.eval.detection.evaluate import DetectionEval
+from nuscenes.utils.data_classes import Box
+from pyquaternion import Quaternion
+
+from bevstack.errors import InputError
+from bevstack.evaluation import NuScenesDetectionMetric
+from bevstack.evaluation.nuscenes_scoring import open_tables, score_submission
+from bevstack.registry import METRICS
+from tests.evaluation.nuscenes_root import SPLIT, VERSION
+
+PRESENT = ("car", "pedestrian", "barrier", "bicycle")
+
+
+def metric_of(root, out_dir=None, **options):
+    options = {"classes": DETECTION_NAMES, "split": SPLIT, **options}
+    return NuScenesDetectionMetric(root, VERSION, out_dir=out_dir, **options)
+
+
+def score(metric, samples):
+    metric.process(None, [sample.to_dict() for sample in samples])
+    return metric.evaluate(len(samples))
+
+
+def devkit_summary(tables, path, folder):
+    """What the devkit itself makes of a submission file."""
+    evaluation = DetectionEval(
+        tables, config_factory("detection_cvpr_2019"), str(path), SPLIT, str(folder), verbose=False
+    )
+    metrics, _ = evaluation.evaluate()
+    return metrics.serialize()
+
+
+def true_boxes(tables, token):
+    """Annotations as the devkit's evaluation counts them, with the devkit's velocities, and their attributes."""
+    boxes, attributes = [], []
+    names = {"vehicle.car": "car", "human.pedestrian.adult": "pedestrian", "movable_object.barrier": "barrier",
+             "vehicle.bicycle": "bicycle"}  # fmt: skip
+    for annotation in tables.get("sample", token)["anns"]:
+        record = tables.get("sample_annotation", annotation)
+        if record["category_name"] in names:
+            box = Box(record["translation"], record["size"], Quaternion(record["rotation"]), score=0.5)
+            box.name, box.velocity = names[record["category_name"]], tables.box_velocity(annotation)
+            boxes.append(box)
+            attributes.append(record["attribute_tokens"][0] if record["attribute_tokens"] else "")
+    return boxes, attributes
+
+
+def test_perfect_answer_has_no_error(root, tables, sample_of):
+    # Expected: the annotations themselves have AP 1 in every class present and no error of any kind; six classes are
+    # absent, so the devkit's own mean is 4 / 10.
+    samples = [sample_of(sample["token"], *true_boxes(tables, sample["token"])) for sample in tables.sample]
+    metrics = score(metric_of(root), samples)
+    assert metrics["mAP"] == pytest.approx(0.4)
+    assert metrics["mAP_present"] == pytest.approx(1.0)
+    assert metrics["NDS_present"] == pytest.approx(1.0, abs=1e-4)
+    for name in PRESENT:
+        assert metrics[f"AP/{name}"] == pytest.approx(1.0)
+        for error in ("ATE", "ASE", "AOE", "AVE", "AAE"):
+            value = metrics[f"{error}/{name}"]
+            assert math.isnan(value) if name == "barrier" and error in ("AVE", "AAE") else value < 1e-3, (name, error)
+    # 12 tracks of 5 categories by turns, two scenes of three samples: 3 x 6 cars and pedestrians, 2 x 6 of the others
+    # (what lies beyond the official range is left out: boxes spread to 38 m, barriers count to 30 m).
+    assert metrics["gt/bus"] == 0 and metrics["AP/bus"] == 0
+    assert metrics["gt/car"] == 18
+
+
+def test_noisy_answer_scores_as_the_devkit_scores_it(root, tables, noisy_boxes, sample_of, tmp_path):
+    # Expected: DetectionEval, unmodified, on a file written by hand from the same boxes in the global frame. BEV boxes
+    # are float32 (about 1e-6 m at 40 m), hence the tolerance.
+    def record(token, box):
+        kind = {"car": "vehicle", "pedestrian": "pedestrian", "bicycle": "cycle"}.get(box.name)
+        moving = np.hypot(*box.velocity[:2]) > 0.2
+        attributes = {"vehicle": ("parked", "moving"), "pedestrian": ("standing", "moving"),
+                      "cycle": ("without_rider", "with_rider")}  # fmt: skip
+        return {
+            "sample_token": token, "translation": box.center.tolist(), "size": box.wlh.tolist(),
+            "rotation": box.orientation.elements.tolist(), "velocity": box.velocity[:2].tolist(),
+            "detection_name": box.name, "detection_score": box.score,
+            "attribute_name": f"{kind}.{attributes[kind][moving]}" if kind else "",
+        }  # fmt: skip
+
+    by_hand = {token: [record(token, box) for box in boxes] for token, boxes in noisy_boxes.items()}
+    (tmp_path / "by_hand.json").write_text(json.dumps({"meta": {}, "results": by_hand}))
+    expected = devkit_summary(tables, tmp_path / "by_hand.json", tmp_path / "devkit")
+
+    metrics = score(metric_of(root, tmp_path / "out"), [sample_of(*item) for item in noisy_boxes.items()])
+    assert 0.05 < metrics["mAP_present"] < 0.95  # the case is neither perfect nor empty
+    assert metrics["NDS"] == pytest.approx(expected["nd_score"], abs=1e-5)
+    assert metrics["mAP"] == pytest.approx(expected["mean_ap"], abs=1e-5)
+    short = {"trans_err": "ATE", "scale_err": "ASE", "orient_err": "AOE", "vel_err": "AVE", "attr_err": "AAE"}
+    for name in DETECTION_NAMES:
+        assert metrics[f"AP/{name}"] == pytest.approx(expected["mean_dist_aps"][name], abs=1e-5)
+        for key, error in short.items():
+            expected_error = expected["label_tp_errors"][name][key]
+            assert metrics[f"{error}/{name}"] == pytest.approx(expected_error, abs=1e-5, nan_ok=True)
+    for key, error in short.items():
+        assert metrics[f"m{error}"] == pytest.approx(expected["tp_errors"][key], abs=1e-5)
+
+    # The file that the metric wrote, read by the devkit: exactly the numbers that the metric returned.
+    own = devkit_summary(tables, tmp_path / "out" / "results_nusc.json", tmp_path / "devkit2")
+    assert own["nd_score"] == metrics["NDS"]
+    assert own["mean_dist_aps"] == {name: metrics[f"AP/{name}"] for name in DETECTION_NAMES}
+    again = score_submission(tmp_path / "out" / "results_nusc.json", root, VERSION, SPLIT)
+    assert {key: value for key, value in again.items() if value == value} == {
+        key: value for key, value in metrics.items() if value == value
+    }
+
+
+def test_order_of_samples_does_not_matter(root, noisy_boxes, sample_of, tmp_path):
+    # Expected: the same bytes and numbers as in the order of the tables. Scores are made equal, so that ties count.
+    samples = [sample_of(*item) for item in noisy_boxes.items()]
+    for sample in samples:
+        sample.pred_instances_3d.scores_3d[:] = 0.5
+    first = score(metric_of(root, tmp_path / "a"), samples)
+    second = score(metric_of(root, tmp_path / "b"), samples[::-1])
+    np.testing.assert_equal(second, first)
+    contents = [(tmp_path / folder / "results_nusc.json").read_bytes() for folder in "ab"]
+    assert contents[0] == contents[1]
+
+
+def test_no_boxes_at_all_scores_zero(root, noisy_boxes, sample_of):
+    # Expected: nothing found, AP 0; the devkit alone raises on an answer without a single box.
+    metrics = score(metric_of(root), [sample_of(token, []) for token in noisy_boxes])
+    assert metrics["mAP"] == 0 and metrics["NDS"] == 0 and metrics["gt/car"] == 18
+
+
+def test_split_of_one_scene(root, noisy_boxes, sample_of):
+    # Expected: splits.json's split "one" holds scene tiny-1 only: 9 cars of its three samples.
+    samples = [sample_of(token, boxes) for token, boxes in noisy_boxes.items() if token.startswith("tiny-1")]
+    assert score(metric_of(root, split="one"), samples)["gt/car"] == 9
+
+
+def test_tables_are_loaded_once(root):
+    assert open_tables(root, VERSION) is open_tables(str(root), VERSION)
+
+
+def test_format_only_writes_and_scores_nothing(root, noisy_boxes, sample_of, tmp_path):
+    metric = metric_of(root, tmp_path, format_only=True)
+    assert score(metric, [sample_of(*item) for item in noisy_boxes.items()]) == {}
+    content = json.loads((tmp_path / "results_nusc.json").read_text())
+    assert list(content["results"]) == list(noisy_boxes)
+    assert content["meta"]["use_camera"] is True and content["meta"]["use_lidar"] is False
+
+
+def test_predicted_attributes_are_kept(root, noisy_boxes, sample_of, tmp_path):
+    samples = [
+        sample_of(token, boxes, ["vehicle.stopped" if box.name == "car" else "" for box in boxes])
+        for token, boxes in noisy_boxes.items()
+    ]
+    score(metric_of(root, tmp_path), samples)
+    results = json.loads((tmp_path / "results_nusc.json").read_text())["results"]
+    cars = [box for boxes in results.values() for box in boxes if box["detection_name"] == "car"]
+    assert cars and all(box["attribute_name"] == "vehicle.stopped" for box in cars)
+
+
+def missing(samples):
+    return samples[1:]
+
+
+def twice(samples):
+    return [*samples, samples[2]]
+
+
+def foreign(samples):
+    samples[0].set_metainfo({"token": "elsewhere"})
+    return samples
+
+
+def too_many(samples):
+    instances = samples[0].pred_instances_3d
+    samples[0].pred_instances_3d = instances[torch.zeros(501, dtype=torch.int64)]
+    return samples
+
+
+def nan_position(samples):
+    samples[0].pred_instances_3d.bboxes_3d.tensor[1, 0] = math.nan
+    return samples
+
+
+def nan_yaw(samples):
+    samples[0].pred_instances_3d.bboxes_3d.tensor[1, 6] = math.nan
+    return samples
+
+
+def nan_velocity(samples):
+    samples[0].pred_instances_3d.bboxes_3d.tensor[1, 8] = math.nan
+    return samples
+
+
+def infinite_score(samples):
+    samples[0].pred_instances_3d.scores_3d[1] = math.inf
+    return samples
+
+
+def flat_box(samples):
+    samples[0].pred_instances_3d.bboxes_3d.tensor[1, 5] = 0
+    return samples
+
+
+def unknown_label(samples):
+    samples[0].pred_instances_3d.labels_3d[1] = 10
+    return samples
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (missing, "1 of the 6 samples of split 'tiny_val' are missing, first tiny-0-0"),
+        (twice, "results/tiny-0-2: sample is there more than once"),
+        (foreign, "results/elsewhere: is not a sample"),
+        (too_many, "501 boxes; at most 500"),
+        (nan_position, "results/tiny-0-0[1].translation: is not finite"),
+        (nan_yaw, "results/tiny-0-0[1].rotation: is not finite"),
+        (nan_velocity, "results/tiny-0-0[1].velocity: is not finite"),
+        (infinite_score, "results/tiny-0-0[1].detection_score: is not finite"),
+        (flat_box, "results/tiny-0-0[1].size: must be positive"),
+        (unknown_label, "results/tiny-0-0[1].detection_name: 'label 10' is no class"),
+    ],
+)
+def test_wrong_results_are_refused_and_nothing_is_written(root, noisy_boxes, sample_of, tmp_path, spoil, said):
+    # Expected: RELIABILITY.md R15.
+    samples = spoil([sample_of(*item) for item in noisy_boxes.items()])
+    with pytest.raises(InputError) as caught:
+        score(metric_of(root, tmp_path / "out"), samples)
+    assert said in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_foreign_class_names_are_refused_with_a_suggestion(root):
+    with pytest.raises(InputError, match="'pedestrians' is no class .* did you mean 'pedestrian'"):
+        metric_of(root, classes=("car", "pedestrians"))
+    metric = metric_of(root, classes=None)
+    metric.dataset_meta = {"classes": ("car", "tram")}
+    with pytest.raises(InputError, match="'tram' is no class"):
+        _ = metric.classes
+
+
+def test_model_without_boxes_is_refused(root):
+    with pytest.raises(InputError, match="predicts no boxes"):
+        metric_of(root).process(None, [{"token": "tiny-0-0"}])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"split": "valid"}, "no such split"), ({"split": "val"}, "none of the split's scenes")],
+)
+def test_wrong_split_is_refused(root, options, said):
+    with pytest.raises(InputError, match=said):
+        metric_of(root, **options).evaluate(0)
+
+
+def test_missing_tables_are_refused(tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        metric_of(tmp_path).evaluate(0)
+
+
+def test_registered():
+    assert METRICS.get("NuScenesDetectionMetric") is NuScenesDetectionMetric

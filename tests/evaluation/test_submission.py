@@ -1,0 +1,146 @@
+"""Boxes from the BEV frame to the global one, default attributes, and reading submission files."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from pyquaternion import Quaternion
+
+from bevstack.errors import InputError
+from bevstack.evaluation.submission import (
+    ATTRIBUTES,
+    DETECTION_CLASSES,
+    default_attribute,
+    global_boxes,
+    read_submission,
+    write_submission,
+)
+
+TILTED = Quaternion(axis=[0.1, -0.05, 1.0], angle=2.0).transformation_matrix
+TILTED[:3, 3] = [600.0, 1600.0, 2.0]
+BOXES = np.array(
+    [
+        [10.0, 20.0, -1.0, 4.5, 1.9, 1.6, 0.3, 3.0, -1.0],
+        [-7.0, 5.0, -1.5, 0.6, 0.7, 1.8, -2.8, 0.0, 0.1],
+        [0.0, -30.0, 0.0, 11.0, 2.9, 3.4, 3.1, -8.0, 2.0],
+    ]
+)
+SCORES, NAMES = np.array([0.9, 0.4, 0.2]), ("car", "pedestrian", "bus")
+
+
+def test_box_lies_where_its_matrix_puts_it():
+    # Expected, closed form: the gravity centre through the matrix, the box's own x axis as the length axis, the
+    # velocity through the rotation; size as width, length, height.
+    answer = global_boxes("t", BOXES, SCORES, NAMES, TILTED)
+    for row, (x, y, z, length, width, height, yaw, vx, vy) in enumerate(BOXES):
+        center = TILTED @ [x, y, z + height / 2, 1]
+        np.testing.assert_allclose(answer.translation[row], center[:3], atol=1e-9)
+        np.testing.assert_allclose(answer.size_wlh[row], [width, length, height])
+        axis = TILTED[:3, :3] @ [math.cos(yaw), math.sin(yaw), 0]
+        np.testing.assert_allclose(Quaternion(answer.rotation[row]).rotate([1, 0, 0]), axis, atol=1e-9)
+        np.testing.assert_allclose(answer.velocity[row], (TILTED[:3, :3] @ [vx, vy, 0])[:2], atol=1e-9)
+
+
+@pytest.mark.parametrize("flip", [np.diag([1.0, 1.0, 1.0]), np.diag([-1.0, 1.0, 1.0]), np.diag([1.0, -1.0, 1.0])])
+def test_augmentation_is_undone(flip):
+    # Expected: the answer of the same boxes before they were turned by 0.4, scaled by 1.1, flipped and moved.
+    augmented_from_bev = np.eye(4)
+    augmented_from_bev[:3, :3] = flip @ Quaternion(axis=[0, 0, 1], angle=0.4).rotation_matrix * 1.1
+    augmented_from_bev[:3, 3] = [0.5, -0.2, 0.1]
+    augmented = BOXES.copy()
+    linear = augmented_from_bev[:2, :2]
+    augmented[:, :2] = BOXES[:, :2] @ linear.T + [0.5, -0.2]
+    augmented[:, 2] = BOXES[:, 2] * 1.1 + 0.1
+    augmented[:, 3:6] *= 1.1
+    heading = np.stack([np.cos(BOXES[:, 6]), np.sin(BOXES[:, 6])], -1) @ linear.T
+    augmented[:, 6] = np.arctan2(heading[:, 1], heading[:, 0])
+    augmented[:, 7:] = BOXES[:, 7:] @ linear.T
+    expected = global_boxes("t", BOXES, SCORES, NAMES, TILTED)
+    answer = global_boxes("t", augmented, SCORES, NAMES, TILTED, augmented_from_bev)
+    for field in ("translation", "size_wlh", "velocity"):
+        np.testing.assert_allclose(getattr(answer, field), getattr(expected, field), atol=1e-9)
+    for turned, straight in zip(answer.rotation, expected.rotation, strict=True):
+        assert Quaternion.absolute_distance(Quaternion(turned), Quaternion(straight)) < 1e-9
+    assert answer.attributes == expected.attributes == ("vehicle.moving", "pedestrian.standing", "vehicle.moving")
+
+
+@pytest.mark.parametrize(
+    ("name", "at_rest", "moving"),
+    [
+        ("car", "vehicle.parked", "vehicle.moving"),
+        ("truck", "vehicle.parked", "vehicle.moving"),
+        ("trailer", "vehicle.parked", "vehicle.moving"),
+        ("construction_vehicle", "vehicle.parked", "vehicle.moving"),
+        ("bus", "vehicle.stopped", "vehicle.moving"),
+        ("pedestrian", "pedestrian.standing", "pedestrian.moving"),
+        ("bicycle", "cycle.without_rider", "cycle.with_rider"),
+        ("motorcycle", "cycle.without_rider", "cycle.with_rider"),
+        ("barrier", "", ""),
+        ("traffic_cone", "", ""),
+    ],
+)
+def test_default_attributes(name, at_rest, moving):
+    # Expected: the rule that public nuScenes detectors use, with 0.2 m/s as the limit.
+    assert (default_attribute(name, 0.2), default_attribute(name, 0.21)) == (at_rest, moving)
+
+
+def test_names_are_the_devkits():
+    from nuscenes.eval.detection import constants
+
+    assert list(DETECTION_CLASSES) == constants.DETECTION_NAMES
+    assert list(ATTRIBUTES) == constants.ATTRIBUTE_NAMES
+
+
+def test_file_round_trip(tmp_path):
+    written = global_boxes("t", BOXES, SCORES, NAMES, TILTED)
+    empty = global_boxes("u", np.zeros((0, 9)), np.zeros(0), (), TILTED)
+    write_submission(tmp_path / "r.json", {"t": written, "u": empty}, {"use_camera": True})
+    first, second = read_submission(tmp_path / "r.json")
+    for field in ("translation", "size_wlh", "rotation", "velocity", "scores"):
+        np.testing.assert_array_equal(getattr(first, field), getattr(written, field))
+    assert (first.token, first.names, first.attributes) == ("t", NAMES, written.attributes)
+    assert second.token == "u" and len(second) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+def spoiled(change):
+    boxes = global_boxes("t", BOXES[:1], SCORES[:1], NAMES[:1], TILTED)
+    record = boxes.records()[0]
+    change(record)
+    return json.dumps({"meta": {}, "results": {"t": [record]}})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "is not complete JSON"),
+        (spoiled(lambda record: None)[:-10], "is not complete JSON"),
+        ("[]", "results: must be an object"),
+        ('{"meta": {}}', "results: must be an object"),
+        ('{"meta": {}, "results": {"t": {}}}', "results/t: must be a list"),
+        ('{"meta": {}, "results": {"t": [1]}}', r"results/t\[0\]: must be an object"),
+        (spoiled(lambda record: record.pop("size")), r"results/t\[0\].size: must be 3 number"),
+        (spoiled(lambda record: record.update(velocity=[0, "1"])), r"results/t\[0\].velocity: must be 2 number"),
+        (spoiled(lambda record: record.update(detection_score=True)), "detection_score: must be 1 number"),
+        (spoiled(lambda record: record.update(detection_name=3)), "detection_name: must be a string"),
+        (spoiled(lambda record: record.update(sample_token="u")), "sample_token: is 'u'"),
+    ],
+)
+def test_malformed_files_are_refused(tmp_path, content, said):
+    (tmp_path / "r.json").write_text(content)
+    with pytest.raises(InputError, match=said):
+        read_submission(tmp_path / "r.json")
+
+
+def test_missing_file_is_refused(tmp_path):
+    with pytest.raises(InputError, match="No such file"):
+        read_submission(tmp_path / "r.json")
+
+
+def test_token_given_twice_comes_back_twice(tmp_path):
+    # Expected: JSON readers keep the last of two equal keys; a duplicate must be seen, to be refused.
+    (tmp_path / "r.json").write_text('{"meta": {}, "results": {"t": [], "t": []}}')
+    assert [boxes.token for boxes in read_submission(tmp_path / "r.json")] == ["t", "t"]

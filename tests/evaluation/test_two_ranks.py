@@ -1,0 +1,81 @@
+"""Two processes over gloo give the file and the numbers that one gives, and refuse together."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+from bevstack.errors import InputError
+from bevstack.evaluation import BEVSegmentationMetric, NuScenesDetectionMetric
+from bevstack.geometry import BEVGrid
+from bevstack.structures import BEVRaster
+from tests.evaluation.nuscenes_root import SPLIT, VERSION
+
+CLASSES = ("car", "pedestrian", "bicycle")
+TOKENS = [f"tiny-{scene}-{moment}" for scene in range(2) for moment in range(3)]
+
+
+class Boxes:
+    """Stands for LiDARInstance3DBoxes, of which the metric reads only the tensor."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+def sample_of(token):
+    generator = torch.Generator().manual_seed(TOKENS.index(token))
+    boxes = torch.rand(20, 9, generator=generator) * 20 + 0.5
+    grid = BEVGrid((8, 8))
+    truth = torch.rand(1, 8, 8, generator=generator) < 0.5
+    return {
+        "token": token,
+        "global_from_bev": torch.eye(4).double().numpy(),
+        "pred_instances_3d": {
+            "bboxes_3d": Boxes(boxes),
+            "scores_3d": torch.rand(20, generator=generator).mul(4).round().div(4),
+            "labels_3d": torch.randint(0, 3, (20,), generator=generator),
+        },
+        "gt_rasters": {"map": BEVRaster(truth, ("road",), grid)},
+        "pred_rasters": {"map": BEVRaster(torch.rand(1, 8, 8, generator=generator), ("road",), grid)},
+    }
+
+
+def evaluate(root, out, tokens):
+    metrics = {}
+    detection = NuScenesDetectionMetric(root, VERSION, SPLIT, out, CLASSES)
+    for metric in (detection, BEVSegmentationMetric("map")):
+        metric.process(None, [sample_of(token) for token in tokens])
+        metrics.update(metric.evaluate(len(tokens)))
+    return metrics
+
+
+def run_rank(rank, root, out, parts):
+    """One process: its part of the samples; then one more round in which rank 1 has a sample too few."""
+    torch.set_num_threads(1)  # a forked process has lost the threads of its parent's pool
+    dist.init_process_group("gloo", init_method=f"file://{out}/store", rank=rank, world_size=2)
+    metrics = evaluate(root, out / "two", parts[rank])
+    try:
+        evaluate(root, out / "refused", parts[rank][rank:])
+        refused = "nothing was refused"
+    except InputError as error:
+        refused = str(error)
+    (out / f"rank{rank}.json").write_text(json.dumps([metrics, refused]))
+    dist.destroy_process_group()
+
+
+def test_two_ranks_equal_one(root, tmp_path):
+    # Expected: the one-rank file and numbers, although the ranks hold different numbers of samples in another order.
+    alone = evaluate(root, tmp_path / "one", TOKENS)
+    parts = [TOKENS[4:], TOKENS[3::-1]]
+    # Forked, not spawned: importing mmdet3d and the devkit afresh in each process would take twenty seconds.
+    torch.multiprocessing.start_processes(run_rank, (root, tmp_path, parts), nprocs=2, start_method="fork")
+    for rank in range(2):
+        together, refused = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert json.dumps(together) == json.dumps(alone)
+        assert "1 of the 6 samples of split 'tiny_val' are missing, first tiny-1-0" in refused
+    files = [(tmp_path / folder / "results_nusc.json").read_bytes() for folder in ("one", "two")]
+    assert files[0] == files[1]
+    assert not (tmp_path / "refused").exists()

@@ -1,0 +1,116 @@
+"""Losses and costs against their formulas written out, and finite differences."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from bevstack.losses.functional import (
+    l1_cost,
+    masked_l1_loss,
+    mean_across_ranks,
+    sigmoid_focal_cost,
+    sigmoid_focal_loss,
+)
+
+
+def _focal(logit, positive, alpha, gamma):
+    p = 1 / (1 + math.exp(-logit))
+    return -alpha * (1 - p) ** gamma * math.log(p) if positive else -(1 - alpha) * p**gamma * math.log(1 - p)
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 1.0), (0.5, 0.0)])
+def test_focal_loss_is_its_formula(alpha, gamma):
+    logits = torch.tensor([[-3.0, 0.2, 1.7], [0.5, -0.4, 2.2]])
+    loss = sigmoid_focal_loss(logits, torch.tensor([2, -1]), alpha, gamma)
+    expected = [[_focal(-3.0, False, alpha, gamma), _focal(0.2, False, alpha, gamma), _focal(1.7, True, alpha, gamma)]]
+    expected += [[_focal(x, False, alpha, gamma) for x in (0.5, -0.4, 2.2)]]
+    torch.testing.assert_close(loss, torch.tensor(expected))
+
+
+def test_focal_loss_survives_large_logits():
+    # At +-100 the loss of a right answer is 0 and of a wrong one |logit| times the class weight: the formula's limit.
+    loss = sigmoid_focal_loss(torch.tensor([[100.0, -100.0]]), torch.tensor([1]))
+    torch.testing.assert_close(loss, torch.tensor([[75.0, 25.0]]))
+
+
+def test_focal_loss_gradient_by_finite_differences():
+    torch.manual_seed(0)
+    logits = torch.randn(3, 4, requires_grad=True)
+    labels = torch.tensor([0, 3, -1])
+    sigmoid_focal_loss(logits, labels).sum().backward()
+    step = 1e-2
+    for index in ((0, 0), (1, 2), (2, 3)):
+        shift = torch.zeros_like(logits)
+        shift[index] = step
+        with torch.no_grad():
+            high = sigmoid_focal_loss(logits + shift, labels).double().sum()
+            low = sigmoid_focal_loss(logits - shift, labels).double().sum()
+        assert logits.grad[index].item() == pytest.approx(((high - low) / (2 * step)).item(), abs=1e-3)
+
+
+def test_losses_do_not_hide_nan():
+    logits = torch.tensor([[math.nan, 0.0]])
+    assert sigmoid_focal_loss(logits, torch.tensor([0])).isnan().any()
+    nan = torch.full((2,), math.nan)
+    assert masked_l1_loss(nan, torch.zeros(2), torch.tensor([True, False])).isnan().all()
+
+
+def test_focal_cost_is_positive_minus_negative_loss():
+    # The definition: what changes in the loss when a query's target becomes the positive one (eps aside).
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 5, 4), torch.tensor([3, 0, 3])
+    cost = sigmoid_focal_cost(logits, labels)
+    assert cost.shape == (2, 5, 3)
+    for g, label in enumerate(labels.tolist()):
+        for d, q in ((0, 0), (1, 4)):
+            x = logits[d, q, label].item()
+            assert cost[d, q, g].item() == pytest.approx(_focal(x, True, 0.25, 2) - _focal(x, False, 0.25, 2), abs=1e-6)
+    assert sigmoid_focal_cost(logits, labels[:0]).shape == (2, 5, 0)
+
+
+def test_l1_cost_is_the_sum_of_differences():
+    torch.manual_seed(0)
+    predictions, targets = torch.randn(2, 5, 3), torch.randn(4, 3)
+    expected = (predictions[:, :, None] - targets).abs().sum(-1)
+    torch.testing.assert_close(l1_cost(predictions, targets), expected)
+    assert l1_cost(predictions, targets[:0]).shape == (2, 5, 0)
+
+
+def test_masked_l1_loss_ignores_what_is_masked():
+    predictions = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    targets = torch.tensor([0.0, math.nan, 5.0])
+    loss = masked_l1_loss(predictions, targets, targets.isfinite())
+    loss.sum().backward()
+    assert loss.tolist() == [1.0, 0.0, 2.0]
+    assert predictions.grad.tolist() == [1.0, 0.0, -1.0]
+
+
+def test_mean_across_one_rank_is_the_number():
+    assert mean_across_ranks(3).item() == 3.0
+    number = torch.tensor(2.5)
+    assert mean_across_ranks(number) is not number and mean_across_ranks(number).item() == 2.5
+
+
+_TWO_RANKS = """
+import sys, torch, torch.distributed as dist
+from bevstack.losses.functional import mean_across_ranks
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+number = torch.tensor(3.0 + 4 * rank)
+print(mean_across_ranks(number).item(), number.item())
+dist.destroy_process_group()
+"""
+
+
+def test_mean_across_two_ranks(tmp_path):
+    # (3 + 7) / 2, with each rank's own number left as it was.
+    command = [sys.executable, "-c", _TWO_RANKS]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    answers = [rank.communicate(timeout=60)[0].split() for rank in ranks]
+    assert answers == [["5.0", "3.0"], ["5.0", "7.0"]]

@@ -1,0 +1,294 @@
+"""The contract of every registered head. A new head is tested by being registered and having a line in ``HEADS``."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+import pytest
+import torch
+from torch import nn
+
+import bevstack.interop
+import bevstack.models.heads
+from bevstack.errors import InputError
+from bevstack.geometry import BEVGrid
+from bevstack.models.heads import BEVHead
+from bevstack.models.heads.base import resample_bev, target_raster
+from bevstack.registry import MODELS
+from bevstack.structures import BEVDataSample, BEVFeatures, BEVRaster
+from tests.models.scenes import CLASSES, LAYERS, labels_of
+
+CHANNELS = 8
+BEV_GRID = BEVGrid(shape=(8, 12), x_range_m=(-24, 24), y_range_m=(-8, 24))
+SQUARE = BEVGrid(shape=(8, 8), x_range_m=(-16, 16), y_range_m=(-16, 16))
+FINER = BEVGrid(shape=(10, 20), x_range_m=(-20, 20), y_range_m=(-10, 10))  # 2 m cells, in part outside B_t
+
+_queries = dict(classes=CLASSES, num_queries=20, layers=2, heads=2, hidden=16, dropout=0.0)
+_segmentation = dict(raster="map", classes=LAYERS, channels=6)
+HEADS = {
+    "DenseDetectionHead": [dict(classes=CLASSES, channels=6)],
+    "QueryDetectionHead": [_queries],
+    "OldBoxesDetectionHead": [_queries],
+    "SemanticSegmentationHead": [_segmentation, {**_segmentation, "resample": "logits"}],
+}
+SHAPES = {  # of the raw outputs on a grid of Y x X cells for B samples, from the heads' docstrings
+    "DenseDetectionHead": lambda b, y, x: {"heatmap": (b, 3, y, x), "box": (b, 10, y, x)},
+    "QueryDetectionHead": lambda b, y, x: {"logits": (2, b, 20, 3), "boxes": (2, b, 20, 10)},
+    "OldBoxesDetectionHead": lambda b, y, x: {"logits": (2, b, 20, 3), "boxes": (2, b, 20, 10)},
+    "SemanticSegmentationHead": lambda b, y, x: {"logits": (b, 2, y, x)},
+}
+SAMPLE_DIMENSION = {"QueryDetectionHead": 1, "OldBoxesDetectionHead": 1}  # of the raw outputs, 0 elsewhere
+CASES = [pytest.param((name, n), id=f"{name}-{n}") for name, entries in HEADS.items() for n in range(len(entries))]
+
+
+def registered_heads() -> set[str]:
+    """Names of this package's heads in the registry, once every module that may hold one is imported."""
+    for package in (bevstack.models.heads, bevstack.interop):
+        for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+            importlib.import_module(module.name)
+    return {
+        name
+        for name, cls in MODELS.module_dict.items()
+        if isinstance(cls, type) and issubclass(cls, BEVHead) and cls.__module__.startswith("bevstack.")
+    }
+
+
+def build(case, grid=BEV_GRID, nonzero=True) -> BEVHead:
+    """A head whose every parameter counts: nothing stays at a zero initialisation."""
+    name, entry = case
+    torch.manual_seed(0)
+    head = MODELS.build(dict(type=f"bevstack.{name}", in_channels=CHANNELS, grid=grid, **HEADS[name][entry]))
+    for module in head.modules() if nonzero else ():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.3)
+    return head
+
+
+def bev_of(batch=2, grid=BEV_GRID, seed=1) -> BEVFeatures:
+    generator = torch.Generator().manual_seed(seed)
+    return BEVFeatures(torch.randn(batch, CHANNELS, *grid.shape, generator=generator), grid)
+
+
+def one(bev: BEVFeatures, index: int) -> BEVFeatures:
+    return BEVFeatures(bev.features[index : index + 1], bev.grid)
+
+
+def total(losses: dict) -> torch.Tensor:
+    return sum(value for key, value in losses.items() if "loss" in key)
+
+
+def tensors_of(fields: dict) -> dict[str, torch.Tensor]:
+    """A sample's predicted fields as flat tensors."""
+    flat = {}
+    for name, value in fields.items():
+        if name == "pred_instances_3d":
+            flat |= {"boxes": value.bboxes_3d.tensor, "scores": value.scores_3d, "labels": value.labels_3d}
+        elif name == "pred_rasters":
+            flat |= {f"raster {key}": raster.layers for key, raster in value.items()}
+        else:
+            raise AssertionError(f"say how to compare the field {name}")
+    return flat
+
+
+def test_every_registered_head_is_tested_here():
+    # Expected: what the registry says.
+    assert set(HEADS) == registered_heads() == set(SHAPES)
+
+
+@pytest.mark.parametrize("grid", [BEV_GRID, SQUARE, FINER], ids=["not-square", "square", "own-grid"])
+@pytest.mark.parametrize("case", CASES)
+def test_shapes(case, grid):
+    head = build(case, grid)
+    raw = head(bev_of())
+    assert {name: tuple(value.shape) for name, value in raw.items()} == SHAPES[case[0]](2, *grid.shape)
+    samples = labels_of(grid, [2, 3])
+    predictions = head.predict(raw, samples)
+    assert len(predictions) == 2
+    for fields in predictions:
+        assert fields and set(fields) <= {"pred_instances_3d", "pred_rasters"}
+        for instances in (value for name, value in fields.items() if name == "pred_instances_3d"):
+            number = len(instances.scores_3d)
+            assert instances.bboxes_3d.tensor.shape == (number, 9) and instances.labels_3d.shape == (number,)
+            assert ((instances.labels_3d >= 0) & (instances.labels_3d < len(CLASSES))).all()
+        for raster in fields.get("pred_rasters", {}).values():
+            assert raster.layers.shape == (len(raster.classes), *grid.shape) and raster.grid.same_as(grid)
+            assert raster.layers.is_floating_point() and raster.layers.min() >= 0 and raster.layers.max() <= 1
+
+
+@pytest.mark.parametrize("counts", [[3, 2], [0, 2], [0, 0]], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_losses_are_finite_scalars_also_without_boxes(case, counts):
+    head = build(case)
+    losses = head.loss(head(bev_of()), labels_of(BEV_GRID, counts))
+    assert any("loss" in key for key in losses)
+    assert all(value.ndim == 0 and value.isfinite() for value in losses.values())
+    total(losses).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in head.parameters())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_parameter_gets_a_finite_gradient(case):
+    head, bev = build(case), bev_of()
+    bev.features.requires_grad_()
+    total(head.loss(head(bev), labels_of(BEV_GRID, [3, 2]))).backward()
+    for name, parameter in head.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+    assert bev.features.grad.isfinite().all() and bev.features.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_batch_of_two_equals_two_batches_of_one(case):
+    head, bev, samples = build(case).eval(), bev_of(), labels_of(BEV_GRID, [3, 3])
+    together, dim = head(bev), SAMPLE_DIMENSION.get(case[0], 0)
+    predicted = head.predict(together, samples)
+    losses = dict.fromkeys(head.loss(together, samples), 0.0)
+    for b in range(2):
+        alone = head(one(bev, b))
+        for name, value in alone.items():
+            torch.testing.assert_close(together[name].narrow(dim, b, 1), value, rtol=1e-4, atol=1e-4)
+        fields = tensors_of(head.predict(alone, samples[b : b + 1])[0])
+        for name, value in tensors_of(predicted[b]).items():
+            torch.testing.assert_close(value, fields[name], rtol=1e-4, atol=1e-4)
+        for key, value in head.loss(alone, samples[b : b + 1]).items():
+            losses[key] = losses[key] + value / 2
+    # Losses are means over true boxes or over cells: equally many in both samples. Dice is one ratio over the batch.
+    for key, value in head.loss(together, samples).items():
+        if key != "loss_dice":
+            torch.testing.assert_close(value, losses[key], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_saved_and_loaded(case, tmp_path):
+    head, bev = build(case).eval(), bev_of()
+    torch.save(head.state_dict(), tmp_path / "head.pth")
+    other = build(case, nonzero=False).eval()
+    assert any(not torch.equal(a, b) for a, b in zip(head(bev).values(), other(bev).values(), strict=True))
+    other.load_state_dict(torch.load(tmp_path / "head.pth", weights_only=True))
+    for name, value in other(bev).items():
+        assert torch.equal(value, head(bev)[name]), name
+
+
+@pytest.mark.parametrize("grid", [BEV_GRID, FINER], ids=["same-grid", "own-grid"])
+@pytest.mark.parametrize("case", CASES)
+def test_bfloat16_autocast(case, grid):
+    # Expected: the float32 outputs to bfloat16's precision (8 bits of mantissa, some layers deep).
+    head, bev, samples = build(case, grid).eval(), bev_of(), labels_of(grid, [3, 2])
+    exact = head(bev)
+    with torch.autocast("cpu", torch.bfloat16):
+        raw = head(BEVFeatures(bev.features.bfloat16(), bev.grid))
+        losses = head.loss(raw, samples)
+        predictions = head.predict(raw, samples)
+    for name, value in raw.items():
+        error = (value.float() - exact[name]).abs().mean() / exact[name].abs().mean()
+        assert error < 0.1, f"{name}: mean relative error {error:.3f}"
+    assert total(losses).isfinite() and total(losses).dtype == torch.float32
+    for fields in predictions:
+        for name, value in tensors_of(fields).items():
+            assert value.dtype in (torch.float32, torch.int64) and value.isfinite().all(), name
+    total(losses).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_where_no_camera_saw_anything(case):
+    # B_t all zero: a head still answers with finite numbers, and trains.
+    head, samples = build(case), labels_of(BEV_GRID, [1, 0])
+    raw = head(BEVFeatures(torch.zeros(2, CHANNELS, *BEV_GRID.shape), BEV_GRID))
+    assert all(value.isfinite().all() for value in raw.values())
+    losses = total(head.loss(raw, samples))
+    losses.backward()
+    assert losses.isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in head.parameters())
+    for fields in head.predict(raw, samples):
+        assert all(value.isfinite().all() for value in tensors_of(fields).values())
+
+
+def test_resampling_is_by_metres():
+    # Closed form: features that are linear in x and y come out linear; bilinear sampling reproduces them exactly
+    # wherever all four neighbours exist, whatever the two grids' cells and extents; outside B_t stand zeros.
+    x, y = BEV_GRID.cell_centers().unbind(-1)
+    bev = BEVFeatures(torch.stack([x, y, 3 * x - 2 * y + 1]).unsqueeze(0), BEV_GRID)
+    sampled = resample_bev(bev, FINER)[0]
+    x, y = FINER.cell_centers().unbind(-1)
+    cell_x, cell_y = BEV_GRID.cell_m
+    inner = (x.abs() <= 24 - cell_x / 2) & (y >= -8 + cell_y / 2) & (y <= 24 - cell_y / 2)
+    outside = (y < -8 - cell_y / 2) | (y > 24 + cell_y / 2)
+    assert 0 < inner.sum() < inner.numel()
+    expected = torch.stack([x, y, 3 * x - 2 * y + 1])
+    torch.testing.assert_close(sampled[:, inner], expected[:, inner], rtol=1e-4, atol=1e-4)
+    assert (sampled[:, outside] == 0).all()
+    assert resample_bev(bev, BEV_GRID) is bev.features
+
+
+def test_rows_and_columns_keep_their_direction():
+    # A single lit cell at (x, y) = (-10 m, 14 m) lights the cells of another grid around that very place.
+    features = torch.zeros(1, 1, *BEV_GRID.shape)
+    column, row = BEV_GRID.cells_from_metres(torch.tensor([-10.0, 14.0])).long().tolist()
+    features[0, 0, row, column] = 1
+    fine = BEVGrid(shape=(32, 48), x_range_m=(-24, 24), y_range_m=(-8, 24))
+    lit = resample_bev(BEVFeatures(features, BEV_GRID), fine)[0, 0]
+    centers = fine.cell_centers()[lit == lit.max()]
+    assert lit.max() > 0.7
+    torch.testing.assert_close(centers.mean(0), torch.tensor([-10.0, 14.0]))
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if "Segmentation" in c.id])
+def test_a_raster_head_sees_the_ground_of_its_own_grid(case):
+    # Two B_t on different grids that say the same of the ground (linear in metres) give the same map where both see.
+    head = build(case, SQUARE).eval()
+    for module in head.modules():  # per cell: no neighbour that one of the two grids may not have
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+            center = module.weight.data[:, :, 1, 1].clone()
+            module.weight.data.zero_()
+            module.weight.data[:, :, 1, 1] = center
+        if isinstance(module, nn.ReLU):  # linear in B_t, so that it does not matter what is resampled
+            module.forward = lambda features: features
+
+    def linear(grid: BEVGrid) -> BEVFeatures:
+        x, y = grid.cell_centers().unbind(-1)
+        pattern = torch.stack([x, y, torch.ones_like(x)] * 3)[:CHANNELS] / 20
+        return BEVFeatures(pattern.unsqueeze(0), grid)
+
+    wide = BEVGrid(shape=(40, 44), x_range_m=(-22, 22), y_range_m=(-20, 20))
+    one_grid, other = head(linear(SQUARE))["logits"], head(linear(wide))["logits"]
+    torch.testing.assert_close(one_grid, other, rtol=1e-3, atol=1e-3)
+    assert one_grid.std() > 0.01
+
+
+def raster_sample(grid=BEV_GRID, classes=LAYERS) -> BEVDataSample:
+    sample = BEVDataSample(metainfo=dict(token="t"))  # noqa: S106
+    sample.gt_rasters = {"map": BEVRaster(torch.ones(len(classes), *grid.shape, dtype=torch.uint8), classes, grid)}
+    return sample
+
+
+@pytest.mark.parametrize(
+    ("sample", "name", "said"),
+    [
+        (raster_sample(SQUARE), "map", "raster 'map': lies on .*shape=(8, 8).* the head on .*shape=(8, 12).*same grid"),
+        (raster_sample(), "vehicle", "raster 'vehicle': not there: add the transform .*the samples have ['map']"),
+        (BEVDataSample(), "map", "raster 'map': not there: add the transform .*the samples have none"),
+        (raster_sample(classes=("a", "b")), "map", "has layers ['a', 'b'], the head ['drivable_area', 'divider']"),
+    ],
+    ids=["grid", "name", "none", "layers"],
+)
+def test_target_rasters_that_do_not_fit(sample, name, said):
+    pattern = "".join("\\" + c if c in "()[]" else c for c in said)
+    with pytest.raises(InputError, match=pattern) as caught:
+        target_raster([raster_sample(), sample] if name == "map" else [sample], name, LAYERS, BEV_GRID)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("methods", "said"),
+    [
+        (("forward", "loss"), "Incomplete lacks predict(); a head implements forward(), loss() and predict()"),
+        ((), "Incomplete lacks forward() and loss() and predict(); a head implements"),
+    ],
+)
+def test_a_head_that_lacks_a_method(methods, said):
+    incomplete = type("Incomplete", (BEVHead,), {name: lambda *arguments: {} for name in methods})
+    with pytest.raises(TypeError) as caught:
+        incomplete(CHANNELS, BEV_GRID)
+    assert str(caught.value).startswith(said)

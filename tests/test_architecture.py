@@ -1,0 +1,153 @@
+"""The house rules that a machine can check, on the source text of the package (import layers: ``lint-imports``)."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "bevstack"
+FILES = sorted(PACKAGE.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text()) for path in FILES}
+PYTHON = [*FILES, *sorted((ROOT / "tools").rglob("*.py")), *sorted((ROOT / "configs").rglob("*.py"))]
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of everything a module imports, also inside functions, but not for type checking only."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_the_package_is_found() -> None:
+    """The tests below look at something."""
+    assert len(FILES) > 40 and PACKAGE / "geometry" / "transforms.py" in FILES
+
+
+def test_no_drawers_for_odds_and_ends() -> None:
+    drawers = {"utils", "util", "common", "misc", "helpers", "helper"}
+    names = {path: {part.removesuffix(".py") for part in path.relative_to(PACKAGE).parts} for path in FILES}
+    assert [named(path) for path in FILES if names[path] & drawers] == []
+
+
+def test_long_files_say_why() -> None:
+    """Above 350 lines the module's docstring holds the word "lines", "long" or "length", with the reason."""
+    long = [path for path in FILES if len(path.read_text().splitlines()) > 350]
+    silent = [path for path in long if not re.search(r"\b(lines|long|length)\b", ast.get_docstring(TREES[path]) or "")]
+    assert [named(path) for path in silent] == []
+
+
+def test_no_imports_relative_or_of_everything() -> None:
+    nodes = [(path, node) for path in FILES for node in ast.walk(TREES[path]) if isinstance(node, ast.ImportFrom)]
+    assert [named(path) for path, node in nodes if node.level or any(alias.name == "*" for alias in node.names)] == []
+
+
+def test_geometry_imports_torch_only() -> None:
+    allowed = {"torch"} | sys.stdlib_module_names
+    for path in FILES:
+        if path.is_relative_to(PACKAGE / "geometry"):
+            for name in imports(TREES[path]):
+                assert name.split(".")[0] in allowed or name.startswith("bevstack.geometry"), (named(path), name)
+
+
+def test_the_devkit_stays_in_two_rooms() -> None:
+    for path in FILES:
+        if path.relative_to(PACKAGE).parts[0] not in ("datasets", "evaluation"):
+            assert not any(name.split(".")[0] == "nuscenes" for name in imports(TREES[path])), named(path)
+
+
+def test_heads_do_not_know_each_other() -> None:
+    heads = {path.stem for path in (PACKAGE / "models" / "heads").glob("*.py")} - {"__init__", "base"}
+    # a head may be spread over files that share its name: detection3d_query and detection3d_query_decoder
+    for path in (PACKAGE / "models" / "heads").glob("*.py"):
+        if path.stem in ("__init__", "base"):
+            continue
+        for name in imports(TREES[path]):
+            if name.startswith("bevstack.models.heads."):
+                other = name.split(".")[3]
+                related = other.startswith(path.stem) or path.stem.startswith(other)
+                assert other not in heads or related, (path.stem, other)
+
+
+def forwards() -> list[tuple[Path, ast.ClassDef, ast.FunctionDef]]:
+    places = (PACKAGE / "models", PACKAGE / "ops", PACKAGE / "losses")
+    return [
+        (path, cls, function)
+        for path in FILES
+        if any(path.is_relative_to(place) for place in places)
+        for cls in ast.walk(TREES[path])
+        if isinstance(cls, ast.ClassDef)
+        for function in cls.body
+        if isinstance(function, ast.FunctionDef) and function.name == "forward"
+    ]
+
+
+def test_forward_is_short() -> None:
+    """At most six arguments beside self (or an autograd function's ctx), and no ``**kwargs``."""
+    offenders = []
+    for path, cls, function in forwards():
+        arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+        own = [argument.arg for argument in arguments if argument.arg not in ("self", "ctx")]
+        autograd = any("Function" in ast.unparse(base) for base in cls.bases)  # takes what its kernel takes
+        if (len(own) > 6 and not autograd) or function.args.kwarg is not None:
+            offenders.append(f"{named(path)}: {cls.name}.forward({', '.join(own)})")
+    assert offenders == []
+
+
+def test_nothing_that_runs_foreign_code() -> None:
+    """No unpickling, no torch.load without weights_only=True, no yaml.load, no eval or exec."""
+    forbidden = {"eval", "exec", "pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load", "joblib.load"}
+    forbidden |= {"dill.load", "dill.loads", "marshal.loads", "pandas.read_pickle", "pd.read_pickle"}
+    offenders = []
+    for path in PYTHON:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            unsafe_torch = called == "torch.load" and keywords.get("weights_only") != "True"
+            unsafe_numpy = called in ("np.load", "numpy.load") and keywords.get("allow_pickle", "False") != "False"
+            if called in forbidden or unsafe_torch or unsafe_numpy:
+                offenders.append(f"{named(path)}:{node.lineno}: {called}")
+    assert offenders == []
+
+
+def test_nothing_is_hidden() -> None:
+    """No bare except, and none of Exception but where the reason stands beside it."""
+    offenders = []
+    for path in FILES:
+        lines = path.read_text().splitlines()
+        for node in ast.walk(TREES[path]):
+            if isinstance(node, ast.ExceptHandler):
+                caught = "" if node.type is None else ast.unparse(node.type)
+                if caught in ("", "Exception", "BaseException") and "# noqa: BLE001 - " not in lines[node.lineno - 1]:
+                    offenders.append(f"{named(path)}:{node.lineno}: except {caught}")
+    assert offenders == []
+
+
+def test_nothing_is_left_to_do() -> None:
+    """No marks of unfinished work, no stubs (abstract methods say that they are), no paths of one machine."""
+    offenders = []
+    for path in FILES:
+        text = path.read_text()
+        stub = "NotImplementedError" in text and "abstract" not in text.lower()
+        if re.search(r"\b(TODO|FIXME|XXX|HACK)\b|(?<![\w.])/(work|tmp|root|home)/", text) or stub:
+            offenders.append(named(path))
+    assert offenders == []
+
+
+def test_classes_are_named_by_nouns() -> None:
+    names = [node.name for path in FILES for node in ast.walk(TREES[path]) if isinstance(node, ast.ClassDef)]
+    assert [name for name in names if re.match(r"_?(My|Custom|New)[A-Z]", name) or name.endswith("V2")] == []

@@ -1,0 +1,183 @@
+"""``tools/visualize.py`` from the command line's arguments to the files: with and without a model."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from mmdet3d.structures import LiDARInstance3DBoxes
+from mmengine.model import BaseModel
+from mmengine.structures import InstanceData
+from PIL import Image
+
+from bevstack.datasets.index_writer import write_index
+from bevstack.engine.visualize import build_dataset, camera_views, choose_samples, main
+from bevstack.errors import InputError
+from bevstack.geometry import BEVGrid
+from bevstack.registry import MODELS
+from bevstack.structures import BEVMemory
+from tests.datasets.tables import VERSION, build_root
+
+CONFIG = """
+default_scope = "bevstack"
+dataset = dict(
+    type="NuScenesBEVDataset", data_root={root!r}, version={version!r}, split="tiny_val",
+    pipeline=[dict(type="LoadMultiViewImages"), dict(type="ResizeImages", scale=0.5), dict(type="PackBEVInputs")],
+)
+train_dataloader = dict(dataset=dict(dataset, split="tiny_train"))
+test_dataloader = dict(dataset=dataset)
+test_cfg = dict(type={loop!r})
+model = dict(type="MemoryProbe", data_preprocessor=dict(type="BEVPreprocessor"))
+sample_visualizer = dict(type="SampleVisualizer", camera_height_px=60)
+"""
+MAGENTA = (255, 0, 254)
+seen: list[tuple[str, ...]] = []
+
+
+class PaintingHead(torch.nn.Module):
+    """A head that draws its own panel."""
+
+    def paint(self, sample):
+        return np.full((20, 20, 3), MAGENTA, np.uint8)
+
+
+@MODELS.register_module()
+class MemoryProbe(BaseModel):
+    """Predicts one car 10 m ahead and notes which memory it was given."""
+
+    def __init__(self, data_preprocessor=None):
+        super().__init__(data_preprocessor)
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.heads = torch.nn.ModuleDict({"own": PaintingHead()})
+
+    def forward(self, inputs, data_samples=None, mode="tensor"):
+        assert not self.training and self.weight.item() == 3.0
+        memory = inputs.memory
+        seen.append((data_samples[0].token, "" if memory is None or not memory.valid.any() else memory.tokens[0]))
+        for sample in data_samples:
+            sample.pred_instances_3d = InstanceData(
+                bboxes_3d=LiDARInstance3DBoxes(torch.tensor([[0, 10, -1.5, 4, 2, 2, 1.57, 0, 0]]), box_dim=9),
+                scores_3d=torch.tensor([0.9]),
+                labels_3d=torch.tensor([0]),
+            )
+        grid = BEVGrid((2, 2))
+        tokens = tuple(sample.token for sample in data_samples)
+        memory = BEVMemory(torch.zeros(1, 1, 1, *grid.shape), torch.eye(4)[None, None], torch.ones(1, 1) > 0, tokens)
+        return (data_samples, memory) if mode == "stream_predict" else data_samples
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = build_root(tmp_path_factory.mktemp("nuscenes"))
+    write_index(folder, VERSION, maps=False, progress=lambda line: None)
+    return folder
+
+
+@pytest.fixture
+def config(root, tmp_path):
+    def write(loop="StreamingTestLoop"):
+        path = tmp_path / "config.py"
+        path.write_text(CONFIG.format(root=str(root), version=VERSION, loop=loop))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.save({"state_dict": {"weight": torch.tensor([3.0])}}, tmp_path / "weights.pth")
+    return str(tmp_path / "weights.pth")
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_ground_truth_without_a_model(config, tmp_path, capsys):
+    # Expected: the three samples of the test dataset's scene, one GIF, one line.
+    assert main(["--dataset-only", config(), "--out", str(tmp_path / "vis"), "--fps", "2"]) == 0
+    pngs = [f"scene-0003/{k:04d}_s1k{k}.png" for k in range(3)]
+    assert files(tmp_path / "vis") == ["scene-0003.gif", *pngs]
+    with Image.open(tmp_path / "vis" / "scene-0003.gif") as clip:
+        assert clip.n_frames == 3 and clip.info["duration"] == 500
+    out = capsys.readouterr().out
+    assert out == f"3 picture(s) of 1 scene(s) and 1 GIF clip(s) in {tmp_path / 'vis'}\n"
+
+
+def test_predictions_stream_along_each_scene(config, checkpoint, tmp_path):
+    # Expected: memory of the predecessor everywhere but at a scene's start, over both scenes; the head's own panel,
+    # 2 x 60 + 2 px, is in the picture.
+    seen.clear()
+    arguments = [config(), checkpoint, "--out", str(tmp_path / "vis"), "--split", "all", "--format", "mp4"]
+    assert main(arguments) == 0
+    first, second = [f"s0k{k}" for k in range(4)], [f"s1k{k}" for k in range(3)]
+    assert seen == list(zip(first + second, ["", *first[:-1], "", *second[:-1]], strict=True))
+    assert {"scene-0001.mp4", "scene-0003.mp4"} <= set(files(tmp_path / "vis"))
+    picture = np.asarray(Image.open(tmp_path / "vis" / "scene-0001" / "0000_s0k0.png"))
+    assert 0.8 * 122 * 122 < (np.abs(picture.astype(int) - MAGENTA).sum(-1) < 9).sum() <= 122 * 122
+
+
+def test_models_without_memory_predict_sample_by_sample(config, checkpoint, tmp_path):
+    seen.clear()
+    main([config("AutocastTestLoop"), checkpoint, "--out", str(tmp_path / "vis"), "--max-samples", "2"])
+    assert seen == [("s1k0", ""), ("s1k1", "")]
+    assert len(files(tmp_path / "vis")) == 3
+
+
+def test_cameras_see_what_the_index_says(config, root):
+    # Expected: a point 10 m ahead of the front camera (0.5 m before and 0.3 m below LIDAR_TOP) falls on the principal
+    # point of its original, not resized, image.
+    from bevstack.engine.config import load_config
+
+    dataset = build_dataset(load_config(config()), "train")
+    assert dataset.split == "tiny_train" and dataset.test_mode
+    sample = dataset[0]["data_samples"]
+    front = camera_views(dataset.index, sample)[0]
+    assert (front.name, front.image.shape) == ("CAM_FRONT", (36, 64, 3))
+    point = front.pixels_from_camera @ (front.camera_from_bev @ [0, 10.5, -0.3, 1])[:3]
+    np.testing.assert_allclose(point[:2] / point[2], [32, 18], atol=1e-6)
+    assert point[2] == pytest.approx(10)
+
+
+def test_augmented_boxes_are_seen_where_they_are(config):
+    # Expected: turning the BEV frame turns boxes and cameras together; pixels stay.
+    from bevstack.engine.config import load_config
+
+    dataset = build_dataset(load_config(config()), None)
+    sample = dataset[0]["data_samples"]
+    turn = np.diag([-1.0, 1.0, 1.0, 1.0])
+    plain = camera_views(dataset.index, sample)[0]
+    sample.set_metainfo({"augmented_from_bev": turn})
+    turned = camera_views(dataset.index, sample)[0]
+    point = np.array([2.0, 9.0, 1.0, 1.0])
+    np.testing.assert_allclose(turned.camera_from_bev @ turn @ point, plain.camera_from_bev @ point)
+
+
+def test_scenes_are_chosen_by_name(config):
+    from bevstack.engine.config import load_config
+
+    dataset = build_dataset(load_config(config()), "all")
+    assert choose_samples(dataset, ["scene-0003"], None) == [4, 5, 6]
+    assert choose_samples(dataset, None, 5) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["{config}", "--out", "{out}"], "CHECKPOINT: give a checkpoint, or --dataset-only"),
+        (["{config}", "{weights}", "--dataset-only", "--out", "{out}"], "CHECKPOINT: give a checkpoint"),
+        (["{config}", "--dataset-only", "--out", "{out}", "--fps", "0"], "--fps: must be positive, not 0"),
+        (["{config}", "--dataset-only", "--out", "{out}", "--scenes", "scene-03"], "no scene 'scene-03'; nearest"),
+        (["{config}", "--dataset-only", "--out", "{out}", "--split", "tiny"], "'tiny' is none of"),
+        (["{config}", "{out}.pth", "--out", "{out}"], "checkpoint: no such file"),
+        (["{config}", "--dataset-only", "--out", "{weights}"], "--out: cannot be written"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_and_nothing_is_drawn(config, checkpoint, tmp_path, arguments, said):
+    places = {"config": config(), "weights": checkpoint, "out": str(tmp_path / "vis")}
+    with pytest.raises(InputError) as caught:
+        main([argument.format(**places) for argument in arguments])
+    assert said in str(caught.value)
+    assert not (tmp_path / "vis").exists() and sorted(os.listdir(tmp_path)) == ["config.py", "weights.pth"]

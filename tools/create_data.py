@@ -1,0 +1,28 @@
+"""Index a nuScenes version: ``python tools/create_data.py nuscenes --root data/nuscenes --version v1.0-mini``."""
+
+from __future__ import annotations
+
+import argparse
+
+from bevstack.errors import run_tool
+
+
+def main() -> int:
+    """Parse the command line and write the index and the map tiles."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    datasets = parser.add_subparsers(dest="dataset", required=True, metavar="DATASET")
+    nuscenes = datasets.add_parser("nuscenes", help="nuScenes tables, or any root in nuScenes format")
+    nuscenes.add_argument("--root", required=True, help="folder with samples/, maps/ and the tables' folder")
+    nuscenes.add_argument("--version", default="v1.0-mini", help="folder of the tables, such as v1.0-trainval")
+    nuscenes.add_argument("--out", help="folder to write to (default: ROOT/bevstack-index)")
+    nuscenes.add_argument("--no-maps", action="store_true", help="leave out the map tiles")
+    args = parser.parse_args()
+
+    from bevstack.datasets.create_data import create_nuscenes
+
+    create_nuscenes(args.root, args.version, args.out, maps=not args.no_maps)
+    return 0
+
+
+if __name__ == "__main__":
+    run_tool(main)
