@@ -10,9 +10,9 @@ CONSTRAINTS ?= requirements/constraints.txt
 STAMP := $(VENV)/.bevstack-installed
 DEMO_DATA ?= data/nuscenes-synthetic
 DEMO_OUT ?= work_dirs/demo
-DEMO_TRAIN_SCENES ?= 80
+DEMO_TRAIN_SCENES ?= 100
 DEMO_VAL_SCENES ?= 16
-DEMO_ARGUMENTS ?=
+DEMO_ARGUMENTS ?= --image-size 448x252
 SEED ?= 0
 
 .PHONY: install demo test lint doctor clean

@@ -26,7 +26,7 @@ classes = (
     "traffic_cone",
 )
 map_layers = ("drivable_area", "ped_crossing", "walkway", "stop_line", "carpark_area", "divider")
-train_seconds = 490
+train_seconds = 510
 
 extent = dict(x_range_m=(-51.2, 51.2), y_range_m=(-51.2, 51.2))
 bev_grid = dict(shape=(64, 64), z_range_m=(-2.5, 1.5), **extent)

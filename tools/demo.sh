@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${DEMO_DATA:-data/nuscenes-synthetic} out=${DEMO_OUT:-work_dirs/demo} config=${DEMO_CONFIG:-configs/demo.py}
 version=v1.0-mini
-arguments="--train-scenes ${TRAIN_SCENES:-80} --val-scenes ${VAL_SCENES:-16} --seed ${SEED:-0} ${SYNTHETIC_ARGUMENTS:-}"
+arguments="--train-scenes ${TRAIN_SCENES:-100} --val-scenes ${VAL_SCENES:-16} --seed ${SEED:-0} ${SYNTHETIC_ARGUMENTS:-}"
 started=$SECONDS
 step() { printf '\n[%s] %s\n' "$1" "$2"; }
 

@@ -66,6 +66,7 @@ def shrunken(cfg: Any, root: Path) -> Any:
             if "data_root" in node:
                 node["data_root"] = str(root)
             if node.get("type") == "ResizeCropFlipImages":
+                node.pop("heights_px", None)
                 node.update(scale=1.0, size=(64, 128))
             if "num_workers" in node:
                 node.update(num_workers=0, persistent_workers=False)

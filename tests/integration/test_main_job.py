@@ -39,7 +39,7 @@ def test_training_writes_what_it_should(trained):
         assert np.isfinite(log["loss"]) and log["detection.loss_heatmap"] > 0 and log["map.loss_cell"] > 0
     first, last = (read_checkpoint(trained.work_dir / f"epoch_{n}.pth")["state_dict"] for n in (1, 2))
     moved = [name for name in first if not torch.equal(first[name], last[name])]
-    assert {name.split(".")[0] for name in moved} == {name.split(".")[0] for name in first}
+    assert {"encoder", "heads"} <= {name.split(".")[0] for name in moved}
 
 
 def test_resuming_ends_at_the_same_weights(trained, tmp_path, capsys):

@@ -27,7 +27,7 @@ FINER = BEVGrid(shape=(10, 20), x_range_m=(-20, 20), y_range_m=(-10, 10))  # 2 m
 _queries = dict(classes=CLASSES, num_queries=20, layers=2, heads=2, hidden=16, dropout=0.0)
 _segmentation = dict(raster="map", classes=LAYERS, channels=6)
 HEADS = {
-    "DenseDetectionHead": [dict(classes=CLASSES, channels=6)],
+    "DenseDetectionHead": [dict(classes=CLASSES, channels=6, score_threshold=0.0)],
     "QueryDetectionHead": [_queries],
     "OldBoxesDetectionHead": [_queries],
     "SemanticSegmentationHead": [_segmentation, {**_segmentation, "resample": "logits"}],
@@ -150,6 +150,7 @@ def test_a_batch_of_two_equals_two_batches_of_one(case):
             torch.testing.assert_close(together[name].narrow(dim, b, 1), value, rtol=1e-4, atol=1e-4)
         fields = tensors_of(head.predict(alone, samples[b : b + 1])[0])
         for name, value in tensors_of(predicted[b]).items():
+            assert value.numel(), name
             torch.testing.assert_close(value, fields[name], rtol=1e-4, atol=1e-4)
         for key, value in head.loss(alone, samples[b : b + 1]).items():
             losses[key] = losses[key] + value / 2

@@ -142,7 +142,7 @@ def drive(
 
 
 def colliding(
-    fixed: list[Agent], movers: list[Agent], clock: np.ndarray, from_s: float, depth_m: float = 0.4
+    fixed: list[Agent], movers: list[Agent], clock: np.ndarray, from_s: float, depth_m: float = 0.05
 ) -> list[int]:
     """Indices of the movers to leave out so that nobody drives into anybody from ``from_s`` seconds on.
 

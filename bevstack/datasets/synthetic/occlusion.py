@@ -89,3 +89,15 @@ def part_ranks(
     i_near = low_near == (pairs[:, 4] > 0)
     winner = part_start[owner] + np.where(i_near, pairs[:, 0], pairs[:, 1]).astype(np.int64)
     return np.bincount(winner, minlength=parts)
+
+
+def separations(boxes: np.ndarray) -> np.ndarray:
+    """For every pair of parts the axis and cut that separate them best: rows (i, j, axis, cut, 1 if i is the low
+    one)."""
+    i, j = np.triu_indices(len(boxes), 1)
+    up, down = boxes[j, 0] - boxes[i, 1], boxes[i, 0] - boxes[j, 1]  # i low and j high, or the reverse
+    axis = np.argmax(np.maximum(up, down), 1)
+    at = np.arange(len(i))
+    low_first = up[at, axis] >= down[at, axis]
+    cut = np.where(low_first, boxes[i, 1, axis] + boxes[j, 0, axis], boxes[j, 1, axis] + boxes[i, 0, axis]) / 2
+    return np.stack([i, j, axis, cut, np.where(low_first, 1.0, -1.0)], -1).astype(np.float32).reshape(-1, 5)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bevstack.datasets.synthetic.occlusion import separations
+
 FACE_CORNERS = 8
 PLAIN, FACADE, FOLIAGE = 0, 1, 2
 _SIDES = {
@@ -340,18 +342,6 @@ class MeshBuilder:
             np.asarray(self._material, np.int8)[order],
             boxes,
             planes,
-            _separations(boxes),
+            separations(boxes),
             np.asarray(self._reflect, np.float32),
         )
-
-
-def _separations(boxes: np.ndarray) -> np.ndarray:
-    """For every pair of parts the axis and cut that separate them best: rows (i, j, axis, cut, 1 if i is the low
-    one)."""
-    i, j = np.triu_indices(len(boxes), 1)
-    up, down = boxes[j, 0] - boxes[i, 1], boxes[i, 0] - boxes[j, 1]  # i low and j high, or the reverse
-    axis = np.argmax(np.maximum(up, down), 1)
-    at = np.arange(len(i))
-    low_first = up[at, axis] >= down[at, axis]
-    cut = np.where(low_first, boxes[i, 1, axis] + boxes[j, 0, axis], boxes[j, 1, axis] + boxes[i, 0, axis]) / 2
-    return np.stack([i, j, axis, cut, np.where(low_first, 1.0, -1.0)], -1).astype(np.float32).reshape(-1, 5)

@@ -115,6 +115,8 @@ class BEVFormerEncoder(BaseModule):
         self.num_cameras, self.num_levels, self.with_checkpoint = num_cameras, num_levels, with_checkpoint
         self.queries = nn.Embedding(self.grid.num_cells, channels)
         self.position = LearnedPositionalEncoding(channels // 2, *self.grid.shape)
+        if not temporal_points:  # nothing reads it then, and training on several processes wants a gradient for all
+            self.position.requires_grad_(False)
         self.camera_embedding = nn.Parameter(torch.randn(num_cameras, channels) * embedding_std)
         self.level_embedding = nn.Parameter(torch.randn(num_levels, channels) * embedding_std)
         nn.init.normal_(self.queries.weight, std=embedding_std)
