@@ -22,7 +22,7 @@ from bevstack.datasets.nuscenes_index import NuScenesIndex
 from bevstack.datasets.samplers import ClipSampler, StreamingSampler
 from bevstack.errors import InputError
 
-REALDATA = os.environ.get("BEVSTACK_REALDATA", "")
+REALDATA = os.environ.get("BEVSTACK_REALDATA", str(Path(__file__).parents[3] / "shared" / "realdata"))
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_another_can_bus_form(root):
     assert clips(root, can_bus_form=dict(type="CorrectedCanBus"))[1]["frames"][-1]["can_bus"][1] == pytest.approx(2)
 
 
-@pytest.mark.skipif(not REALDATA, reason="BEVSTACK_REALDATA names no folder with the real keyframes")
+@pytest.mark.skipif(not Path(REALDATA).is_dir(), reason=f"no real keyframes at {REALDATA}: set BEVSTACK_REALDATA")
 @pytest.mark.parametrize("name", ["nuscenes-keyframe-a", "dgp-scene02"])
 def test_real_calibration(name, tmp_path):
     # reference.json holds lidar2cam of the source the tables were made from.

@@ -6,7 +6,6 @@ Images and grids are made small where only the way through matters; the sizes as
 from __future__ import annotations
 
 import copy
-import os
 from pathlib import Path
 
 import pytest
@@ -135,7 +134,6 @@ def test_multiply_adds_of_the_static_base():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not os.environ.get("BEVSTACK_SLOW"), reason="minutes on a CPU: set BEVSTACK_SLOW=1")
 def test_base_at_its_published_size_infers_on_a_cpu(root):
     init_default_scope("bevstack")
     cfg = load_config(CONFIGS / "bevformer" / "bevformer_base.py")

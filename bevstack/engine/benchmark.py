@@ -1,0 +1,85 @@
+"""``tools/benchmark.py``: how long one step of a config takes, and how much memory."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
+from tqdm import tqdm
+
+from bevstack.engine.config import building, load_config
+from bevstack.engine.cpu_memory import keep_freed_memory
+from bevstack.engine.train import device_name
+from bevstack.errors import InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point: build the model and one batch, repeat one step, print median, spread and peak memory."""
+    parser = argparse.ArgumentParser(prog="tools/benchmark.py", description="Time one step of a config.")
+    parser.add_argument("config", help="config file")
+    parser.add_argument("--train", action="store_true", help="a training step instead of an inference")
+    parser.add_argument("--repeats", type=int, default=3, help="steps that count, after one that does not")
+    parser.add_argument("--sample", type=int, default=0, help="index of the first sample of the batch")
+    parser.add_argument("--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides")
+    args = parser.parse_args(arguments)
+    if args.repeats < 1:
+        raise InputError("benchmark", "--repeats", f"{args.repeats} must be at least 1")
+    cfg = load_config(args.config, args.cfg_options)
+    keep_freed_memory()
+    step = step_of(cfg, args.train, args.sample)
+    seconds = [timed(step) for _ in tqdm(range(args.repeats + 1), desc="steps")][1:]
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
+    kind = "training step" if args.train else "inference"
+    print(f"{args.config}: {kind} {statistics.median(seconds):.2f} s (median of {args.repeats}, {spread}), ", end="")
+    print(f"peak memory {peak_gb:.2f} GB, {device_name()}")
+    return 0
+
+
+def step_of(cfg, train: bool, first_sample: int) -> Callable[[], object]:
+    """One step on a fixed batch of the config's own data, as a function without arguments.
+
+    Raises:
+        InputError: the config has no such data, or the data is too small.
+    """
+    from bevstack.registry import DATASETS, MODELS
+
+    init_default_scope(cfg.get("default_scope", "bevstack"))
+    part = "train_dataloader" if train else "test_dataloader"
+    if cfg.get(part) is None:
+        raise InputError(cfg.filename or "config", part, "absent: nothing to take a batch from")
+    with building(cfg):
+        dataset = DATASETS.build(cfg[part]["dataset"])
+        model = MODELS.build(cfg["model"])
+    size = cfg[part]["batch_size"]
+    if first_sample + size > len(dataset):
+        raise InputError("benchmark", "--sample", f"{len(dataset)} samples do not hold {size} from {first_sample} on")
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    batch = pseudo_collate([dataset[first_sample + i] for i in range(size)])
+    if not train:
+        model.eval()
+        return torch.no_grad()(lambda: model.test_step(batch))
+    model.train()
+    wrapper = build_optim_wrapper(model, cfg["optim_wrapper"].copy())
+    return lambda: model.train_step(batch, wrapper)
+
+
+def timed(step: Callable[[], object]) -> float:
+    """Wall seconds of one step, with the device idle before and after."""
+    _wait()
+    started = time.perf_counter()
+    step()
+    _wait()
+    return time.perf_counter() - started
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
