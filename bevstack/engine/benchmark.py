@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.repeats < 1:
         raise InputError("benchmark", "--repeats", f"{args.repeats} must be at least 1")
     cfg = load_config(args.config, args.cfg_options)
-    keep_freed_memory()
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     step = step_of(cfg, args.train, args.sample)
     seconds = [timed(step) for _ in tqdm(range(args.repeats + 1), desc="steps")][1:]
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def step_of(cfg, train: bool, first_sample: int) -> Callable[[], object]:
     """One step on a fixed batch of the config's own data, as a function without arguments.
+
+    A training step runs in the precision of the config's ``optim_wrapper``, an inference in float32.
 
     Raises:
         InputError: the config has no such data, or the data is too small.
