@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -43,7 +44,9 @@ def count_multiply_adds(
     counts: dict[str, float] = defaultdict(float)
     with torch.no_grad(), _counting(model, counts, cameras_per_cell):
         cameras = model.encoder.num_cameras
-        levels = model.image_features(torch.empty(1, cameras, 3, *padded_size_px, device="meta"))
+        sweeps = getattr(model.backbone, "num_sweeps", 0)
+        images = torch.empty(1, sweeps + 1, cameras, 3, *padded_size_px, device="meta")
+        levels = model.image_features(SimpleNamespace(images=images[:, -1], sweeps=images[:, :-1]))
         bev = _bev_of(model, levels)
         if model.bev_neck is not None:
             bev = model.bev_neck(bev)

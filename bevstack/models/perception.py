@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from mmengine.model import BaseModel
@@ -21,7 +22,9 @@ class BEVPerception(BaseModel):
     """Multi-camera perception: one shared trunk makes B_t, any number of heads read it.
 
     Args:
-        backbone: (B * N, 3, H, W) images to a list of feature maps.
+        backbone: (B * N, 3, H, W) images to a list of feature maps; or a video backbone, which says so by an attribute
+            ``num_sweeps`` S > 0 and gets (B * N, S + 1, 3, H, W): what each camera took just before, oldest first, and
+            the keyframe's image at the end.
         encoder: feature maps, a frame and the memory to B_t (:class:`bevstack.models.bev.BEVFormerEncoder`).
         heads: by name; each a :class:`BEVHead`. Any can be left out.
         neck: feature maps to feature maps, or None.
@@ -61,9 +64,12 @@ class BEVPerception(BaseModel):
         self.temporal_fusion = None if temporal_fusion is None else MODELS.build(temporal_fusion)
         self.image_heads = nn.ModuleDict({name: MODELS.build(head) for name, head in (image_heads or {}).items()})
         self.memory_frames, self.bev_levels = memory_frames, bev_levels
-        wanted = getattr(self.temporal_fusion, "num_frames", 1)
-        if wanted > memory_frames:
-            raise ValueError(f"memory_frames: {memory_frames}, but the temporal fusion joins {wanted} frames")
+        readers = {"the temporal fusion": getattr(self.temporal_fusion, "num_frames", 1)}
+        readers |= {f"head '{name}'": head.history_frames for name, head in self.heads.items()}
+        for reader, wanted in readers.items():
+            if wanted > memory_frames:
+                reason = f"{memory_frames}, but {reader} reads {wanted}; set memory_frames={wanted}"
+                raise ValueError(f"memory_frames: {reason}")
         names = [*self.heads, *self.image_heads]
         unknown = set(loss_weights or {}) - set(names)
         if unknown:
@@ -97,7 +103,7 @@ class BEVPerception(BaseModel):
         """
         memory = self.memory_before(inputs)
         keyframe = inputs.frames[-1]
-        features = self.image_features(keyframe.images)
+        features = self.image_features(keyframe)
         bev = self.bev_of(features, keyframe, memory)
         tokens = [sample.metainfo.get("token", "") for sample in data_samples or ()]
         memory = push_memory(memory, bev.features.detach(), keyframe.motion, self.memory_frames, tokens)
@@ -106,6 +112,7 @@ class BEVPerception(BaseModel):
         if mode == "tensor":
             return bev, memory
         seen_by_heads = bev if self.bev_neck is None else self.bev_neck(bev)
+        seen_by_heads = replace(seen_by_heads, history=memory, image_features=tuple(features))
         if mode in ("loss", "stream_loss"):
             result = self.losses(seen_by_heads, data_samples) | self.image_losses(features, data_samples, keyframe)
         elif mode in ("predict", "stream_predict"):
@@ -122,7 +129,7 @@ class BEVPerception(BaseModel):
         memory = clip.memory
         for frame in clip.frames[:-1]:
             with torch.no_grad(), evaluating(self):
-                bev = self.bev_of(self.image_features(frame.images), frame, memory)
+                bev = self.bev_of(self.image_features(frame), frame, memory)
             memory = push_memory(memory, bev.features, frame.motion, self.memory_frames)
         return memory
 
@@ -130,12 +137,24 @@ class BEVPerception(BaseModel):
         """The encoder's B_t of one frame from its image features."""
         return self.encoder(features[: self.bev_levels], frame, memory if self.temporal_fusion is None else None)
 
-    def image_features(self, images: Tensor) -> list[Tensor]:
-        """(B, N, 3, H, W) to a list of levels (B, N, C, h, w)."""
+    def image_features(self, frame: Frame) -> list[Tensor]:
+        """A frame's images (B, N, 3, H, W), and its sweeps for a video backbone, to levels (B, N, C, h, w).
+
+        Raises:
+            ValueError: the video backbone's sweeps are not there, or not as many as it takes.
+        """
+        images, wanted = frame.images, getattr(self.backbone, "num_sweeps", 0)
+        batch = images.shape[:2]
+        if wanted:
+            there = 0 if frame.sweeps is None else frame.sweeps.shape[1]
+            if there != wanted:
+                reason = f"takes {wanted} sweeps a camera, the frame has {there}"
+                raise ValueError(f"{type(self.backbone).__name__} {reason}; set num_sweeps={wanted} in the pipeline")
+            images = torch.cat([frame.sweeps, images.unsqueeze(1)], dim=1).transpose(1, 2)
         features = self.backbone(images.flatten(0, 1))
         if self.neck is not None:
             features = self.neck(features)
-        return [level.unflatten(0, images.shape[:2]) for level in features]
+        return [level.unflatten(0, batch) for level in features]
 
     def losses(self, bev: BEVFeatures, samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
         """Every head's losses as ``<head>.<loss>``, weighted."""

@@ -12,10 +12,20 @@ from bevstack.geometry import BEVGrid
 
 @dataclass(frozen=True)
 class BEVFeatures:
-    """B_t: ``features`` (B, C, Y, X) on ``grid``; rows grow with +y, columns with +x of the BEV frame."""
+    """B_t, and what else of the moment a head may read.
+
+    Args:
+        features: (B, C, Y, X) on ``grid``; rows grow with +y, columns with +x of the BEV frame.
+        grid: extent and cells.
+        history: what the encoder made of this frame and of the M - 1 before it, newest (this one) first, without
+            gradient and on the encoder's grid; set for heads alone.
+        image_features: levels (B, N, C, h, w) of the keyframe's cameras; set for heads alone.
+    """
 
     features: Tensor
     grid: BEVGrid
+    history: BEVMemory | None = None
+    image_features: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
         if tuple(self.features.shape[-2:]) != self.grid.shape:

@@ -73,11 +73,19 @@ class EgoMotion(_OnDevice):
 
 @dataclass(frozen=True)
 class Frame(_OnDevice):
-    """One moment of a batch: images (B, N, 3, H, W), normalised float; its rig; the motion that led to it."""
+    """One moment of a batch.
+
+    Args:
+        images: (B, N, 3, H, W), normalised float.
+        rig: of the cameras.
+        motion: the motion that led to this moment.
+        sweeps: (B, S, N, 3, H, W) the images the same cameras took just before, oldest first, for video backbones.
+    """
 
     images: Tensor
     rig: CameraRig
     motion: EgoMotion
+    sweeps: Tensor | None = None
 
 
 @dataclass(frozen=True)

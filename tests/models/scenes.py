@@ -78,7 +78,9 @@ def labels_of(grid: BEVGrid, counts: list[int], seed: int = 0) -> list[BEVDataSa
         labels = torch.randint(len(CLASSES), (count,), generator=generator)
         sample = BEVDataSample(metainfo=dict(token=f"t{index}", prev_token="", classes=CLASSES))  # noqa: S106
         sample.gt_instances_3d = InstanceData(
-            bboxes_3d=LiDARInstance3DBoxes(boxes.reshape(-1, 9), box_dim=9), labels_3d=labels
+            bboxes_3d=LiDARInstance3DBoxes(boxes.reshape(-1, 9), box_dim=9),
+            labels_3d=labels,
+            instance_ids=torch.arange(count),
         )
         layers = (torch.rand(len(LAYERS), *grid.shape, generator=generator) > 0.5).to(torch.uint8)
         sample.gt_rasters = {

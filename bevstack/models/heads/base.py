@@ -22,11 +22,13 @@ class BEVHead(BaseModule):
         in_channels: C of B_t.
         grid: the head's own grid in metres (or its arguments); B_t is resampled to it.
 
-    Class attributes:
-        requires: names of heads whose predictions this one reads.
+    Attributes:
+        requires: names of heads whose predictions this one reads in :meth:`predict`.
+        history_frames: frames of ``bev.history`` it reads, the current one included; 0 for none.
     """
 
     requires: tuple[str, ...] = ()
+    history_frames: int = 0
 
     def __new__(cls, *args, **kwargs) -> BEVHead:  # noqa: D102 - Python's own message differs from version to version
         missing = [name for name in ("forward", "loss", "predict") if name in cls.__abstractmethods__]

@@ -67,14 +67,13 @@ class SemanticSegmentationHead(BEVHead):
         return {"logits": self.resampled(BEVFeatures(logits, bev.grid))}
 
     def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
-        """``loss_cell`` (focal, mean over cells and layers) and ``loss_dice`` (mean over layers)."""
+        """``loss_cell`` (focal, mean over cells and layers) and ``loss_dice`` (mean over samples and layers)."""
         logits = raw["logits"].float()
         target = target_raster(samples, self.raster, self.classes, self.grid).to(logits)
         cells = binary_focal_loss(logits, target, self.alpha, self.gamma)
         losses = {"loss_cell": self.cell_weight * cells.mean()}
         if self.dice_weight:
-            by_class = logits.transpose(0, 1).flatten(1), target.transpose(0, 1).flatten(1)
-            losses["loss_dice"] = self.dice_weight * dice_loss(*by_class).mean()
+            losses["loss_dice"] = self.dice_weight * dice_loss(logits.flatten(2), target.flatten(2)).mean()
         return losses
 
     @torch.no_grad()
