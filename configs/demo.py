@@ -1,9 +1,10 @@
 """The demo: a small temporal multi-camera model learns boxes and map on the synthetic set, on two CPU cores.
 
-What makes it small: images of 160 x 448 without the sky, one encoder layer on 64 x 64 cells of 1.6 m, a dense detection
-head. What makes it learn in minutes: a frozen ImageNet backbone with activations fused into its convolutions, heads
-that look at different heights from the first step, streaming training (each step continues four scenes, so that the
-history is free), a one-cycle schedule over a time budget, an average of the weights.
+What makes it small: images of 160 x 448 without the sky, one encoder layer on 64 x 64 cells of 1.6 m, heads that
+convolve these cells and predict four finer ones in each. What makes it learn in minutes: a frozen ImageNet backbone
+with activations fused into its convolutions, heads that look at different heights from the first step, streaming
+training (each step continues four scenes, so that the history is free), a one-cycle schedule over a time budget, an
+average of the weights.
 """
 
 from mmengine.config import read_base
@@ -57,18 +58,26 @@ model = dict(
     ),
     memory_frames=2,
     temporal_fusion=dict(type="TemporalConcatenation", channels=channels, num_frames=2, blocks=1),
-    bev_neck=dict(type="BEVUNet", in_channels=channels, widths=(96, 128), out_channels=64, out_grid=head_grid),
+    bev_neck=dict(type="BEVUNet", in_channels=channels, widths=(channels, 128), out_channels=64),
     heads=dict(
-        detection=dict(type="DenseDetectionHead", in_channels=64, grid=head_grid, classes=classes),
+        detection=dict(
+            type="DenseDetectionHead",
+            in_channels=64,
+            grid=head_grid,
+            classes=classes,
+            channels=channels,
+            subcells=2,
+        ),
         map=dict(
             type="SemanticSegmentationHead",
             in_channels=64,
             grid=map_grid,
             raster="map",
             classes=map_layers,
-            channels=48,
+            channels=64,
             num_convs=1,
             resample="logits",
+            subcells=2,
             gamma=0.0,
             alpha=-1.0,
             cell_weight=2.0,
@@ -79,9 +88,10 @@ model = dict(
             grid=map_grid,
             raster="vehicle",
             classes=("vehicle",),
-            channels=48,
+            channels=64,
             num_convs=1,
             resample="logits",
+            subcells=2,
             gamma=0.0,
             alpha=-1.0,
             cell_weight=2.0,

@@ -12,6 +12,8 @@ import cv2  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+import bevstack  # noqa: E402, F401 - its stand-ins must be there before a test module imports mmdet3d
+
 torch.set_num_threads(1)
 cv2.setNumThreads(1)
 

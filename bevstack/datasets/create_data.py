@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from bevstack.datasets.index_writer import write_index
 from bevstack.datasets.table_checks import TABLE_FIELDS
 
-_STEPS = len(TABLE_FIELDS) + 11  # the tables, the steps that write_index announces besides, four maps
+_STEPS = len(TABLE_FIELDS) + 12  # the tables, the steps that write_index announces besides, four maps
 
 
 def create_nuscenes(root: str | Path, version: str, out: str | Path | None = None, maps: bool = True) -> dict:
@@ -52,12 +52,13 @@ def create_nuscenes(root: str | Path, version: str, out: str | Path | None = Non
 
 
 def summary_line(summary: dict) -> str:
-    """One line: scenes, samples, boxes (by class), maps, size, seconds, place."""
+    """One line: scenes, samples, camera sweeps, boxes (by class), maps, size, seconds, place."""
     classes = ", ".join(f"{name} {n}" for name, n in sorted(summary["boxes_per_class"].items(), key=lambda kv: -kv[1]))
     maps = ", ".join(summary["maps"]) or "none"
     bus = "yes" if summary["has_can_bus"] else "none"
+    sweeps = f", {summary['sweeps']} camera sweeps" if summary["sweeps"] else ""
     return (
-        f"{summary['scenes']} scenes, {summary['samples']} samples, {summary['boxes']} boxes"
+        f"{summary['scenes']} scenes, {summary['samples']} samples{sweeps}, {summary['boxes']} boxes"
         f"{f' ({classes})' if classes else ''}, CAN bus: {bus}, maps: {maps}, "
         f"{summary['bytes'] / 1e6:.1f} MB in {summary['seconds']:.1f} s -> {summary['folder']}"
     )

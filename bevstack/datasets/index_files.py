@@ -13,10 +13,11 @@ import numpy as np
 from bevstack.datasets.table_files import file_sha256
 from bevstack.errors import InputError
 
-SCHEMA, SCHEMA_VERSION, INDEX_FILE = "bevstack-nuscenes-index", 1, "index.json"
+SCHEMA, SCHEMA_VERSION, INDEX_FILE = "bevstack-nuscenes-index", 2, "index.json"
 _RIGID_TOLERANCE = 1e-4
 
-# name -> shape behind the row axis; S, A, N, K (calibrations), I (instances) are the sizes of index.json's header
+# name -> axes: S samples, T = S + 1, A boxes, N cameras, K calibrations, I instances, W images between key frames,
+# F = S * N + 1; a digit is itself
 ARRAYS = {
     "sample_token": "S", "sample_timestamp_us": "S", "sample_scene": "S", "sample_prev": "S", "sample_next": "S",
     "camera_path": "SN", "camera_size_px": "SN2", "camera_timestamp_us": "SN", "camera_calibration": "SN",
@@ -24,7 +25,8 @@ ARRAYS = {
     "lidar_calibration": "S", "global_from_lidar_ego": "S44", "global_from_bev": "S44", "can_bus_raw": "Sb",
     "can_bus_valid": "S", "box_offset": "T", "box_center": "A3", "box_wlh": "A3", "box_quaternion": "A4",
     "box_velocity": "A3", "box_category": "A", "box_attribute": "A", "box_visibility": "A", "box_instance": "A",
-    "box_num_lidar_pts": "A", "box_num_radar_pts": "A", "instance_token": "I",
+    "box_num_lidar_pts": "A", "box_num_radar_pts": "A", "instance_token": "I", "sweep_offset": "F", "sweep_path": "W",
+    "sweep_timestamp_us": "W",
 }  # fmt: skip
 # arrays of row numbers: name, lowest value, what they count in
 _ROWS = (
@@ -54,10 +56,9 @@ def read_header(folder: Path, root: Path, version: str) -> dict:
     if not isinstance(header, dict) or header.get("schema") != SCHEMA:
         raise InputError(path, "schema", f"is not {SCHEMA}")
     if header.get("schema_version") != SCHEMA_VERSION:
-        found = header.get("schema_version")
-        raise InputError(
-            path, "schema_version", f"is {found}, this program reads {SCHEMA_VERSION}; run create_data again"
-        )
+        hint = f"python tools/create_data.py nuscenes --root {root} --version {version}"
+        reason = f"is {header.get('schema_version')}, this program reads {SCHEMA_VERSION}; make it again with: {hint}"
+        raise InputError(path, "schema_version", reason)
     kinds = {"tables": dict, "arrays": dict, "splits": dict, "cameras": list, "scenes": list, "categories": list}
     for field, kind in {**kinds, "attributes": list, "lidar": str, "version": str, "tables_sha256": str}.items():
         if not isinstance(header.get(field), kind):
@@ -91,6 +92,7 @@ def check_shapes(folder: Path, header: dict, arrays: dict[str, np.ndarray]) -> N
     samples, boxes = len(arrays["sample_token"]), len(arrays["box_center"])
     sizes = {"S": samples, "T": samples + 1, "A": boxes, "N": len(header["cameras"]), "b": 16}
     sizes |= {"K": len(arrays["intrinsics"]), "I": len(arrays["instance_token"])}
+    sizes |= {"W": len(arrays["sweep_path"]), "F": samples * len(header["cameras"]) + 1}
     for name, axes in ARRAYS.items():
         expected = tuple(sizes[axis] if axis in sizes else int(axis) for axis in axes)
         if arrays[name].shape != expected:
@@ -126,7 +128,7 @@ def check_contents(folder: Path, header: dict, arrays: dict[str, np.ndarray]) ->
         bad |= (matrices[:, 3] != (0, 0, 0, 1)).any(axis=1) | ~(np.linalg.det(rotation) > 0)
         if bad.any():
             raise InputError(folder / f"{name}.npy", f"[{np.flatnonzero(bad)[0]}]", "is no rigid transform")
-    for name in ("camera_path", "lidar_path"):
+    for name in ("camera_path", "lidar_path", "sweep_path"):
         paths = np.asarray(arrays[name]).ravel()
         out = np.char.startswith(paths, b"/") | np.char.startswith(paths, b"../") | (np.char.find(paths, b"/../") >= 0)
         if out.any():
@@ -139,6 +141,9 @@ def check_contents(folder: Path, header: dict, arrays: dict[str, np.ndarray]) ->
     offset = np.asarray(arrays["box_offset"])
     if offset[0] != 0 or offset[-1] != len(arrays["box_center"]) or (np.diff(offset) < 0).any():
         raise InputError(folder / "box_offset.npy", "rows", "do not divide the boxes among the samples")
+    offset = np.asarray(arrays["sweep_offset"])
+    if offset[0] != 0 or offset[-1] != len(arrays["sweep_path"]) or (np.diff(offset) < 0).any():
+        raise InputError(folder / "sweep_offset.npy", "rows", "do not divide the sweeps among the samples' cameras")
     used = np.unique(arrays["camera_calibration"])
     if not np.isfinite(np.asarray(arrays["intrinsics"])[used]).all():
         raise InputError(folder / "intrinsics.npy", "camera", "a camera's intrinsics are not finite")

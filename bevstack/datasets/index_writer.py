@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from bevstack.datasets.camera_sweeps import sweep_arrays
 from bevstack.datasets.can_bus import read_can_bus
 from bevstack.datasets.index_files import INDEX_FILE, SCHEMA, SCHEMA_VERSION, index_folder
 from bevstack.datasets.map_rasterizer import write_map_tiles
@@ -81,8 +82,8 @@ def write_index(
         progress: called with a line for each step begun.
 
     Returns:
-        What was written: scenes, samples, boxes, boxes_per_class, maps (location -> bytes), bytes (of the index without
-        maps), seconds, folder, has_can_bus.
+        What was written: scenes, samples, sweeps (camera images between key frames), boxes, boxes_per_class, maps
+        (location -> bytes), bytes (of the index without maps), seconds, folder, has_can_bus.
 
     Raises:
         InputError: the tables are wrong, an image is missing, or nothing can be written. Nothing is left behind.
@@ -109,6 +110,8 @@ def write_index(
     arrays = {**rows.arrays(), **_sensor_arrays(nusc, rows)}
     progress("checking images")
     _check_files(root, Path(nusc.table_root) / "sample_data.json", arrays["camera_path"])
+    progress("collecting sweeps")
+    arrays |= sweep_arrays(nusc, root, rows.samples, rows.cameras)
     progress("collecting boxes")
     arrays |= _box_arrays(nusc, rows)
     progress("reading the CAN bus")
@@ -132,6 +135,7 @@ def write_index(
         "folder": folder,
         "scenes": len(header["scenes"]),
         "samples": len(arrays["sample_token"]),
+        "sweeps": len(arrays["sweep_path"]),
         "boxes": len(arrays["box_category"]),
         "boxes_per_class": per_class,
         "maps": tiles,
@@ -182,6 +186,7 @@ class _SampleRows:
                 {
                     "token": scene["token"],
                     "name": scene["name"],
+                    "description": str(scene.get("description") or ""),
                     "log": log["logfile"],
                     "location": log["location"],
                     "first_row": first,

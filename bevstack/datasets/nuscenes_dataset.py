@@ -43,9 +43,12 @@ class NuScenesBEVDataset(Dataset):
       ``camera_from_bev`` (N, 4, 4) float64, ``image_size_px`` (N, 2) int64 (height, width),
       ``previous_from_current`` (4, 4) float64 (from this frame's BEV frame to that of the frame before it),
       ``has_previous`` bool, ``seconds`` float since the previous frame, ``can_bus`` (18,) float64, ``token``.
+      Where a transform asks for S camera sweeps (``num_sweeps``): ``sweep_paths`` [S][N], oldest first, and
+      ``sweep_seconds`` (S, N) float64, time since the camera's image of the frame (see ``NuScenesIndex.sweeps``).
       The frame before the first one is its sample's predecessor in the scene: with T = 1 that is what streaming needs.
     - of the keyframe, which is the last: ``token``, ``prev_token`` and ``next_token`` ("" at the ends of a stream),
-      ``scene_token``, ``scene_name``, ``timestamp_s``, ``location``, ``has_map``, ``camera_names``, ``lidar_path``,
+      ``scene_token``, ``scene_name``, ``scene_description``, ``timestamp_s``, ``location``, ``has_map``,
+      ``camera_names``, ``lidar_path``,
       ``global_from_bev`` (4, 4) float64, ``augmented_from_bev`` (4, 4) identity; ``data_root``, ``version``,
       ``index_root``, ``classes``, ``split_mode`` ("train" or "test"), ``sample_index``.
     - its boxes in the BEV frame: ``boxes`` (G, 9) float32 as LiDARInstance3DBoxes (x, y, z_bottom, l, w, h, yaw, vx,
@@ -76,7 +79,8 @@ class NuScenesBEVDataset(Dataset):
         seed: of all random choices.
 
     Raises:
-        InputError: no index, an unknown split or class, or a pipeline that asks for a map where there is none.
+        InputError: no index, an unknown split or class, or a pipeline that asks for a map or sweeps where there are
+            none.
         ValueError: ``num_frames`` or ``queue`` make no sense.
     """
 
@@ -116,6 +120,7 @@ class NuScenesBEVDataset(Dataset):
         build = can_bus_form if isinstance(can_bus_form, Mapping) else None
         self.can_bus_form: CanBusForm = TASK_UTILS.build(dict(build)) if build else can_bus_form or CorrectedCanBus()
         self.pipeline = Compose([TRANSFORMS.build(t) if isinstance(t, Mapping) else t for t in pipeline])
+        self.max_gap_seconds, self.num_sweeps = max_gap_seconds, self._wanted_sweeps()
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._mapped_locations = self._check_maps()
 
@@ -186,6 +191,7 @@ class NuScenesBEVDataset(Dataset):
             "scene_name": scene["name"],
             "timestamp_s": float(self.index.arrays["sample_timestamp_us"][row]) * 1e-6,
             "location": scene["location"],
+            "scene_description": scene.get("description", ""),
             "has_map": scene["location"] in self._mapped_locations,
             "camera_names": list(self.index.cameras),
             "lidar_path": str(self.index.root / self.index.arrays["lidar_path"][row].decode()),
@@ -213,7 +219,12 @@ class NuScenesBEVDataset(Dataset):
             previous_from_current = rigid_inverse(index.global_from_bev(before)) @ ego.global_from_bev
             times = index.arrays["sample_timestamp_us"]
             seconds = float(times[row] - times[before]) * 1e-6
+        sweeps = {}
+        if self.num_sweeps:
+            paths, times = index.sweeps(row, self.num_sweeps, self.max_gap_seconds)
+            sweeps = {"sweep_paths": paths, "sweep_seconds": times}
         return {
+            **sweeps,
             "token": index.token(row),
             "image_paths": index.image_paths(row),
             "image_size_px": index.arrays["camera_size_px"][row].astype(np.int64),
@@ -267,6 +278,15 @@ class NuScenesBEVDataset(Dataset):
             raise InputError(self.index.folder, "classes", "a class is named twice")
         labels = [next((self.classes.index(n) for n in reversed(pair) if n in self.classes), -1) for pair in names]
         return np.array(labels, dtype=np.int64)
+
+    def _wanted_sweeps(self) -> int:
+        """The most sweeps that a transform asks for."""
+        wanted = max((getattr(transform, "num_sweeps", 0) for transform in self.pipeline.transforms), default=0)
+        if wanted and not self.index.has_sweeps:
+            reason = "there are none between the key frames; make a synthetic set with --sweeps, or unpack the sweeps/"
+            reason += " of nuScenes below the root, then run create_data again"
+            raise InputError(self.index.folder, "camera sweeps", reason)
+        return wanted
 
     def _check_maps(self) -> tuple[str, ...]:
         """Locations that have map tiles; all of the split's must, where a transform needs a map."""

@@ -4,7 +4,8 @@ An index lies in ``<index_root>/<version>/`` (``<root>/bevstack-index/<version>/
 version, hashes of the tables it was made from, names of scenes, cameras, categories, attributes, splits; dtype and
 shape of each array) and one ``.npy`` file an array. It holds no pickle. ``tools/create_data.py`` writes it.
 
-Rows: S samples in the order scene by scene, time inside a scene; A boxes in the order of their samples; N cameras.
+Rows: S samples in the order scene by scene, time inside a scene; A boxes in the order of their samples; N cameras;
+sweeps, the camera images between key frames, sample by sample and camera by camera.
 All positions are float64 metres in nuScenes' global frame, all times int64 microseconds.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bevstack.datasets.camera_sweeps import older_images
 from bevstack.datasets.can_bus import EgoState
 from bevstack.datasets.index_files import (
     check_contents,
@@ -105,7 +107,7 @@ class NuScenesIndex:
     Attributes:
         root, folder, version: where images and the index are, and which tables it was made from.
         cameras: names of the N cameras, in order; ``lidar`` is the lidar whose frame is the BEV's.
-        scenes: per scene a dict with token, name, log, location, first_row, num_samples.
+        scenes: per scene a dict with token, name, description, log, location, first_row, num_samples.
         categories: per category a dict with name and detection_name ("" where it has none); attributes: names.
         arrays: name -> memory-mapped array; names say what they hold, see the module's head and :class:`BoxRecords`.
     """
@@ -194,6 +196,33 @@ class NuScenesIndex:
     def image_paths(self, row: int) -> list[str]:
         """N absolute paths of a sample's images."""
         return [str(self.root / path.decode()) for path in self.arrays["camera_path"][row].tolist()]
+
+    @property
+    def has_sweeps(self) -> bool:
+        """Whether there are camera images between key frames."""
+        return len(self.arrays["sweep_path"]) > 0
+
+    def sweeps(self, row: int, count: int, max_gap_seconds: float = 2.0) -> tuple[list[list[str]], np.ndarray]:
+        """The ``count`` images that each camera took before a sample's own, across earlier key frames, oldest first.
+
+        Args:
+            row: of the sample.
+            count: S. Where a scene has fewer older images, or none after a pause longer than ``max_gap_seconds``, the
+                oldest one is repeated in front (the sample's own image where there is none at all).
+            max_gap_seconds: see there.
+
+        Returns:
+            S lists of N absolute paths, and (S, N) float64 seconds since the camera's own image of the sample: 0 or
+            less.
+        """
+        paths, seconds = [], np.zeros((count, len(self.cameras)))
+        for n in range(len(self.cameras)):
+            own = bytes(self.arrays["camera_path"][row, n]), int(self.arrays["camera_timestamp_us"][row, n])
+            images = older_images(self.arrays, row, n, count, max_gap_seconds)
+            images += [(images or [own])[-1]] * (count - len(images))
+            paths.append([str(self.root / path.decode()) for path, _ in images[::-1]])
+            seconds[:, n] = [(time - own[1]) * 1e-6 for _, time in images[::-1]]
+        return [list(moment) for moment in zip(*paths, strict=True)], seconds
 
     def camera_from_bev(self, row: int) -> np.ndarray:
         """(N, 4, 4) float64: from the BEV frame at lidar time to each camera at its own time."""

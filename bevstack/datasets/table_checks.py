@@ -6,11 +6,13 @@ Every check raises :class:`bevstack.errors.InputError` that names the table's fi
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from bevstack.datasets.camera_sweeps import check_camera_chains
 from bevstack.errors import InputError
 
 _MICROSECONDS = (1e14, 1e17)  # 1973 to 5138: seconds, milliseconds and nanoseconds of this century fall outside
@@ -191,6 +193,7 @@ def check_references(folder: Path, tables: dict[str, list[dict]]) -> None:
     _check_sample_chains(files, tables, rows)
     _check_box_chains(files["sample_annotation"], tables["sample_annotation"], rows)
     _check_camera_calibration(files["calibrated_sensor"], tables["calibrated_sensor"], rows["sensor"])
+    check_camera_chains(files["sample_data"], tables["sample_data"], rows)
     _check_categories(files["category"], tables["instance"], rows["category"])
     logs_with_map = {token for record in tables["map"] for token in record["log_tokens"] if isinstance(token, str)}
     for record in tables["log"]:
@@ -252,12 +255,16 @@ def _check_camera_calibration(path: Path, records: list[dict], sensors: dict[str
 
 
 def _check_categories(path: Path, instances: list[dict], categories: dict[str, dict]) -> None:
+    """Names that are nearly nuScenes' own are taken for mistakes; others are a dataset's own, said in one warning."""
     from nuscenes.utils.color_map import get_colormap
 
-    names = list(get_colormap())
+    names, own = list(get_colormap()), []
     for token in dict.fromkeys(instance["category_token"] for instance in instances):
         name = categories[token]["name"]
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            _fail(path, categories[token], "name", f"{name!r} is no nuScenes category{hint}")
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.9)
+            if near:
+                _fail(path, categories[token], "name", f"{name!r} is no nuScenes category; did you mean {near[0]}?")
+            own.append(name)
+    if own:
+        warnings.warn(f"categories beyond nuScenes', for the config to name as classes: {', '.join(own)}", stacklevel=2)

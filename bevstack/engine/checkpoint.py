@@ -8,6 +8,7 @@ import random
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -212,11 +213,18 @@ def load_weights(model: nn.Module, state_dict: dict[str, Tensor], file: str | os
     if len(missing) == len(own):
         raise InputError(file, "state_dict", f"no key fits the model; the first is {next(iter(weights), 'absent')!r}")
     kinds = (("missing", missing), ("unexpected", unexpected))
-    message = "; ".join(_listed(kind, keys) for kind, keys in kinds if keys)
-    if message and strict:
-        raise InputError(file, "state_dict", message)
+    if strict and (missing or unexpected):
+        reason = "; ".join(_listed(kind, keys) for kind, keys in kinds if keys)
+        raise InputError(file, "state_dict", reason)
     model.load_state_dict(weights, strict=False)
-    return message
+    told = (("new weights, not in the file", missing), ("weights of the file without a place", unexpected))
+    return "; ".join(f"{kind}: {_by_part(keys)}" for kind, keys in told if keys)
+
+
+def _by_part(keys: Sequence[str]) -> str:
+    """Keys counted by part of the model, each head a part of its own: ``heads.scene (10), neck (2)``."""
+    parts = Counter(".".join(key.split(".")[: 1 + key.startswith(("heads.", "image_heads."))]) for key in keys)
+    return ", ".join(f"{part} ({number})" for part, number in parts.items())
 
 
 def _listed(kind: str, keys: Sequence[str]) -> str:

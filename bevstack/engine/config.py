@@ -10,6 +10,7 @@ import difflib
 import importlib
 import inspect
 import os
+import re
 import sys
 import traceback
 import types
@@ -30,7 +31,8 @@ _TOP_LEVEL = (
     " resume_changed sync_bn"
 ).split()
 # dicts with a "type" that is not a registered name, or whose keys are split up by who reads them
-_OPAQUE = {"clip_grad", "init_cfg", "norm_cfg", "act_cfg", "conv_cfg", "upsample_cfg", "worker_init_fn", "collate_fn"}
+_OPAQUE = {"clip_grad", "dcn", "init_cfg", "norm_cfg", "act_cfg", "conv_cfg", "upsample_cfg", "worker_init_fn"}
+_OPAQUE |= {"collate_fn"}
 
 
 def load_config(path: str | os.PathLike, options: Sequence[str] | None = None) -> Config:
@@ -56,13 +58,30 @@ def load_config(path: str | os.PathLike, options: Sequence[str] | None = None) -
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(path.name)]
         place = f"line {frames[-1].lineno}" if frames else "config"
         raise InputError(path, place, f"{type(error).__name__}: {error}") from error
-    for key, value in list(cfg.items()):  # what a config imported for its own use
-        if isinstance(value, types.ModuleType | types.FunctionType):
+    try:
+        entries = list(cfg.items())  # here mmengine imports what a config with read_base imports
+    except ImportError as error:
+        raise _failed_import(error, path) from error
+    for key, value in entries:  # what a config imported for its own use, or to name it as a type
+        if isinstance(value, types.ModuleType | types.FunctionType | type):
             cfg.pop(key)
     cfg.setdefault("default_scope", "bevstack")
     _override(cfg, options or (), path)
     _import_custom(cfg, path)
     return apply_compat(cfg)
+
+
+def _failed_import(error: ImportError, path: Path) -> InputError:
+    """The line of a config whose import failed, and why, from what mmengine says about it."""
+    found = re.match(r"Failed to import (\S+)(?: from (\S+))? in (.+), line (\d+)(?: for (.*))?", str(error), re.DOTALL)
+    if found is None:
+        return InputError(path, "import", str(error))
+    name, module, file, line, why = found.groups()
+    if module is None:
+        reason = f"cannot import {name!r}: {why}; is its package installed in {sys.prefix}?"
+    else:
+        reason = f"{module!r} has no {name!r}{_suggestion(name, dir(sys.modules.get(module)))}"
+    return InputError(file, f"line {line}", reason)
 
 
 def _import_custom(cfg: Config, path: Path) -> None:

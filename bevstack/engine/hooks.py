@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from mmengine.dist import broadcast, is_main_process
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
+from mmengine.hooks import EMAHook as MMEngineEMAHook
 from mmengine.hooks import Hook
 from tqdm import tqdm
 
@@ -53,6 +54,47 @@ class CheckpointHook(MMEngineCheckpointHook):
             Path(self.out_dir, self.filename_tmpl.format(old)).unlink(missing_ok=True)
 
 
+@HOOKS.register_module()
+class EMAHook(MMEngineEMAHook):
+    """mmengine's average of the weights, for trainings that start from weights of another model, too.
+
+    mmengine's own loads the checkpoint of ``load_from`` into the average by itself and fails where the model has a part
+    that the file lacks. Here the average starts as a copy of the model after loading.
+
+    Args:
+        **kwargs: of mmengine's ``EMAHook``: ema_type, momentum, begin_iter, ...
+    """
+
+    _stale = False
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Continue the checkpoint's average when resuming; otherwise wait for the model to be loaded."""
+        if runner._resume:
+            super().after_load_checkpoint(runner, checkpoint)
+        else:
+            self._stale = True
+
+    def _copy_model(self) -> None:
+        if self._stale:
+            self.ema_model.module.load_state_dict(self.src_model.state_dict())
+            self._stale = False
+
+    def before_train(self, runner) -> None:
+        """Check the arguments (mmengine); start from the loaded model."""
+        super().before_train(runner)
+        self._copy_model()
+
+    def before_val_epoch(self, runner) -> None:
+        """Put the average into the model; also where only validation runs, on loaded weights."""
+        self._copy_model()
+        super().before_val_epoch(runner)
+
+    def before_test_epoch(self, runner) -> None:
+        """Put the average into the model."""
+        self._copy_model()
+        super().before_test_epoch(runner)
+
+
 def _elapsed(runner) -> float:
     """Training seconds of the run, resumes included; the main process's clock on every rank."""
     seconds = torch.tensor([runner.train_loop.seconds], dtype=torch.float64)
@@ -94,6 +136,8 @@ class BudgetSchedule(Hook):
 
     Args:
         max_seconds: wall-clock budget of training, or None.
+        max_steps: training ends after so many iterations, also in the middle of an epoch; the loop's own number of
+            iterations where not given.
         warmup: fraction of the budget.
         start_factor: factor at p = 0.
         end_factor: factor at p = 1.
@@ -107,12 +151,14 @@ class BudgetSchedule(Hook):
         warmup: float = 0.1,
         start_factor: float = 0.1,
         end_factor: float = 0.001,
+        max_steps: int | None = None,
     ) -> None:
-        if max_seconds is not None and not max_seconds > 0:
-            raise ValueError(f"max_seconds must be positive, not {max_seconds}")
+        for name, limit in (("max_seconds", max_seconds), ("max_steps", max_steps)):
+            if limit is not None and not limit > 0:
+                raise ValueError(f"{name} must be positive, not {limit}")
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup is a fraction in [0, 1), not {warmup}")
-        self.max_seconds, self.warmup = max_seconds, warmup
+        self.max_seconds, self.max_steps, self.warmup = max_seconds, max_steps, warmup
         self.start_factor, self.end_factor = start_factor, end_factor
 
     def factor(self, progress: float) -> float:
@@ -124,7 +170,7 @@ class BudgetSchedule(Hook):
 
     def progress(self, runner) -> float:
         """p of the class text, at most 1."""
-        done = runner.iter / runner.max_iters
+        done = runner.iter / min(runner.max_iters, self.max_steps or runner.max_iters)
         if self.max_seconds is not None:
             done = max(done, _elapsed(runner) / self.max_seconds)
         return min(done, 1.0)
@@ -137,9 +183,11 @@ class BudgetSchedule(Hook):
             group["lr"] = group["initial_lr"] * factor
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """End training once the seconds are spent."""
+        """End training once the seconds or the steps are spent."""
         if self.max_seconds is not None and _elapsed(runner) >= self.max_seconds:
             runner.logger.info(f"time budget of {self.max_seconds:g} s is spent: training ends here")
+            runner.train_loop.stop_training = True
+        if self.max_steps is not None and runner.iter + 1 >= self.max_steps:
             runner.train_loop.stop_training = True
 
 

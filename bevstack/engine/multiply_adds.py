@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest import mock
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from bevstack.models.bev import VisibilityPlan
 from bevstack.models.layers.attention import MultiHeadSelfAttention
 from bevstack.models.perception import BEVPerception
-from bevstack.structures import BEVFeatures, EgoMotion
+from bevstack.structures import BEVFeatures, BEVMemory, EgoMotion
 
 SAMPLING = "deformable attention: bilinear samples"
 DEFORMABLE_CONVOLUTION = "deformable convolutions"
@@ -48,11 +49,34 @@ def count_multiply_adds(
         images = torch.empty(1, sweeps + 1, cameras, 3, *padded_size_px, device="meta")
         levels = model.image_features(SimpleNamespace(images=images[:, -1], sweeps=images[:, :-1]))
         bev = _bev_of(model, levels)
+        memory = _memory_of(bev, model.memory_frames)
+        if model.temporal_fusion is not None:
+            bev = model.temporal_fusion(bev, memory)
         if model.bev_neck is not None:
             bev = model.bev_neck(bev)
+        bev = replace(bev, history=memory, image_features=tuple(levels))
         for head in model.heads.values():
             head(bev)
     return dict(counts)
+
+
+def count_operators(module: nn.Module, *inputs: Tensor) -> float:
+    """Multiply-adds of every convolution (1D to 3D, transposed) and matrix product that a forward pass runs.
+
+    Counts operators instead of modules: attention's products and whatever a foreign backbone computes without a module
+    of its own are in it. Deformable convolutions are not: their kernels are made of many operators here
+    (:func:`count_multiply_adds` knows them).
+
+    Args:
+        module: on the meta device, or any other.
+        inputs: of its forward, on the same device.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), mock.patch("torch.autocast", lambda *_, **__: nullcontext()):
+        with FlopCounterMode(display=False) as counter:
+            module(*inputs)
+    return counter.get_total_flops() / 2
 
 
 def published_count(counts: dict[str, float]) -> float:
@@ -80,6 +104,17 @@ def _bev_of(model: BEVPerception, levels: list[Tensor]) -> BEVFeatures:
     )
     bev = encoder.run_layers(query, tokens, shapes, plan, encoder.temporal_context(query, motion, None))
     return BEVFeatures(bev.transpose(1, 2).unflatten(2, grid.shape), grid)
+
+
+def _memory_of(bev: BEVFeatures, frames: int) -> BEVMemory:
+    """A full memory of frames like this one."""
+    features = bev.features.unsqueeze(1).expand(-1, frames, -1, -1, -1)
+    return BEVMemory(
+        features,
+        torch.empty(1, frames, 4, 4, device="meta"),
+        torch.empty(1, frames, dtype=torch.bool, device="meta"),
+        seconds=torch.empty(1, frames, device="meta"),
+    )
 
 
 @contextmanager

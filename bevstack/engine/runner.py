@@ -56,6 +56,8 @@ class _WithoutNoise(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()
+        if text.endswith(" is skipped since its requires_grad=False"):  # once for every tensor that is frozen
+            return False
         return len(text) < 1000 and not text.startswith(('"FileClient" will', '"HardDiskBackend" is', "Exp name: "))
 
 
@@ -154,7 +156,7 @@ class BEVRunner(Runner):
         strict: bool = False,
         revise_keys: list | None = None,
     ) -> dict:
-        """Load weights (and nothing else) of a checkpoint; missing and unexpected keys are named in one line.
+        """Load weights (and nothing else) of a checkpoint; what is new or left over is said in one line.
 
         Args:
             filename: a local file.
@@ -170,7 +172,10 @@ class BEVRunner(Runner):
         checkpoint = read_checkpoint(filename, map_location)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         check_box_convention(self.module, checkpoint.get("meta", {}), filename)
-        message = load_weights(self.module, checkpoint["state_dict"], filename, strict)
+        weights = checkpoint["state_dict"]
+        if not strict:  # another training starts, maybe of other heads: their losses are weighed from the beginning
+            weights = {name: value for name, value in weights.items() if not name.startswith("balancing.")}
+        message = load_weights(self.module, weights, filename, strict)
         if message:
             self.logger.warning(f"{filename}: {message}")
         self._has_loaded = True

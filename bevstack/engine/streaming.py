@@ -36,6 +36,7 @@ def carried_memory(memory: BEVMemory | None, samples: Sequence[BEVDataSample]) -
             features=memory.features.index_select(0, rows),
             newest_from_frame=memory.newest_from_frame.index_select(0, rows),
             valid=memory.valid.index_select(0, rows),
+            seconds=memory.seconds.index_select(0, rows),
         )
     tokens = tuple(token if kept else "" for token, kept in zip(before, keep, strict=False))
     return replace(memory.masked(torch.tensor(keep, device=device)), tokens=tokens)

@@ -209,6 +209,7 @@ class StreamingTrainLoop(ResumableTrainLoop):
             "newest_from_frame": memory.newest_from_frame,
             "valid": memory.valid,
             "tokens": list(memory.tokens),
+            "seconds": memory.seconds,
         }
 
     def resume_streams(self, state: dict | None, device: torch.device) -> None:

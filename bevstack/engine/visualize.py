@@ -176,9 +176,11 @@ def predicted_samples(
 
 
 def build_visualizer(cfg: Any, model: torch.nn.Module | None, args: argparse.Namespace) -> Any:
-    """The config's ``sample_visualizer`` (or the usual one), with a panel for each head that can paint itself."""
+    """The config's ``sample_visualizer`` (or the usual one), with a panel for each head that can paint itself
+    or names, as ``painter``, one that does, and one for tracks where the config has a ``tracker``."""
     from bevstack.registry import VISUALIZERS
     from bevstack.visualization.painters import HeadPainter
+    from bevstack.visualization.tracks import TrackPainter
 
     settings = {"type": "SampleVisualizer", "score_thr": args.score_thr, **(cfg.get("sample_visualizer") or {})}
     if args.layout is not None:
@@ -186,6 +188,12 @@ def build_visualizer(cfg: Any, model: torch.nn.Module | None, args: argparse.Nam
     visualizer = VISUALIZERS.build(settings)
     heads = dict(model.heads.items()) if hasattr(model, "heads") else {}
     visualizer.painters += [HeadPainter(name, head) for name, head in heads.items() if hasattr(head, "paint")]
+    for name, head in heads.items():
+        if getattr(head, "painter", None) and not any(type(p).__name__ == head.painter for p in visualizer.painters):
+            settings = {"type": head.painter, "score_thr": args.score_thr, "title": name}
+            visualizer.painters.append(VISUALIZERS.build(settings))
+    if cfg.get("tracker") and not any(isinstance(painter, TrackPainter) for painter in visualizer.painters):
+        visualizer.painters.append(TrackPainter(args.score_thr))
     return visualizer
 
 
@@ -196,11 +204,15 @@ def draw_dataset(
     from rich.console import Console
     from rich.progress import track
 
+    from bevstack.registry import TASK_UTILS
+    from bevstack.tracking import track_samples
     from bevstack.visualization.files import write_clip, write_png
 
     visualizer = build_visualizer(cfg, model, args)
     pictures: dict[str, list[Path]] = {}
     samples = predicted_samples(cfg, dataset, chosen, model)
+    if model is not None and cfg.get("tracker"):
+        samples = track_samples(TASK_UTILS.build(cfg.tracker), samples)
     for sample in track(samples, "drawing", total=len(chosen), console=Console(file=sys.stderr)):
         scene = pictures.setdefault(sample.metainfo["scene_name"], [])
         path = args.out / sample.metainfo["scene_name"] / f"{len(scene):04d}_{sample.metainfo['token']}.png"

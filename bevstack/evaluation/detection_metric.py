@@ -11,7 +11,7 @@ import numpy as np
 
 from bevstack.errors import InputError
 from bevstack.evaluation.gathering import GatheredMetric, as_dict
-from bevstack.evaluation.nuscenes_scoring import open_tables, score_boxes, split_tokens
+from bevstack.evaluation.nuscenes_scoring import default_attribute_errors, open_tables, score_boxes, split_tokens
 from bevstack.evaluation.submission import (
     SubmittedBoxes,
     check_submission,
@@ -101,7 +101,10 @@ class NuScenesDetectionMetric(GatheredMetric):
         return global_boxes(sample["token"], boxes, scores, names, sample["global_from_bev"], augmentation, attributes)
 
     def compute_metrics(self, results: list[SubmittedBoxes]) -> dict[str, float]:
-        """Check all samples' boxes, write the submission, score it (keys: :func:`score_boxes`)."""
+        """Check all samples' boxes, write the submission, score it.
+
+        Keys: :func:`score_boxes`, and where a head predicts attributes :func:`default_attribute_errors`.
+        """
         tables = open_tables(self.data_root, self.version)
         tokens = split_tokens(tables, self.split)
         submitted = check_submission(results, tokens, self.split, self.results_path)
@@ -109,4 +112,6 @@ class NuScenesDetectionMetric(GatheredMetric):
             meta = dict.fromkeys(("use_camera", "use_lidar", "use_radar", "use_map", "use_external"), False)
             meta.update(use_camera=True, use_external=self.use_external)
             write_submission(self.results_path, submitted, meta)
-        return {} if self.format_only else score_boxes(tables, self.split, submitted)
+        if self.format_only:
+            return {}
+        return score_boxes(tables, self.split, submitted) | default_attribute_errors(tables, self.split, submitted)

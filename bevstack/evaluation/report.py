@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 _SUMMARY = ("NDS", "mAP", "mAP_present", "NDS_present", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
 _BY_DETECTION_CLASS = ("AP", "ATE", "ASE", "AOE", "AVE", "AAE", "gt")
 _BY_LAYER = ("iou", "iou_best", "best_threshold")
+_BY_TRACKED_CLASS = ("AMOTA", "AMOTP", "MOTA", "track_recall", "IDS", "FRAG", "FP", "FN", "track_gt")
+_COUNTS = ("IDS", "FRAG", "MT", "ML", "FP", "FN", "track_gt")
+_BY_PANOPTIC_CLASS = ("PQ", "SQ", "RQ", "mask_AP", "mask_AP50", "iou_panoptic")
+_BY_KEYPOINT_CLASS = ("keypoint_AP", "keypoint_AP50", "PCK@0.5m", "PCK@1m", "keypoint_matched", "keypoint_gt")
 
 
 @contextlib.contextmanager
@@ -69,10 +73,11 @@ def _class_table(title: str, columns: tuple[str, ...], metrics: Mapping[str, flo
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("class")
     for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
+        table.add_column(column.removeprefix("keypoint_").replace("_", " "), justify="right")
     for name in names:
-        values = [_text(metrics.get(f"{column}/{name}", math.nan), count=column == "gt") for column in columns]
-        absent = metrics.get(f"gt/{name}") == 0
+        counts = [column.endswith("gt") or column in _COUNTS for column in columns]
+        values = [_text(metrics.get(f"{c}/{name}", math.nan), count) for c, count in zip(columns, counts, strict=True)]
+        absent = columns[-1].endswith("gt") and metrics.get(f"{columns[-1]}/{name}") == 0
         table.add_row(name, *values, style="dim" if absent else None)
     return table if names else None
 
@@ -86,16 +91,21 @@ def print_table(metrics: Mapping[str, float], console: Console | None = None) ->
     from rich.table import Table
 
     console = console or Console()
-    detection = _class_table("Detection (nuScenes, detection_cvpr_2019)", _BY_DETECTION_CLASS, metrics)
+    detection = _class_table("Detection (matching and errors of detection_cvpr_2019)", _BY_DETECTION_CLASS, metrics)
     segmentation = _class_table("BEV segmentation (IoU at 0.5, at best)", _BY_LAYER, metrics)
-    known = {key for key in metrics if key.split("/", 1)[0] in _BY_DETECTION_CLASS + _BY_LAYER and "/" in key}
+    keypoints = _class_table("Keypoints (OKS-AP, PCK of matched objects)", _BY_KEYPOINT_CLASS, metrics)
+    panoptic = _class_table("Panoptic BEV (PQ, AP of instances, IoU of owners)", _BY_PANOPTIC_CLASS, metrics)
+    columns = _BY_PANOPTIC_CLASS + _BY_DETECTION_CLASS + _BY_LAYER + _BY_KEYPOINT_CLASS + _BY_TRACKED_CLASS
+    known = {key for key in metrics if key.split("/", 1)[0] in columns and "/" in key}
     rest = [key for key in metrics if key not in known]
     rest.sort(key=lambda key: _SUMMARY.index(key) if key in _SUMMARY else len(_SUMMARY))
-    for table in (detection, segmentation):
+    tracking = _class_table("Tracking (nuScenes, tracking_nips_2019)", _BY_TRACKED_CLASS, metrics)
+    for table in (detection, segmentation, panoptic, keypoints, tracking):
         if table is not None:
             console.print(table)
     if rest:
         summary = Table(title="Summary", title_justify="left", title_style="bold", show_header=False)
         for key in rest:
-            summary.add_row(key, _text(float(metrics[key])), style="bold" if key in ("NDS", "mAP") else None)
+            value = _text(float(metrics[key]), count=key in _COUNTS)
+            summary.add_row(key, value, style="bold" if key in ("NDS", "mAP") else None)
         console.print(summary)

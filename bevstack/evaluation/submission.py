@@ -10,7 +10,7 @@ import difflib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +94,7 @@ def require_detection_classes(classes: Sequence[str], file: str, field: str = "c
     for name in classes:
         if name not in DETECTION_CLASSES:
             near = difflib.get_close_matches(str(name), DETECTION_CLASSES, n=1, cutoff=0.4)
-            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(DETECTION_CLASSES)}"
+            hint = f"did you mean '{near[0]}'?" if near else "CenterDistanceMetric scores classes of your own"
             raise InputError(file, field, f"'{name}' is no class of the nuScenes detection score; {hint}")
 
 
@@ -153,6 +153,13 @@ def global_boxes(
         names=tuple(names),
         attributes=tuple(attributes),
     )
+
+
+def with_default_attributes(boxes: SubmittedBoxes) -> SubmittedBoxes:
+    """The same boxes with the attributes that they would have if none were predicted (:func:`default_attribute`)."""
+    speeds = np.hypot(*boxes.velocity.T)
+    names = (default_attribute(name, speed) for name, speed in zip(boxes.names, speeds, strict=True))
+    return replace(boxes, attributes=tuple(names))
 
 
 def check_submission(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -71,6 +71,20 @@ class BEVGrid:
     def num_cells(self) -> int:
         """Y times X."""
         return self.shape[0] * self.shape[1]
+
+    def finer(self, factor: int) -> BEVGrid:
+        """The same ground with every cell cut into ``factor`` x ``factor``."""
+        return replace(self, shape=(self.shape[0] * factor, self.shape[1] * factor))
+
+    def coarser(self, factor: int) -> BEVGrid:
+        """The same ground with ``factor`` x ``factor`` cells made one.
+
+        Raises:
+            ValueError: the factor does not divide the shape.
+        """
+        if self.shape[0] % factor or self.shape[1] % factor:
+            raise ValueError(f"grid: {self.shape[0]} x {self.shape[1]} cells do not divide by {factor}")
+        return replace(self, shape=(self.shape[0] // factor, self.shape[1] // factor))
 
     def cells_from_metres(self, xy: Tensor) -> Tensor:
         """(..., 2) metres (x, y) to continuous cell coordinates (column, row); cell (r, c) is centred at + 0.5."""

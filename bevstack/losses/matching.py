@@ -1,4 +1,4 @@
-"""One-to-one matching of queries to targets at least total cost: boxes today, anything that states a cost."""
+"""One-to-one matching of queries to targets at least total cost: boxes, masks, anything that states a cost."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from bevstack.losses.functional import l1_cost, sigmoid_focal_cost
+from bevstack.losses.masks import mask_dice_cost, mask_focal_cost, softmax_class_cost
 from bevstack.registry import TASK_UTILS
 
 
@@ -46,6 +47,49 @@ class BoxL1Cost:
     def __call__(self, predictions: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
         """(..., Q, G) weighted cost."""
         return self.weight * l1_cost(predictions["boxes"][..., : self.dims], targets["boxes"][..., : self.dims])
+
+
+@TASK_UTILS.register_module()
+class SoftmaxClassCost:
+    """Cost of ``predictions["logits"]`` (..., Q, K + 1), "no object" last, and ``targets["labels"]`` (G,)."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = weight
+
+    def __call__(self, predictions: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
+        """(..., Q, G) weighted cost."""
+        return self.weight * softmax_class_cost(predictions["logits"], targets["labels"])
+
+
+@TASK_UTILS.register_module()
+class MaskFocalCost:
+    """Focal cost of the logits ``predictions["masks"]`` (..., Q, P) and ``targets["masks"]`` (G, P) of P cells.
+
+    ``targets["weights"]`` (P,): how many cells each of the P stands for.
+    """
+
+    def __init__(self, weight: float = 20.0, alpha: float = 0.25, gamma: float = 2.0) -> None:
+        self.weight, self.alpha, self.gamma = weight, alpha, gamma
+
+    def __call__(self, predictions: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
+        """(..., Q, G) weighted cost."""
+        masks = predictions["masks"], targets["masks"], targets["weights"]
+        return self.weight * mask_focal_cost(*masks, self.alpha, self.gamma)
+
+
+@TASK_UTILS.register_module()
+class MaskDiceCost:
+    """Dice cost of the logits ``predictions["masks"]`` (..., Q, P) and ``targets["masks"]`` (G, P) of P cells.
+
+    ``targets["weights"]`` (P,): how many cells each of the P stands for.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = weight
+
+    def __call__(self, predictions: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
+        """(..., Q, G) weighted cost."""
+        return self.weight * mask_dice_cost(predictions["masks"], targets["masks"], targets["weights"])
 
 
 class HungarianMatcher:

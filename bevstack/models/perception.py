@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from bevstack.losses.balancing import LossBalancing, shared_weight_name
+from bevstack.models.backbones.base import fitted_config, require_declared
 from bevstack.models.bev.memory import push_memory
+from bevstack.models.freezing import freeze, keep_evaluating
 from bevstack.models.heads.base import BEVHead
+from bevstack.models.layers.evaluation_mode import evaluating
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures, BEVMemory, Clip, Frame
 
@@ -27,15 +30,21 @@ class BEVPerception(BaseModel):
             the keyframe's image at the end.
         encoder: feature maps, a frame and the memory to B_t (:class:`bevstack.models.bev.BEVFormerEncoder`).
         heads: by name; each a :class:`BEVHead`. Any can be left out.
-        neck: feature maps to feature maps, or None.
+        neck: feature maps to feature maps, or None; what its config leaves out of ``in_channels`` and ``in_strides`` is
+            what the backbone declares (:mod:`bevstack.models.backbones.base`).
         bev_neck: B_t to the B_t that the heads see, or None; the memory holds what the encoder made.
         temporal_fusion: joins the encoder's B_t with the memory's frames, before ``bev_neck``
             (:class:`bevstack.models.bev.TemporalConcatenation`); the encoder then makes every frame alone. None leaves
             the history to the encoder.
-        image_heads: by name; heads on the image features of the keyframe that only add losses in training
-            (:class:`bevstack.models.heads.PerspectiveHead`).
+        image_heads: by name; heads on the image features of the keyframe. They add losses in training
+            (:class:`bevstack.models.heads.PerspectiveHead`); those with a ``predict(raw, rig)`` predict, too
+            (:class:`bevstack.models.heads.ImageKeypointHead`).
         bev_levels: how many levels of the image features the encoder gets, the finest first; all where not given.
         loss_weights: by head name, 1 where not named.
+        loss_balancing: rule of :mod:`bevstack.losses.balancing` that weighs the heads' losses on top of
+            ``loss_weights``; without one these alone count, and no weights are logged.
+        frozen: names of parts that training leaves bit for bit as they are, as ``backbone`` or ``heads.detection``
+            (:func:`bevstack.models.freezing.freeze`).
         memory_frames: past frames the memory keeps.
         data_preprocessor: collated data to a :class:`Clip` and samples.
     """
@@ -51,13 +60,15 @@ class BEVPerception(BaseModel):
         image_heads: Mapping[str, Mapping] | None = None,
         bev_levels: int | None = None,
         loss_weights: Mapping[str, float] | None = None,
+        loss_balancing: Mapping | None = None,
+        frozen: Sequence[str] = (),
         memory_frames: int = 1,
         data_preprocessor: Mapping | None = None,
         init_cfg: Mapping | None = None,
     ) -> None:
         super().__init__(data_preprocessor, init_cfg)
         self.backbone = MODELS.build(backbone)
-        self.neck = None if neck is None else MODELS.build(neck)
+        self.neck = None if neck is None else MODELS.build(fitted_config(neck, self.backbone))
         self.encoder = MODELS.build(encoder)
         self.bev_neck = None if bev_neck is None else MODELS.build(bev_neck)
         self.heads = nn.ModuleDict({name: self._built_head(name, head) for name, head in heads.items()})
@@ -74,7 +85,11 @@ class BEVPerception(BaseModel):
         unknown = set(loss_weights or {}) - set(names)
         if unknown:
             raise ValueError(f"loss_weights names {sorted(unknown)}; the heads are {sorted(names)}")
-        self.loss_weights = {name: (loss_weights or {}).get(name, 1.0) for name in names}
+        priors = {name: (loss_weights or {}).get(name, 1.0) for name in names}
+        rule = loss_balancing or dict(type="FixedWeights", logged=False)
+        self.balancing: LossBalancing = MODELS.build({**rule, "priors": priors})
+        self.frozen = freeze(self, frozen)
+        self.shared_weight = self._shared_weight_name() if self.balancing.needs_shared_weight else None
         self.heads_in_order()
 
     def _built_head(self, name: str, config: Mapping) -> BEVHead:
@@ -89,6 +104,17 @@ class BEVPerception(BaseModel):
             reason = f"in_channels is {head.in_channels}, but {type(trunk).__name__} gives {channels} channels"
             raise ValueError(f"head '{name}': {reason}; set in_channels={channels}")
         return head
+
+    def _shared_weight_name(self) -> str:
+        """The weight by which GradNorm measures: what all heads read comes after it."""
+        on_bev = () if self.image_heads else ("bev_neck", "temporal_fusion", "encoder")
+        return shared_weight_name(self, (*on_bev, "neck", "backbone"), self.balancing.shared_weight)
+
+    def train(self, mode: bool = True) -> BEVPerception:
+        """Training mode, or not, for all but the frozen parts."""
+        super().train(mode)
+        keep_evaluating(self, self.frozen)
+        return self
 
     def forward(
         self, inputs: Clip, data_samples: Sequence[BEVDataSample] | None = None, mode: str = "tensor"
@@ -114,9 +140,10 @@ class BEVPerception(BaseModel):
         seen_by_heads = bev if self.bev_neck is None else self.bev_neck(bev)
         seen_by_heads = replace(seen_by_heads, history=memory, image_features=tuple(features))
         if mode in ("loss", "stream_loss"):
-            result = self.losses(seen_by_heads, data_samples) | self.image_losses(features, data_samples, keyframe)
+            result = self.losses(seen_by_heads, data_samples, keyframe)
         elif mode in ("predict", "stream_predict"):
             result = self.predictions(seen_by_heads, data_samples)
+            self.set_image_predictions(features, result, keyframe)
         else:
             raise ValueError(f"unknown mode {mode!r}")
         return (result, memory) if mode.startswith("stream_") else result
@@ -152,27 +179,18 @@ class BEVPerception(BaseModel):
                 raise ValueError(f"{type(self.backbone).__name__} {reason}; set num_sweeps={wanted} in the pipeline")
             images = torch.cat([frame.sweeps, images.unsqueeze(1)], dim=1).transpose(1, 2)
         features = self.backbone(images.flatten(0, 1))
+        require_declared(features, self.backbone)
         if self.neck is not None:
             features = self.neck(features)
         return [level.unflatten(0, batch) for level in features]
 
-    def losses(self, bev: BEVFeatures, samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
-        """Every head's losses as ``<head>.<loss>``, weighted."""
-        losses = {}
-        for name, head in self.heads.items():
-            for key, value in head.loss(head(bev), samples).items():
-                losses[f"{name}.{key}"] = self.loss_weights[name] * value if "loss" in key else value
-        return losses
-
-    def image_losses(
-        self, features: Sequence[Tensor], samples: Sequence[BEVDataSample], keyframe: Frame
-    ) -> dict[str, Tensor]:
-        """Losses of the heads on image features as ``<head>.<loss>``, weighted."""
-        losses = {}
+    def losses(self, bev: BEVFeatures, samples: Sequence[BEVDataSample], keyframe: Frame) -> dict[str, Tensor]:
+        """Losses of every head, those on image features included, as ``<head>.<loss>``, weighted and balanced."""
+        losses = {name: head.loss(head(bev), samples) for name, head in self.heads.items()}
         for name, head in self.image_heads.items():
-            for key, value in head.loss(head(features), samples, keyframe.rig).items():
-                losses[f"{name}.{key}"] = self.loss_weights[name] * value
-        return losses
+            losses[name] = head.loss(head(bev.image_features), samples, keyframe.rig)
+        shared = None if self.shared_weight is None else self.get_parameter(self.shared_weight)
+        return self.balancing(losses, shared)
 
     def predictions(self, bev: BEVFeatures, samples: Sequence[BEVDataSample]) -> list[BEVDataSample]:
         """Copies of the samples with every head's predictions set on them; heads after those they require."""
@@ -184,6 +202,16 @@ class BEVPerception(BaseModel):
                         value = {**result.pred_rasters, **value}
                     result.set_field(value, name)
         return results
+
+    def set_image_predictions(
+        self, features: Sequence[Tensor], results: Sequence[BEVDataSample], keyframe: Frame
+    ) -> None:
+        """Set on the results what those heads on image features that have a ``predict(raw, rig)`` predict."""
+        for head in self.image_heads.values():
+            if hasattr(head, "predict"):
+                for result, fields in zip(results, head.predict(head(features), keyframe.rig), strict=True):
+                    for name, value in fields.items():
+                        result.set_field(value, name)
 
     def heads_in_order(self) -> list[BEVHead]:
         """The heads, each after those it requires.
@@ -209,16 +237,3 @@ class BEVPerception(BaseModel):
                 hint = f"did you mean '{near[0]}'?" if near else f"add it to the config, or leave '{name}' out"
                 return f"head '{name}' requires head '{absent}', which is not there; {hint}"
         return f"heads {sorted(waiting)} require each other in a circle"
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards every submodule is back in the mode it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    for module, _ in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from mmengine.model import BaseDataPreprocessor
@@ -20,7 +21,8 @@ class BEVPreprocessor(BaseDataPreprocessor):
     In training, in the published order: photometric distortion (every image of every frame), normalisation, GridMask
     (the last frame alone: history frames of the reference run in evaluation mode). Pixels outside an image's own size
     are exactly 0 after all that, and so is the padding to a multiple of ``pad_divisor``. Images are channels-last in
-    memory.
+    memory. Camera sweeps go the same way; the distortion and the mask of an image are also those of its sweeps, so that
+    what moves between them is the scene.
 
     Args:
         mean, std: of the channels in ``channel_order``, on the scale 0 ... 255.
@@ -70,16 +72,19 @@ class BEVPreprocessor(BaseDataPreprocessor):
         divisor = self.pad_divisor
         padded = tuple(-(-int(length) // divisor) * divisor for length in sizes.amax(dim=(0, 1, 2)))
         images = [image.to(self.device, non_blocking=True) for image in images]
-        batched = {key: self._batched(inputs[key]) for key in inputs if key not in ("images", "image_size_px")}
+        sweeps = [sweep.to(self.device, non_blocking=True) for sweep in inputs.get("sweeps", ())]
+        one_by_one = ("images", "image_size_px", "sweeps")
+        batched = {key: self._batched(inputs[key]) for key in inputs if key not in one_by_one}
         sizes_on_device = sizes.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, enabled=False):
             frames = []
             for t in range(num_frames):
-                distort = self.photometric if training else None
-                batch = self._normalized([image[t] for image in images], sizes[:, t], padded, distort)
+                drawn = self.photometric.draw(sizes[:, t, :, 0].numel()) if training and self.photometric else None
+                now = self._normalized([image[t] for image in images], sizes[:, t], padded, drawn)
+                before = self._sweeps([sweep[t] for sweep in sweeps], sizes[:, t], padded, drawn)
                 if training and self.grid_mask is not None and t == num_frames - 1:
-                    batch = self.grid_mask(batch.flatten(0, 1)).unflatten(0, batch.shape[:2])
-                frames.append(self._frame(batch, batched, sizes_on_device, t, padded))
+                    now, before = self._masked(now, before)
+                frames.append(replace(self._frame(now, batched, sizes_on_device, t, padded), sweeps=before))
         samples = data.get("data_samples")
         samples = None if samples is None else [self._moved(sample) for sample in samples]
         return {"inputs": Clip(tuple(frames)), "data_samples": samples}
@@ -92,9 +97,10 @@ class BEVPreprocessor(BaseDataPreprocessor):
         images: list[Tensor],
         sizes: Tensor,
         padded: tuple[int, int],
-        distort: PhotometricDistortion | None,
+        drawn: Mapping[str, Tensor] | None,
     ) -> Tensor:
-        """B times (N, 3, h, w) uint8 -> (B, N, 3, H, W) float32 of the padded size, channels-last in memory."""
+        """B times (N, 3, h, w) uint8 -> (B, N, 3, H, W) float32 of the padded size, channels-last in memory; ``drawn``
+        is the distortion of the B * N images, None for none."""
         batch, cameras, (height, width) = len(images), images[0].shape[0], padded
         out = torch.empty((batch, cameras, height, width, 3), device=self.device, dtype=torch.float32)
         for b, image in enumerate(images):
@@ -103,8 +109,8 @@ class BEVPreprocessor(BaseDataPreprocessor):
             out[b, :, : image.shape[1], : image.shape[2]].copy_(image)
             out[b, :, image.shape[1] :] = 0
             out[b, :, : image.shape[1], image.shape[2] :] = 0
-        if distort is not None:
-            flat = distort(out.flatten(0, 1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        if drawn is not None:
+            flat = self.photometric.apply(out.flatten(0, 1).permute(0, 3, 1, 2), drawn).permute(0, 2, 3, 1)
             out = flat.contiguous().unflatten(0, (batch, cameras))
         if self.channel_order == "bgr":
             out = out.flip(-1)
@@ -113,6 +119,26 @@ class BEVPreprocessor(BaseDataPreprocessor):
         rows.mul_(self.scale.repeat(width)).add_(self.bias.repeat(width))
         self._clear_padding(out, sizes)
         return out.permute(0, 1, 4, 2, 3)
+
+    def _sweeps(
+        self, sweeps: list[Tensor], sizes: Tensor, padded: tuple[int, int], drawn: Mapping[str, Tensor] | None
+    ) -> Tensor | None:
+        """B times (S, N, 3, h, w) uint8 -> (B, S, N, 3, H, W) as :meth:`_normalized`, distorted as the images are."""
+        if not sweeps:
+            return None
+        moments, (batch, cameras) = sweeps[0].shape[0], sizes.shape[:2]
+        if drawn is not None:
+            image_of = torch.arange(batch * cameras).view(batch, 1, cameras).expand(-1, moments, -1).flatten()
+            drawn = {name: values[image_of] for name, values in drawn.items()}
+        flat = [sweep.flatten(0, 1) for sweep in sweeps]
+        return self._normalized(flat, sizes.repeat(1, moments, 1), padded, drawn).unflatten(1, (moments, cameras))
+
+    def _masked(self, images: Tensor, sweeps: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """GridMask on (B, N, 3, H, W) images; the same mask on their sweeps (B, S, N, 3, H, W)."""
+        size = tuple(images.shape[-2:])
+        drawn = self.grid_mask.draw(images.shape[:2].numel(), size).to(images.device, non_blocking=True)
+        keep = self.grid_mask.mask(drawn, size).unflatten(0, images.shape[:2]).unsqueeze(2)
+        return images * keep, None if sweeps is None else sweeps * keep.unsqueeze(1)
 
     @staticmethod
     def _clear_padding(out: Tensor, sizes: Tensor) -> None:

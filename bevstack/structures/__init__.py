@@ -2,6 +2,17 @@
 
 from bevstack.structures.bev import BEVFeatures, BEVMemory
 from bevstack.structures.clip import CameraRig, Clip, EgoMotion, Frame
+from bevstack.structures.panoptic import PanopticMap
 from bevstack.structures.sample import BEVDataSample, BEVRaster
 
-__all__ = ["BEVDataSample", "BEVFeatures", "BEVMemory", "BEVRaster", "CameraRig", "Clip", "EgoMotion", "Frame"]
+__all__ = [
+    "BEVDataSample",
+    "BEVFeatures",
+    "BEVMemory",
+    "BEVRaster",
+    "CameraRig",
+    "Clip",
+    "EgoMotion",
+    "Frame",
+    "PanopticMap",
+]

@@ -42,12 +42,19 @@ class BEVMemory:
         valid: (B, M) bool; False where a sample has no such frame.
         tokens: per sample, the token of the newest frame ("" where there is none); streaming matches it with the
             next sample's ``prev_token``.
+        seconds: (B, M) how long before the newest frame each was taken; NaN, its default, where unknown.
     """
 
     features: Tensor
     newest_from_frame: Tensor
     valid: Tensor
     tokens: tuple[str, ...] = ()
+    seconds: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.seconds is None:
+            unknown = torch.full(self.valid.shape, torch.nan, device=self.valid.device)
+            object.__setattr__(self, "seconds", unknown)
 
     @property
     def newest(self) -> Tensor:
@@ -61,6 +68,7 @@ class BEVMemory:
             features=self.features.to(device),
             newest_from_frame=self.newest_from_frame.to(device),
             valid=self.valid.to(device),
+            seconds=self.seconds.to(device),
         )
 
     def detach(self) -> BEVMemory:

@@ -28,6 +28,9 @@ class BEVDataSample(Det3DDataSample):
     (identity when the BEV was not augmented), ``classes`` of the labels.
 
     Fields: ``gt_instances_3d`` (bboxes_3d LiDARInstance3DBoxes with 9 values, labels_3d, attribute_names, instance_ids,
-    num_lidar_pts, num_radar_pts, visibility), ``gt_rasters`` (dict name -> :class:`BEVRaster`), ``pred_instances_3d``
-    (bboxes_3d, scores_3d, labels_3d), ``pred_rasters`` (dict name -> :class:`BEVRaster`); heads may add more.
+    num_lidar_pts, num_radar_pts, visibility, past_centers), ``gt_rasters`` (dict name -> :class:`BEVRaster`),
+    ``pred_instances_3d`` (bboxes_3d, scores_3d, labels_3d, where predicted attribute_names), ``pred_rasters`` (dict
+    name -> :class:`BEVRaster`), ``gt_panoptic`` and ``pred_panoptic`` (:class:`bevstack.structures.PanopticMap`),
+    ``pred_masks`` (masks, scores, labels), ``track_trails`` (:func:`bevstack.tracking.track_samples`); heads may
+    add more.
     """

@@ -1,21 +1,30 @@
 """Structures in, images out: cameras with boxes, the scene from above, whole samples, scenes as GIF or MP4."""
 
+from bevstack.visualization.behaviour import BehaviourPainter
 from bevstack.visualization.bev import BEVWindow, draw_bev
 from bevstack.visualization.boxes import DrawnBoxes
 from bevstack.visualization.cameras import CameraView, draw_camera, draw_cameras
 from bevstack.visualization.painters import BEVPainter, PredictionPainter, TruthPainter
+from bevstack.visualization.panoptic import PanopticPainter, draw_panoptic
+from bevstack.visualization.poses import PosePainter
 from bevstack.visualization.sample_visualizer import SampleVisualizer, draw_sample
+from bevstack.visualization.tracks import TrackPainter
 
 __all__ = [
     "BEVPainter",
     "BEVWindow",
+    "BehaviourPainter",
     "CameraView",
     "DrawnBoxes",
+    "PosePainter",
+    "PanopticPainter",
     "PredictionPainter",
     "SampleVisualizer",
+    "TrackPainter",
     "TruthPainter",
     "draw_bev",
     "draw_camera",
     "draw_cameras",
+    "draw_panoptic",
     "draw_sample",
 ]

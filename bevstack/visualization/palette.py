@@ -35,6 +35,14 @@ LAYER_COLORS = {
     "divider": (106, 61, 154),
     "vehicle": (52, 73, 94),
 }
+KEYPOINT_COLORS = {
+    "centre": (120, 230, 255),
+    "front_left": (0, 190, 120),
+    "front_right": (20, 110, 255),
+    "rear_right": (160, 60, 220),
+    "rear_left": (240, 190, 0),
+    "front": (235, 30, 60),
+}
 LAYER_ALPHA = {
     "drivable_area": 0.7,
     "carpark_area": 0.35,
@@ -47,8 +55,8 @@ LAYER_ALPHA = {
 
 
 def color_of(name: str) -> tuple[int, int, int]:
-    """RGB of a detection class or map layer."""
-    known = CLASS_COLORS.get(name) or LAYER_COLORS.get(name)
+    """RGB of a detection class, map layer or keypoint."""
+    known = CLASS_COLORS.get(name) or LAYER_COLORS.get(name) or KEYPOINT_COLORS.get(name)
     if known is not None:
         return known
     hue = zlib.crc32(name.encode()) % 360 / 360
@@ -67,5 +75,10 @@ def pretty(name: str) -> str:
     return name.replace("_", " ")
 
 
-FIXED_COLORS = (BACKGROUND, GROUND, INK, FAINT, TRUTH, *CLASS_COLORS.values(), *map(legend_color_of, LAYER_COLORS))
+FIXED_COLORS = (
+    *(BACKGROUND, GROUND, INK, FAINT, TRUTH),
+    *CLASS_COLORS.values(),
+    *KEYPOINT_COLORS.values(),
+    *map(legend_color_of, LAYER_COLORS),
+)
 """Every colour that pictures use in flat areas."""

@@ -15,6 +15,7 @@ from bevstack.visualization.cameras import CameraView, draw_cameras
 from bevstack.visualization.drawing import Text, draw_polygon, draw_texts, fitted, text_width
 from bevstack.visualization.painters import BEVPainter, PredictionPainter, TruthPainter, predicted_boxes, true_boxes
 from bevstack.visualization.palette import BACKGROUND, CLASS_COLORS, INK, LAYER_COLORS, TRUTH, legend_color_of, pretty
+from bevstack.visualization.poses import with_image_keypoints
 
 _GAP = 10
 
@@ -29,7 +30,7 @@ class SampleVisualizer:
         camera_height_px: height of one camera in the picture; its width follows the first camera's shape, cameras of
             other shapes are fitted in.
         x_range_m, y_range_m: extent of the panels in the BEV frame.
-        layout: "wide" puts the panels right of the cameras, "tall" below them.
+        layout: "wide" puts the panels right of the cameras, "tall" below them, many in several rows.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class SampleVisualizer:
         Args:
             sample: its predicted boxes are projected into the cameras, its true boxes where nothing is predicted; boxes
                 outside the panels' extent are not.
-            views: the cameras, of the BEV frame that the sample's boxes are in.
+            views: the cameras, of the BEV frame that the sample's boxes are in, in the order of the rig.
 
         Returns:
             (H, W, 3) uint8 RGB.
@@ -66,10 +67,12 @@ class SampleVisualizer:
         height, width = views[0].image.shape[:2]
         cell = self.camera_height_px, round(self.camera_height_px * width / height)
         near = boxes.within(self.x_range_m, self.y_range_m)
-        cameras = draw_cameras(views, near, cell, forward)
+        shown = with_image_keypoints(sample, views, self.score_thr, self.camera_height_px)
+        cameras = draw_cameras(shown, near, cell, forward)
         window = BEVWindow(self.x_range_m, self.y_range_m, cameras.shape[0], quarter_turns_of(forward))
         if self.layout == "tall":
-            room = (cameras.shape[1] - _GAP * (len(self.painters) - 1)) // max(1, len(self.painters))
+            columns = panels_in_a_row(len(self.painters))
+            room = (cameras.shape[1] - _GAP * (columns - 1)) // columns
             window = BEVWindow(self.x_range_m, self.y_range_m, room, window.quarter_turns)
         # The legend lists every class, shown or not, so that it is the same in every picture of a scene.
         panels, names = [], [*sample.metainfo.get("classes", ()), *boxes.names]
@@ -83,7 +86,9 @@ class SampleVisualizer:
         if self.layout == "wide":
             body = _joined([cameras, *panels], axis=1)
         else:
-            body = _joined([cameras, _joined(panels, axis=1)] if panels else [cameras], axis=0, centred=True)
+            columns = panels_in_a_row(len(panels))
+            rows = [_joined(panels[first : first + columns], axis=1) for first in range(0, len(panels), columns)]
+            body = _joined([cameras, *rows], axis=0, centred=True)
         head = _title(self.title(sample, predicted), body.shape[1])
         foot = _legend(names, body.shape[1], with_truth=predicted is not None)
         return np.pad(
@@ -107,6 +112,11 @@ class SampleVisualizer:
 def draw_sample(sample: BEVDataSample, views: Sequence[CameraView], **options) -> np.ndarray:
     """The picture of one sample with a :class:`SampleVisualizer` of the given options: (H, W, 3) uint8 RGB."""
     return SampleVisualizer(**options).draw(sample, views)
+
+
+def panels_in_a_row(count: int) -> int:
+    """How many of ``count`` panels stand side by side below the cameras: all up to four, else rows of three."""
+    return max(1, count) if count <= 4 else 3
 
 
 def forward_bearing(views: Sequence[CameraView]) -> float:

@@ -169,3 +169,15 @@ def test_prefix_of_the_distributed_wrapper_is_dropped() -> None:
     weights = {"module.weight": torch.ones(3, 2), "module.bias": torch.zeros(3)}
     assert load_weights(model, weights, "f.pth", strict=True) == ""
     assert torch.equal(model.weight, torch.ones(3, 2))
+
+
+def test_weights_that_are_new_are_counted_by_part() -> None:
+    # A model with one head more than the file, and a file with a part that the model lacks.
+    heads = nn.ModuleDict({"a": nn.Linear(2, 1), "b": nn.Linear(2, 1)})
+    model = nn.ModuleDict({"trunk": nn.Linear(2, 2), "heads": heads})
+    weights = {"trunk.weight": torch.ones(2, 2), "trunk.bias": torch.ones(2), "old.weight": torch.ones(1)}
+    weights |= {"heads.a.weight": torch.ones(1, 2), "heads.a.bias": torch.ones(1)}
+    new = heads["b"].weight.clone()
+    message = load_weights(model, weights, "f.pth", strict=False)
+    assert message == "new weights, not in the file: heads.b (2); weights of the file without a place: old (1)"
+    assert torch.equal(model["trunk"].weight, torch.ones(2, 2)) and torch.equal(heads["b"].weight, new)

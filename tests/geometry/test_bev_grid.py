@@ -104,3 +104,13 @@ def test_building_from_a_config_and_comparing():
     assert built == WIDE and BEVGrid.build(WIDE) is WIDE
     assert built.same_as(WIDE) and not built.same_as(BEVGrid(shape=(30, 80)))
     assert WIDE.same_as(BEVGrid(shape=(30, 80), x_range_m=(-40, 40), y_range_m=(-5, 25), z_range_m=(0, 1)))
+
+
+def test_finer_and_coarser_cover_the_same_ground():
+    # Closed form: 4 x 6 cells of 2 m x 1 m, cut in two along both sides.
+    grid = BEVGrid(shape=(4, 6), x_range_m=(0, 12), y_range_m=(-2, 2))
+    finer = grid.finer(2)
+    assert finer.shape == (8, 12) and finer.cell_m == (1.0, 0.5) and finer.x_range_m == grid.x_range_m
+    assert finer.coarser(2) == grid and finer.coarser(4).shape == (2, 3)
+    with pytest.raises(ValueError, match="4 x 6 cells do not divide by 4"):
+        grid.coarser(4)

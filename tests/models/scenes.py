@@ -7,8 +7,10 @@ import math
 import torch
 from mmengine.structures import InstanceData
 
+from bevstack.datasets.panoptic_targets import thing_masks
 from bevstack.geometry import BEVGrid
 from bevstack.structures import BEVDataSample, BEVRaster, CameraRig, EgoMotion, Frame
+from bevstack.structures.panoptic import panoptic_map
 
 CLASSES = ("car", "pedestrian", "barrier")
 LAYERS = ("drivable_area", "divider")
@@ -81,11 +83,27 @@ def labels_of(grid: BEVGrid, counts: list[int], seed: int = 0) -> list[BEVDataSa
             bboxes_3d=LiDARInstance3DBoxes(boxes.reshape(-1, 9), box_dim=9),
             labels_3d=labels,
             instance_ids=torch.arange(count),
+            attribute_names=[("vehicle.parked", "pedestrian.moving", "")[label] for label in labels],
+            past_centers=boxes[:, None, :2] + torch.tensor([[0.0, 0.0], [0.5, -1.0], [1.0, -2.0]]),
+        )
+        sample.pred_instances_3d = InstanceData(  # for heads that require detection
+            bboxes_3d=LiDARInstance3DBoxes(boxes.reshape(-1, 9) + 0.1, box_dim=9),
+            scores_3d=torch.linspace(0.9, 0.5, count),
+            labels_3d=labels,
         )
         layers = (torch.rand(len(LAYERS), *grid.shape, generator=generator) > 0.5).to(torch.uint8)
         sample.gt_rasters = {
             "map": BEVRaster(layers, LAYERS, grid),
             "vehicle": BEVRaster(layers[:1], ("vehicle",), grid),
         }
+        sample.gt_scene = {
+            "time": ("day", "night")[(seed + index) % 2],
+            "weather": "rain",
+            "location": ("boston", "queenstown")[(seed + index) % 2],
+        }
+        masks = thing_masks(boxes, grid)
+        sample.gt_panoptic = panoptic_map(
+            masks, labels, torch.arange(count), layers.flip(0), (CLASSES, LAYERS[::-1]), grid
+        )
         samples.append(sample)
     return samples

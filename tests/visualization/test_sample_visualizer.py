@@ -54,6 +54,17 @@ class MagentaPainter(BEVPainter):
         return ["own thing"]
 
 
+def test_many_panels_below_the_cameras_stand_in_rows():
+    # Expected: five panels in rows of three and two, each a third of the cameras' width (and as high).
+    one, five = (
+        draw_sample(sample(), VIEWS, layout="tall", **{**OPTIONS, "painters": [TruthPainter() for _ in range(count)]})
+        for count in (3, 5)
+    )
+    assert five.shape[1] == one.shape[1]
+    row = five.shape[0] - one.shape[0]
+    assert abs(3 * row - one.shape[1]) < 40
+
+
 def test_wide_and_tall():
     # Expected: cameras 2 rows of 100 px; panels as high as both rows beside them, or below.
     wide, tall = (draw_sample(sample(), VIEWS, layout=layout, **OPTIONS) for layout in ("wide", "tall"))

@@ -119,6 +119,20 @@ def test_predictions_stream_along_each_scene(config, checkpoint, tmp_path):
     assert 0.8 * 122 * 122 < (np.abs(picture.astype(int) - MAGENTA).sum(-1) < 9).sum() <= 122 * 122
 
 
+def test_a_tracker_in_the_config_makes_a_panel(config, checkpoint, tmp_path):
+    # Expected: the usual picture and one more panel as high as the two rows of cameras (square, 2 x 60 + 2 px and the
+    # gap of 10 px), in every picture and in the clip.
+    plain, tracked = config(), tmp_path / "tracked.py"
+    tracked.write_text((tmp_path / "config.py").read_text() + 'tracker = dict(type="CenterPointTracker")\n')
+    for path, out in ((plain, "plain"), (str(tracked), "tracked")):
+        main([path, checkpoint, "--out", str(tmp_path / out), "--max-samples", "2", "--layout", "wide"])
+    for name in ("0000_s1k0.png", "0001_s1k1.png"):
+        pictures = [np.asarray(Image.open(tmp_path / out / "scene-0003" / name)) for out in ("plain", "tracked")]
+        assert pictures[1].shape[1] - pictures[0].shape[1] == 122 + 10
+    with Image.open(tmp_path / "tracked" / "scene-0003.gif") as clip:
+        assert clip.n_frames == 2
+
+
 def test_models_without_memory_predict_sample_by_sample(config, checkpoint, tmp_path):
     seen.clear()
     main([config("AutocastTestLoop"), checkpoint, "--out", str(tmp_path / "vis"), "--max-samples", "2"])

@@ -5,15 +5,20 @@ Each works on one dict for the whole clip (keys: :class:`bevstack.datasets.nusce
 
 from bevstack.datasets.transforms.bev_augmentation import BEVRotateScaleFlip
 from bevstack.datasets.transforms.image_geometry import CropImages, FlipImages, ResizeCropFlipImages, ResizeImages
-from bevstack.datasets.transforms.loading import LoadMultiViewImages
+from bevstack.datasets.transforms.loading import LoadCameraSweeps, LoadMultiViewImages
 from bevstack.datasets.transforms.object_filters import ObjectNameFilter, ObjectPointsFilter, ObjectRangeFilter
 from bevstack.datasets.transforms.packing import PackBEVInputs
+from bevstack.datasets.transforms.past_centers import LoadPastCenters
+from bevstack.datasets.transforms.scene_labels import LoadSceneLabels
 
 __all__ = [
     "BEVRotateScaleFlip",
     "CropImages",
     "FlipImages",
+    "LoadCameraSweeps",
     "LoadMultiViewImages",
+    "LoadPastCenters",
+    "LoadSceneLabels",
     "ObjectNameFilter",
     "ObjectPointsFilter",
     "ObjectRangeFilter",

@@ -27,7 +27,7 @@ def bev_similarity(rotation: float, scale: float, flip_x: bool, flip_y: bool) ->
 class BEVRotateScaleFlip(BaseTransform):
     """BEV augmentation ("BDA"): one similarity A = ``augmented_from_bev`` about the z axis for the whole clip.
 
-    Boxes (centre, size, heading, velocity) move by A, ``camera_from_bev`` of every frame becomes
+    Boxes (centre, size, heading, velocity) and their past centres move by A, ``camera_from_bev`` of every frame becomes
     ``camera_from_bev @ inv(A)``, ``previous_from_current`` becomes ``A @ previous_from_current @ inv(A)`` (still rigid,
     as A scales evenly), and A is multiplied onto ``augmented_from_bev``, from which map rasters and outputs follow.
     Images do not change. ``can_bus`` does not change either: the reference has no BEV augmentation where it uses it.
@@ -67,7 +67,7 @@ class BEVRotateScaleFlip(BaseTransform):
         return bev_similarity(math.radians(rotation), scale, bool(flip_x), bool(flip_y))
 
     def transform(self, results: dict) -> dict:
-        """Draw A and move ``boxes``, ``frames`` and ``augmented_from_bev`` by it."""
+        """Draw A and move ``boxes``, ``past_centers``, ``frames`` and ``augmented_from_bev`` by it."""
         if results.get("rasters"):
             raise ValueError("BEVRotateScaleFlip must come before the transforms that make rasters")
         matrix = self.draw(results["stream_rng" if self.constant_along_stream else "rng"])
@@ -78,5 +78,7 @@ class BEVRotateScaleFlip(BaseTransform):
         if "boxes" in results:
             boxes = torch.from_numpy(np.asarray(results["boxes"], dtype=np.float64))
             results["boxes"] = transform_boxes(torch.from_numpy(matrix), boxes).numpy()
+        if "past_centers" in results:
+            results["past_centers"] = results["past_centers"] @ matrix[:2, :2].T + matrix[:2, 3]
         results["augmented_from_bev"] = matrix @ results.get("augmented_from_bev", np.eye(4))
         return results

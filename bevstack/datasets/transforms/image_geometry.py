@@ -22,9 +22,11 @@ from bevstack.registry import TRANSFORMS
 class ImageTransform(BaseTransform):
     """A change of every image of a clip that moves ``pixels_from_camera`` and ``image_size_px`` along.
 
+    The camera sweeps of a frame, where they are loaded, change as the camera's image does.
+
     Args:
-        per_camera: draw anew for every camera (the frames of a camera share the draw); otherwise one draw serves the
-            whole clip.
+        per_camera: draw anew for every camera (the frames and sweeps of a camera share the draw); otherwise one draw
+            serves the whole clip.
     """
 
     def __init__(self, per_camera: bool = False) -> None:
@@ -39,7 +41,7 @@ class ImageTransform(BaseTransform):
         """(H, W, 3) uint8 image -> changed image and (3, 3) float64 ``new_from_old`` pixel transform."""
 
     def transform(self, results: dict) -> dict:
-        """Change ``images``, ``pixels_from_camera`` and ``image_size_px`` of every frame; draws from ``rng``."""
+        """Change images, sweeps, ``pixels_from_camera`` and ``image_size_px`` of every frame; draws from ``rng``."""
         frames = results["frames"]
         num_cameras = len(frames[-1]["images"])
         draws = [self.draw(results["rng"]) for _ in range(num_cameras if self.per_camera else 1)]
@@ -51,6 +53,12 @@ class ImageTransform(BaseTransform):
             new_from_old = np.stack([matrix for _, matrix in changed])
             frame["pixels_from_camera"] = new_from_old @ frame["pixels_from_camera"]
             frame["image_size_px"] = np.array([image.shape[:2] for image, _ in changed], dtype=np.int64)
+            if "sweeps" in frame:
+                frame["sweeps"] = [
+                    [self.apply(image, drawn)[0] for image, drawn in zip(moment, draws, strict=True)]
+                    for moment in frame["sweeps"]
+                ]
+        results["images_changed"] = True
         return results
 
 

@@ -1,4 +1,4 @@
-"""Read the camera images of a clip from disk."""
+"""Read the camera images of a clip from disk, and what the cameras took just before."""
 
 from __future__ import annotations
 
@@ -94,3 +94,52 @@ class LoadMultiViewImages(BaseTransform):
                 scale = np.stack([ratio[:, 1], ratio[:, 0], np.ones(len(paths))], axis=-1)
                 frame["pixels_from_camera"] = scale[:, :, None] * frame["pixels_from_camera"]
         return results
+
+
+@TRANSFORMS.register_module()
+class LoadCameraSweeps(BaseTransform):
+    """Decode what each camera took before each frame: adds ``sweeps``, S lists of N images, oldest first.
+
+    Stands right after :class:`LoadMultiViewImages` and before all that changes images; from there on what happens to a
+    camera's image happens to its sweeps. Reads ``sweep_paths``, which the dataset adds where it finds this transform.
+    A file is decoded once, however often a clip shows it.
+
+    Args:
+        num_sweeps: S.
+        reduced: as :class:`LoadMultiViewImages` was told.
+
+    Raises:
+        InputError: in use: a file is missing, broken, or of another size than the camera's image of the frame.
+        ValueError: ``num_sweeps`` below 1; in use: images are not loaded yet, or were changed already.
+    """
+
+    def __init__(self, num_sweeps: int, reduced: bool = False) -> None:
+        if num_sweeps < 1:
+            raise ValueError(f"LoadCameraSweeps: num_sweeps: {num_sweeps} must be at least 1")
+        self.num_sweeps, self.reduced = num_sweeps, reduced
+
+    def transform(self, results: dict) -> dict:
+        """Add ``sweeps`` to every frame; nothing else changes."""
+        frames = results["frames"]
+        if "images" not in frames[-1] or results.get("images_changed"):
+            raise ValueError("LoadCameraSweeps must come right after LoadMultiViewImages")
+        decoded = {
+            str(path): image
+            for frame in frames
+            for path, image in zip(frame["image_paths"], frame["images"], strict=True)
+        }
+        for frame in frames:
+            frame["sweeps"] = [
+                [self._image(path, image, decoded) for path, image in zip(paths, frame["images"], strict=True)]
+                for paths in frame["sweep_paths"]
+            ]
+        return results
+
+    def _image(self, path: str, keyframe: np.ndarray, decoded: dict[str, np.ndarray]) -> np.ndarray:
+        if path not in decoded:
+            decoded[path] = read_image(path, reduced=self.reduced)
+        image = decoded[path]
+        if image.shape != keyframe.shape:
+            (height, width), (rows, columns) = image.shape[:2], keyframe.shape[:2]
+            raise InputError(path, "size", f"{width}x{height}, the camera's image of the frame is {columns}x{rows}")
+        return image

@@ -19,6 +19,7 @@ OBJECT_KEYS = (
     "num_lidar_pts",
     "num_radar_pts",
     "visibility",
+    "past_centers",
 )
 """Keys of a pipeline's dict that hold one entry for each annotated object."""
 

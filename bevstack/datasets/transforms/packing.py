@@ -15,6 +15,7 @@ META_KEYS = (
     "next_token",
     "scene_token",
     "scene_name",
+    "scene_description",
     "timestamp_s",
     "location",
     "camera_names",
@@ -54,9 +55,11 @@ class PackBEVInputs(BaseTransform):
     ``inputs``: ``images`` (T, N, 3, H, W) uint8 RGB, zero-padded to the largest camera; ``pixels_from_camera``
     (T, N, 3, 3), ``camera_from_bev`` (T, N, 4, 4), ``previous_from_current`` (T, 4, 4) float32; ``image_size_px``
     (T, N, 2) int64 without padding; ``has_previous`` (T,) bool; ``seconds`` (T,) and ``can_bus`` (T, 18) float32 (NaN
-    where the dataset has none).
+    where the dataset has none); where camera sweeps are loaded, ``sweeps`` (T, S, N, 3, H, W) uint8, as ``images``.
 
-    The sample holds the keyframe's boxes as ``gt_instances_3d`` (where ``boxes`` are there) and ``gt_rasters``.
+    The sample holds the keyframe's boxes as ``gt_instances_3d`` (where ``boxes`` are there; with their ``past_centers``
+    where :class:`bevstack.datasets.transforms.LoadPastCenters` found them), ``gt_rasters``, and ``gt_panoptic`` where
+    :class:`bevstack.datasets.panoptic_targets.MakePanopticMap` made one.
     """
 
     def transform(self, results: dict) -> dict:
@@ -76,6 +79,9 @@ class PackBEVInputs(BaseTransform):
             "seconds": stacked("seconds", torch.float32),
             "can_bus": self._can_bus(frames),
         }
+        if "sweeps" in frames[-1]:
+            moments = [moment for frame in frames for moment in frame["sweeps"]]
+            inputs["sweeps"] = stack_images(moments).unflatten(0, (len(frames), -1))
         return {"inputs": inputs, "data_samples": self._data_sample(results)}
 
     @staticmethod
@@ -105,8 +111,15 @@ class PackBEVInputs(BaseTransform):
             for key in _INSTANCE_KEYS:
                 if key in results:
                     instances.set_field(_per_object(results[key]), key)
+            if "past_centers" in results:
+                past_centers = np.asarray(results["past_centers"], dtype=np.float32)
+                instances.set_field(torch.from_numpy(past_centers), "past_centers")
             sample.gt_instances_3d = instances
         sample.gt_rasters = dict(results.get("rasters", {}))
+        if "scene_labels" in results:
+            sample.gt_scene = dict(results["scene_labels"])
+        if "panoptic" in results:
+            sample.gt_panoptic = results["panoptic"]
         return sample
 
 

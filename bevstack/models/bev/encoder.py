@@ -9,6 +9,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from bevstack.errors import InputError
 from bevstack.geometry import BEVGrid
 from bevstack.models.bev.spatial_cross_attention import SpatialCrossAttention
 from bevstack.models.bev.temporal_self_attention import TemporalContext, TemporalSelfAttention
@@ -151,7 +152,7 @@ class BEVFormerEncoder(BaseModule):
             B_t (B, C, Y, X).
 
         Raises:
-            ValueError: cameras, levels or channels are not those the encoder was built for.
+            InputError: cameras, levels or channels are not those the encoder was built for.
         """
         self._check(image_features)
         tokens, shapes = self.image_tokens(image_features)
@@ -209,10 +210,10 @@ class BEVFormerEncoder(BaseModule):
         return query
 
     def _check(self, image_features: Sequence[Tensor]) -> None:
-        levels, (cameras, channels) = len(image_features), image_features[0].shape[1:3]
-        expected = self.num_levels, self.num_cameras, self.channels
-        if (levels, cameras, channels) != expected:
-            raise ValueError(
-                f"image features have {levels} levels, {cameras} cameras, {channels} channels; "
-                f"the encoder was built for {expected[0]}, {expected[1]}, {expected[2]}"
-            )
+        cameras, channels = image_features[0].shape[1:3]
+        found = {"num_levels": len(image_features), "num_cameras": cameras, "channels": channels}
+        for name, number in found.items():
+            if number != getattr(self, name):
+                given = ", ".join(f"{count} {key.split('_')[-1]}" for key, count in found.items())
+                reason = f"built for {getattr(self, name)}, but the image features have {given}; set {name}={number}"
+                raise InputError("model", f"encoder.{name}", reason)

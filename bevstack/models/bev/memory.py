@@ -24,14 +24,15 @@ def push_memory(
         tokens: per sample, this frame's token.
 
     Returns:
-        A memory whose newest frame is this one; older frames are re-expressed relative to it and are valid only where
-        ``motion.has_previous`` says that the chain is unbroken.
+        A memory whose newest frame is this one; older frames are re-expressed relative to it, are as much older as
+        ``motion.seconds`` says, and are valid only where ``motion.has_previous`` says that the chain is unbroken.
     """
     batch, device = features.shape[0], features.device
     identity = torch.eye(4, device=device).expand(batch, 1, 4, 4)
-    new = features.unsqueeze(1), identity, torch.ones(batch, 1, dtype=torch.bool, device=device)
+    now = torch.zeros(batch, 1, device=device)
+    new = features.unsqueeze(1), identity, torch.ones(batch, 1, dtype=torch.bool, device=device), now
     if memory is None or size == 1:
-        return BEVMemory(*new, tokens=tuple(tokens))
+        return BEVMemory(*new[:3], tokens=tuple(tokens), seconds=now)
     # newest_from_frame: frame -> old newest (= previous) -> current, by the inverse of previous_from_current.
     current_from_previous = torch.linalg.inv(motion.previous_from_current.float())
     with full_precision(current_from_previous):
@@ -40,6 +41,8 @@ def push_memory(
         memory.features,
         newest_from_frame,
         memory.valid & motion.has_previous.unsqueeze(1),
+        memory.seconds + motion.seconds.float().unsqueeze(1),
     )
-    parts = (torch.cat([fresh, kept.to(fresh.dtype)], dim=1)[:, :size] for fresh, kept in zip(new, old, strict=True))
-    return BEVMemory(*parts, tokens=tuple(tokens))
+    joined = (torch.cat([fresh, kept.to(fresh.dtype)], dim=1)[:, :size] for fresh, kept in zip(new, old, strict=True))
+    *parts, seconds = joined
+    return BEVMemory(*parts, tokens=tuple(tokens), seconds=seconds)

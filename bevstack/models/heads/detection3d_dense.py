@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 import torch
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bevstack.geometry import BEVGrid
 from bevstack.losses.dense import heatmap_focal_loss
 from bevstack.losses.functional import masked_l1_loss, mean_across_ranks
-from bevstack.models.heads.base import BEVHead
-from bevstack.models.layers.conv import ConvNormReLU
+from bevstack.models.heads.base import BEVHead, resample_bev
+from bevstack.models.layers.conv import ConvNormReLU, ConvType
+from bevstack.models.layers.heatmaps import gaussian_heatmap, keep_apart, local_peaks
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures
 
-# What the regression branch predicts at a centre cell: offset from the cell's centre in cells (x, y), height of the
-# box's centre, log of length, width, height, sine and cosine of yaw, velocity (x, y) in metres per second.
+# What the regression branch predicts at a cell: offset of the box's centre from the cell's in cells (x, y), height of
+# the box's centre, log of length, width, height, sine and cosine of yaw, velocity (x, y) in metres per second.
 _BOX_CODE = 10
 
 
@@ -36,6 +36,11 @@ class DenseDetectionHead(BEVHead):
         max_boxes: per sample, kept by score.
         nms_radius_m: of two boxes of one class nearer than this (by class, or one number) the better stays.
         score_threshold: boxes below are dropped.
+        box_reach_cells: the box is also learned in the cells that are so many rows and columns away from its centre's,
+            so that a peak which is one cell off still finds its box; 0 for the centre's cell alone.
+        subcells: the convolutions run on cells that are so many times longer and wider than the grid's, and the last
+            one predicts ``subcells`` x ``subcells`` cells at each (Shi et al. 2016, sub-pixel convolution).
+        conv: kind of the 3 x 3 convolutions (:class:`bevstack.models.layers.conv.ConvType`).
     """
 
     def __init__(
@@ -51,48 +56,63 @@ class DenseDetectionHead(BEVHead):
         max_boxes: int = 300,
         nms_radius_m: float | Mapping[str, float] = 0.5,
         score_threshold: float = 0.02,
+        box_reach_cells: int = 1,
+        subcells: int = 1,
+        conv: ConvType | Mapping | str = "plain",
         init_cfg: Mapping | None = None,
     ) -> None:
         super().__init__(in_channels, grid, init_cfg)
         self.classes, self.max_boxes, self.score_threshold = tuple(classes), max_boxes, score_threshold
-        self.min_sigma_cells = min_sigma_cells
+        self.min_sigma_cells, self.box_reach_cells = min_sigma_cells, box_reach_cells
+        self.convolved_grid = self.grid.coarser(subcells)
         self.heatmap_weight, self.box_weight = heatmap_weight, box_weight
         radius = nms_radius_m if isinstance(nms_radius_m, Mapping) else dict.fromkeys(self.classes, nms_radius_m)
         self.register_buffer("nms_radius_m", torch.tensor([float(radius[c]) for c in self.classes]), persistent=False)
         self.register_buffer("code_weights", torch.tensor(code_weights, dtype=torch.float32), persistent=False)
-        self.shared = ConvNormReLU(in_channels, channels)
-        self.heatmap = nn.Sequential(ConvNormReLU(channels, channels), nn.Conv2d(channels, len(self.classes), 1))
-        self.box = nn.Sequential(ConvNormReLU(channels, channels), nn.Conv2d(channels, _BOX_CODE, 1))
-        nn.init.constant_(self.heatmap[-1].bias, -4.6)  # sigmoid 0.01: nearly every cell is no centre
+        self.shared = ConvNormReLU(in_channels, channels, conv=conv)
+        self.heatmap = self._branch(channels, len(self.classes), subcells, conv)
+        self.box = self._branch(channels, _BOX_CODE, subcells, conv)
+        nn.init.constant_(self.heatmap[1].bias, -4.6)  # sigmoid 0.01: nearly every cell is no centre
+
+    @staticmethod
+    def _branch(channels: int, values: int, subcells: int, conv: ConvType | Mapping | str) -> nn.Sequential:
+        return nn.Sequential(
+            ConvNormReLU(channels, channels, conv=conv),
+            nn.Conv2d(channels, values * subcells**2, 1),
+            nn.PixelShuffle(subcells),
+        )
 
     def forward(self, bev: BEVFeatures) -> dict[str, Tensor]:
         """``heatmap`` logits (B, K, Y, X) and ``box`` (B, 10, Y, X) on the head's grid."""
-        features = self.shared(self.resampled(bev))
+        features = self.shared(resample_bev(bev, self.convolved_grid))
         return {"heatmap": self.heatmap(features), "box": self.box(features)}
 
     def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
         """``loss_heatmap`` and ``loss_box``, per true centre of all ranks; unknown (NaN) velocities count nothing."""
         device = raw["heatmap"].device
-        heatmaps, cells, codes = zip(*(self.targets(s.gt_instances_3d, device) for s in samples), strict=True)
-        number = mean_across_ranks(float(sum(map(len, cells))), device).clamp_min(1.0)
+        heatmaps, cells, codes, shares = zip(*(self.targets(s.gt_instances_3d, device) for s in samples), strict=True)
+        number = mean_across_ranks(float(sum(share.sum() for share in shares)), device).clamp_min(1.0)
         heatmap_loss = heatmap_focal_loss(raw["heatmap"], torch.stack(heatmaps)).sum() / number
         flat = raw["box"].flatten(2)
         predicted = torch.cat([boxes[:, cell].t() for boxes, cell in zip(flat, cells, strict=True)])
         target = torch.cat(codes)
         box_loss = masked_l1_loss(predicted, target, target.isfinite()) * self.code_weights
+        box_loss = box_loss * torch.cat(shares).unsqueeze(1)
         return {
             "loss_heatmap": self.heatmap_weight * heatmap_loss,
             "loss_box": self.box_weight * box_loss.sum() / number,
         }
 
-    def targets(self, instances: InstanceData, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def targets(self, instances: InstanceData, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What one sample's true boxes ask of the head.
 
         Args:
             instances: ``bboxes_3d`` (LiDAR boxes, 9 values) and ``labels_3d``; boxes outside the grid ask nothing.
 
         Returns:
-            heatmap (K, Y, X) in [0, 1], flat cell index (G,) of each centre, box code (G, 10), NaN where unknown.
+            heatmap (K, Y, X) in [0, 1]; of the R cells that learn a box: flat index (R,), box code (R, 10), NaN where
+            unknown, and share (R,): those of one box sum to 1, near cells more than far ones. A cell between two boxes
+            learns the nearer one's.
         """
         boxes = instances.bboxes_3d.tensor.to(device).float()
         inside = self.grid.contains(boxes[:, :2])
@@ -102,26 +122,30 @@ class DenseDetectionHead(BEVHead):
         corner = place.floor().long()
         cell_m = boxes.new_tensor(self.grid.cell_m).mean()
         footprint = (boxes[:, 3] * boxes[:, 4]).clamp_min(1e-4).sqrt() / cell_m
-        sigma = (footprint / 6.0).clamp_min(self.min_sigma_cells)[:, None]
-        along_x = torch.arange(columns, device=device)[None] - corner[:, :1]
-        along_y = torch.arange(rows, device=device)[None] - corner[:, 1:]
-        bell_x = torch.exp(-0.5 * (along_x / sigma).square())
-        bell_y = torch.exp(-0.5 * (along_y / sigma).square())
-        bells = bell_y.unsqueeze(2) * bell_x.unsqueeze(1)  # (G, Y, X)
-        heatmap = boxes.new_zeros(len(self.classes), rows, columns)
-        for label in labels.unique():
-            heatmap[label] = bells[labels == label].amax(0)
+        sigma = (footprint / 6.0).clamp_min(self.min_sigma_cells)
+        heatmap = gaussian_heatmap(corner, sigma, labels, (len(self.classes), rows, columns))
         z_center = boxes[:, 2:3] + boxes[:, 5:6] / 2
         yaw = boxes[:, 6:7]
         size = boxes[:, 3:6].clamp_min(1e-3).log()
-        code = torch.cat([place - corner - 0.5, z_center, size, yaw.sin(), yaw.cos(), boxes[:, 7:9]], dim=1)
-        return heatmap, corner[:, 1] * columns + corner[:, 0], code
+        rest = torch.cat([z_center, size, yaw.sin(), yaw.cos(), boxes[:, 7:9]], dim=1)
+        steps = torch.arange(-self.box_reach_cells, self.box_reach_cells + 1, device=device)
+        cells = corner.unsqueeze(1) + torch.cartesian_prod(steps, steps)  # (G, R / G, 2): column, row
+        offset = place.unsqueeze(1) - cells - 0.5
+        distance = offset.square().sum(-1)
+        there = ((cells >= 0) & (cells < cells.new_tensor([columns, rows]))).all(-1)
+        index = (cells[..., 1] * columns + cells[..., 0]).clamp(0, rows * columns - 1)
+        nearest = distance.new_full((rows * columns,), torch.inf)
+        nearest = nearest.scatter_reduce(0, index[there], distance[there], "amin")
+        own = there & (distance <= nearest[index])
+        share = torch.exp(-0.5 * distance) * own
+        share = share / share.sum(1, keepdim=True).clamp_min(1e-6)
+        code = torch.cat([offset, rest.unsqueeze(1).expand(-1, cells.shape[1], -1)], dim=-1)
+        return heatmap, index[own], code[own], share[own]
 
     @torch.no_grad()
     def predict(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> list[dict[str, object]]:
         """``pred_instances_3d`` per sample: ``bboxes_3d`` (LiDAR boxes, 9 values), ``scores_3d``, ``labels_3d``."""
-        scores = raw["heatmap"].float().sigmoid()
-        scores = scores * (scores == F.max_pool2d(scores, 3, 1, 1))
+        scores = local_peaks(raw["heatmap"].float().sigmoid())
         boxes = raw["box"].float().flatten(2)
         return [{"pred_instances_3d": self._decode(s, b)} for s, b in zip(scores, boxes, strict=True)]
 
@@ -143,21 +167,3 @@ class DenseDetectionHead(BEVHead):
         return InstanceData(
             bboxes_3d=LiDARInstance3DBoxes(tensor, box_dim=9), scores_3d=best[keep], labels_3d=label[keep]
         )
-
-
-def keep_apart(centers: Tensor, labels: Tensor, radius_m: Tensor) -> Tensor:
-    """Greedy suppression by distance: of two boxes of one class nearer than the radius, the earlier one stays.
-
-    Args:
-        centers: (D, 2) metres, best first; labels: (D,); radius_m: (D,) of each box's class.
-
-    Returns:
-        Indices of the boxes that stay, in order.
-    """
-    near = (torch.cdist(centers, centers) < radius_m[:, None]) & (labels[:, None] == labels)
-    near = near.cpu()
-    alive = torch.ones(len(centers), dtype=torch.bool)
-    for index in range(len(centers)):
-        if alive[index]:
-            alive[index + 1 :] &= ~near[index, index + 1 :]
-    return alive.nonzero().squeeze(1).to(centers.device)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from bevstack.geometry import BEVGrid
 from bevstack.losses.dense import binary_focal_loss, dice_loss
-from bevstack.models.heads.base import BEVHead, target_raster
-from bevstack.models.layers.conv import ConvNormReLU
+from bevstack.models.heads.base import BEVHead, resample_bev, target_raster
+from bevstack.models.layers.conv import ConvNormReLU, ConvType
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures, BEVRaster
 
@@ -28,6 +28,10 @@ class SemanticSegmentationHead(BEVHead):
             ``"logits"``, so that they run on B_t's own grid, which is cheaper where the head's is finer.
         cell_weight, dice_weight: of the focal loss of cells and the Dice loss of layers; 0 leaves Dice out.
         gamma, alpha: of the focal loss; gamma 0 and a negative alpha make it plain cross-entropy.
+        subcells: the convolutions run on cells that are so many times longer and wider than those of the logits, and
+            the classifier predicts ``subcells`` x ``subcells`` of them at each (sub-pixel convolution,
+            Shi et al. 2016).
+        conv: kind of the 3 x 3 convolutions (:class:`bevstack.models.layers.conv.ConvType`).
 
     Raises:
         ValueError: ``resample`` is neither of the two.
@@ -46,6 +50,8 @@ class SemanticSegmentationHead(BEVHead):
         dice_weight: float = 1.0,
         gamma: float = 2.0,
         alpha: float = 0.25,
+        subcells: int = 1,
+        conv: ConvType | Mapping | str = "plain",
         init_cfg: Mapping | None = None,
     ) -> None:
         super().__init__(in_channels, grid, init_cfg)
@@ -56,15 +62,20 @@ class SemanticSegmentationHead(BEVHead):
         self.cell_weight, self.dice_weight = cell_weight, dice_weight
         self.gamma, self.alpha = gamma, alpha
         widths = [in_channels] + [channels] * num_convs
-        self.convs = nn.Sequential(*(ConvNormReLU(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)))
-        self.classifier = nn.Conv2d(widths[-1], len(self.classes), 1)
+        pairs = zip(widths[:-1], widths[1:], strict=True)
+        self.convs = nn.Sequential(*(ConvNormReLU(before, after, conv=conv) for before, after in pairs))
+        self.subcells = subcells
+        self.classifier = nn.Sequential(
+            nn.Conv2d(widths[-1], len(self.classes) * subcells**2, 1), nn.PixelShuffle(subcells)
+        )
 
     def forward(self, bev: BEVFeatures) -> dict[str, Tensor]:
         """``logits`` (B, K, Y, X) on the head's grid."""
         if self.resample == "features":
-            return {"logits": self.classifier(self.convs(self.resampled(bev)))}
+            features = resample_bev(bev, self.grid.coarser(self.subcells))
+            return {"logits": self.classifier(self.convs(features))}
         logits = self.classifier(self.convs(bev.features))
-        return {"logits": self.resampled(BEVFeatures(logits, bev.grid))}
+        return {"logits": self.resampled(BEVFeatures(logits, bev.grid.finer(self.subcells)))}
 
     def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
         """``loss_cell`` (focal, mean over cells and layers) and ``loss_dice`` (mean over samples and layers)."""

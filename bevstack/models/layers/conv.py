@@ -1,30 +1,101 @@
-"""Convolution blocks shared by necks and heads on BEV tensors."""
+"""Convolution blocks shared by necks and heads, with the kind of convolution as one argument."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+CONV_KINDS = ("plain", "depthwise_separable", "grouped")
+
+
+@dataclass(frozen=True)
+class ConvType:
+    """Which convolution a block is made of; see docs/attention_and_convolution.md for what each costs.
+
+    Args:
+        kind: ``plain``; ``depthwise_separable``: k x k in each channel, then 1 x 1 across channels (Howard et al.
+            2017, section 3.1); ``grouped``: k x k inside each of G groups of channels (Krizhevsky et al. 2012).
+        groups: G, of ``grouped`` alone; must divide the channels on both sides.
+
+    Raises:
+        ValueError: an unknown kind, or groups that are not positive.
+    """
+
+    kind: str = "plain"
+    groups: int = 4
+
+    def __post_init__(self) -> None:
+        if self.kind not in CONV_KINDS:
+            raise ValueError(f"conv: {self.kind!r} is none of {', '.join(CONV_KINDS)}")
+        if self.groups < 1:
+            raise ValueError(f"conv: groups is {self.groups}, must be 1 or more")
+
+    @classmethod
+    def build(cls, conv: ConvType | Mapping | str) -> ConvType:
+        """From a config: a kind's name, or ``dict(kind="grouped", groups=8)``."""
+        if isinstance(conv, cls):
+            return conv
+        return cls(conv) if isinstance(conv, str) else cls(**conv)
+
+
+def convolution(
+    in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, conv: ConvType | Mapping | str = "plain"
+) -> nn.Module:
+    """A k x k convolution without bias, (B, C, Y, X) to (B, C', Y / s, X / s), of the given kind.
+
+    A 1 x 1 convolution is plain in every kind: it is the part that mixes channels. Groups are not shuffled: what lies
+    in different groups meets in the 1 x 1 convolutions (shortcuts, laterals, classifiers) of the block's user.
+
+    Raises:
+        ValueError: the groups do not divide the channels.
+    """
+    conv = ConvType.build(conv)
+    if conv.kind == "plain" or kernel == 1:
+        return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
+    if conv.kind == "grouped":
+        if in_channels % conv.groups or out_channels % conv.groups:
+            raise ValueError(f"conv: {in_channels} to {out_channels} channels do not split into {conv.groups} groups")
+        return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=conv.groups, bias=False)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, in_channels, kernel, stride, kernel // 2, groups=in_channels, bias=False),
+        nn.Conv2d(in_channels, out_channels, 1, bias=False),
+    )
+
 
 class ConvNormReLU(nn.Sequential):
-    """k x k convolution (same size for stride 1), BatchNorm, ReLU."""
+    """k x k convolution (same size for stride 1), BatchNorm, ReLU; ``conv`` is the kind (:class:`ConvType`)."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 3,
+        stride: int = 1,
+        conv: ConvType | Mapping | str = "plain",
+    ) -> None:
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False),
+            convolution(in_channels, out_channels, kernel, stride, conv),
             nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
         )
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions with a shortcut (He et al. 2016, basic block); (B, C, Y, X) to (B, C', Y / s, X / s)."""
+    """Two 3 x 3 convolutions with a shortcut (He et al. 2016, basic block); (B, C, Y, X) to (B, C', Y / s, X / s).
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+    ``conv`` is the kind of the two (:class:`ConvType`); the shortcut is the identity or a plain 1 x 1.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int = 1, conv: ConvType | Mapping | str = "plain"
+    ) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            ConvNormReLU(in_channels, out_channels, 3, stride),
-            nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False),
+            ConvNormReLU(in_channels, out_channels, 3, stride, conv),
+            convolution(out_channels, out_channels, conv=conv),
             nn.BatchNorm2d(out_channels),
         )
         same = in_channels == out_channels and stride == 1
@@ -39,3 +110,11 @@ class ResidualBlock(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """See the class."""
         return F.relu(self.body(features) + self.shortcut(features))
+
+
+class ChannelLayerNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of each place: (B, C, Y, X) to the same shape."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """See the class."""
+        return super().forward(features.movedim(1, -1)).movedim(-1, 1)

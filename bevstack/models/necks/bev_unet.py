@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bevstack.geometry import BEVGrid
-from bevstack.models.layers.conv import ConvNormReLU, ResidualBlock
+from bevstack.models.layers.conv import ConvNormReLU, ConvType, ResidualBlock
 from bevstack.registry import MODELS
 from bevstack.structures import BEVFeatures
 
@@ -25,6 +25,7 @@ class BEVUNet(BaseModule):
         out_channels: C of the result, ``widths[0]`` where not given.
         out_grid: grid of the result (or its arguments) over the same extent, usually finer, so that several heads
             share one resampling; B_t's own where not given.
+        conv: kind of the 3 x 3 convolutions (:class:`bevstack.models.layers.conv.ConvType`).
     """
 
     def __init__(
@@ -34,17 +35,19 @@ class BEVUNet(BaseModule):
         blocks: int = 2,
         out_channels: int | None = None,
         out_grid: BEVGrid | Mapping | None = None,
+        conv: ConvType | Mapping | str = "plain",
         init_cfg: Mapping | None = None,
     ) -> None:
         super().__init__(init_cfg)
         self.out_grid = None if out_grid is None else BEVGrid.build(out_grid)
         self.out_channels = out_channels or widths[0]
         plain = self.out_channels == widths[0] and out_grid is None
-        self.output = nn.Identity() if plain else ConvNormReLU(widths[0], self.out_channels)
+        self.output = nn.Identity() if plain else ConvNormReLU(widths[0], self.out_channels, conv=conv)
         stages, last = [], in_channels
         for level, width in enumerate(widths):
-            first = ResidualBlock(last, width, stride=1 if level == 0 else 2)
-            stages.append(nn.Sequential(first, *(ResidualBlock(width, width) for _ in range(blocks - 1))))
+            first = ResidualBlock(last, width, stride=1 if level == 0 else 2, conv=conv)
+            rest = (ResidualBlock(width, width, conv=conv) for _ in range(blocks - 1))
+            stages.append(nn.Sequential(first, *rest))
             last = width
         self.stages = nn.ModuleList(stages)
         self.lateral = nn.ModuleList(

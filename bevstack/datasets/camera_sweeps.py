@@ -1,0 +1,138 @@
+"""Camera images between key frames: the chain of ``sample_data`` that leads to each key frame, checked and as arrays.
+
+nuScenes' cameras run at 12 Hz, its key frames at 2 Hz; ``prev`` of a camera's ``sample_data`` names the image that the
+camera took just before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bevstack.errors import InputError
+
+if TYPE_CHECKING:
+    from nuscenes.nuscenes import NuScenes
+
+
+def check_camera_chains(path: Path, records: Sequence[dict], rows: Mapping[str, Mapping[str, dict]]) -> None:
+    """Check ``prev`` of every camera image: an earlier image of the same camera, or "" (or no such field) at the start.
+
+    Args:
+        path: the table's file, for messages.
+        records: of ``sample_data``, whose other fields are checked already.
+        rows: records by token of ``sample_data``, ``calibrated_sensor`` and ``sensor``.
+
+    Raises:
+        InputError: a ``prev`` that is no token, leads to another sensor, or is not earlier (a loop, for one).
+    """
+    sensor_of = {token: record["sensor_token"] for token, record in rows["calibrated_sensor"].items()}
+    for record in records:
+        sensor, token = sensor_of[record["calibrated_sensor_token"]], record.get("prev", "")
+        if token == "" or rows["sensor"][sensor]["modality"] != "camera":
+            continue
+        before = rows["sample_data"].get(token) if isinstance(token, str) else None
+        if before is None:
+            raise InputError(path, f"{record['token']}.prev", f"{token!r:.60} is no token of sample_data.json")
+        if sensor_of[before["calibrated_sensor_token"]] != sensor:
+            raise InputError(path, f"{record['token']}.prev", f"{token} comes from another sensor")
+        if before["timestamp"] >= record["timestamp"]:
+            raise InputError(path, f"{record['token']}.prev", f"{token} is not earlier")
+
+
+def sweep_arrays(nusc: NuScenes, root: Path, samples: Sequence[dict], cameras: Sequence[str]) -> dict[str, np.ndarray]:
+    """The images that each camera took between a sample's predecessor and the sample.
+
+    Args:
+        nusc: checked tables.
+        root: dataset root. Images whose folder is not below it are left out: many have the key frames alone.
+        samples: the S samples in the index's order.
+        cameras: names of the N cameras.
+
+    Returns:
+        ``sweep_offset`` (S * N + 1,) int64: image rows of sample s and camera n run from entry
+        s * N + n to the next one, oldest first, in ``sweep_path`` (bytes, relative to the root) and
+        ``sweep_timestamp_us`` (int64).
+
+    Raises:
+        InputError: a file name leads out of the root.
+    """
+    table = Path(nusc.table_root) / "sample_data.json"
+    offset, found = [0], []
+    folders: dict[str, bool] = {}
+    for sample in samples:
+        for camera in cameras:
+            chain = list(_sweeps_before(nusc, nusc.get("sample_data", sample["data"][camera])))[::-1]
+            found += [sweep for sweep in chain if _has_folder(root, table, sweep["filename"], folders)]
+            offset.append(len(found))
+    paths = [sweep["filename"].encode() for sweep in found]
+    return {
+        "sweep_offset": np.array(offset, dtype=np.int64),
+        "sweep_path": np.array(paths, dtype=None if paths else "S1"),
+        "sweep_timestamp_us": np.array([sweep["timestamp"] for sweep in found], dtype=np.int64),
+    }
+
+
+def _sweeps_before(nusc: NuScenes, keyframe: dict) -> Iterator[dict]:
+    """Records before a key frame, newest first, back to the key frame before it or to the scene's start."""
+    scene = nusc.get("sample", keyframe["sample_token"])["scene_token"]
+    token = keyframe.get("prev", "")
+    while token:
+        sweep = nusc.get("sample_data", token)
+        if sweep["is_key_frame"] or nusc.get("sample", sweep["sample_token"])["scene_token"] != scene:
+            return
+        yield sweep
+        token = sweep.get("prev", "")
+
+
+def _has_folder(root: Path, table: Path, name: str, folders: dict[str, bool]) -> bool:
+    """Whether the folder of an image is there; ``folders`` remembers."""
+    folder = name.rpartition("/")[0]
+    if folder not in folders:
+        place = PurePosixPath(folder)
+        if place.is_absolute() or ".." in place.parts:
+            raise InputError(table, "filename", f"{name} leads out of the root")
+        folders[folder] = (root / place).is_dir()
+    return folders[folder]
+
+
+def older_images(
+    arrays: Mapping[str, np.ndarray], row: int, camera: int, count: int, max_gap_seconds: float
+) -> list[tuple[bytes, int]]:
+    """Up to ``count`` images that a camera took before a sample's key frame, across earlier key frames, newest first.
+
+    Args:
+        arrays: of the index.
+        row: the sample.
+        camera: number of the camera.
+        count: how many at most.
+        max_gap_seconds: a longer pause between two images ends the sequence, as the scene's start does.
+
+    Returns:
+        (path relative to the root, microseconds) of each.
+    """
+    images: list[tuple[bytes, int]] = []
+    newer = int(arrays["camera_timestamp_us"][row, camera])
+    for path, time in islice(_back_through_time(arrays, row, camera), count):
+        if newer - time > max_gap_seconds * 1e6:
+            break
+        images.append((path, time))
+        newer = time
+    return images
+
+
+def _back_through_time(arrays: Mapping[str, np.ndarray], row: int, camera: int) -> Iterator[tuple[bytes, int]]:
+    cameras = arrays["camera_path"].shape[1]
+    while True:
+        place = row * cameras + camera
+        low, high = arrays["sweep_offset"][place : place + 2].tolist()
+        for sweep in range(high - 1, low - 1, -1):
+            yield bytes(arrays["sweep_path"][sweep]), int(arrays["sweep_timestamp_us"][sweep])
+        row = int(arrays["sample_prev"][row])
+        if row < 0:
+            return
+        yield bytes(arrays["camera_path"][row, camera]), int(arrays["camera_timestamp_us"][row, camera])

@@ -1,0 +1,135 @@
+"""The nuScenes tracking score as an mmengine metric: a tracker led over detections, and the official numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bevstack.errors import InputError
+from bevstack.evaluation.gathering import GatheredMetric, as_dict
+from bevstack.evaluation.nuscenes_scoring import open_tables, split_tokens
+from bevstack.evaluation.report import atomic_text
+from bevstack.evaluation.submission import SubmittedBoxes, check_submission, global_boxes, require_detection_classes
+from bevstack.evaluation.tracking_scoring import TRACKING_CLASSES, require_motmetrics, score_tracks
+from bevstack.registry import METRICS, TASK_UTILS
+from bevstack.tracking import Detections, Tracker, detections_of
+
+TRACKS_NAME = "tracking_nusc.json"
+
+
+@METRICS.register_module()
+class NuScenesTrackingMetric(GatheredMetric):
+    """AMOTA, AMOTP, IDS and the rest by the devkit's own code, and the official submission file.
+
+    Reads of each predicted sample what the detection metric reads (``pred_instances_3d``, ``token``,
+    ``global_from_bev``, ``augmented_from_bev``), its ``scene_token`` and ``timestamp_s`` and, where a head makes them,
+    ``pred_instances_3d.embeddings``. The samples of all ranks are gathered, put in the order of time scene by scene,
+    and tracked once, on the main rank; so their order and the number of ranks do not matter.
+
+    Args:
+        data_root: dataset root. version: name of the table folder.
+        split: the split's name; also one of ``<root>/<version>/splits.json``.
+        tracker: of :mod:`bevstack.tracking`, or its config.
+        out_dir: where to write ``tracking_nusc.json``; None writes nothing (validation while training).
+        classes: names of the labels; None takes the dataset's ``metainfo["classes"]``.
+        format_only: only write the file, for splits without annotations.
+
+    Raises:
+        InputError: motmetrics is not installed; classes or results that the challenge would refuse.
+    """
+
+    def __init__(
+        self,
+        data_root: str | os.PathLike,
+        version: str,
+        split: str,
+        tracker: Tracker | Mapping,
+        out_dir: str | os.PathLike | None = None,
+        classes: Sequence[str] | None = None,
+        format_only: bool = False,
+    ) -> None:
+        super().__init__()
+        if format_only and out_dir is None:
+            raise InputError("NuScenesTrackingMetric", "out_dir", "format_only writes a file and needs a folder")
+        if not format_only:
+            require_motmetrics()
+        self.data_root, self.version, self.split = Path(data_root), version, split
+        self.tracker: Tracker = TASK_UTILS.build(dict(tracker)) if isinstance(tracker, Mapping) else tracker
+        self.out_dir = None if out_dir is None else Path(out_dir)
+        self.format_only = format_only
+        self._classes = None if classes is None else tuple(classes)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels, from the constructor or else from the dataset."""
+        names = self._classes or (self.dataset_meta or {}).get("classes")
+        if names is None:
+            raise InputError("NuScenesTrackingMetric", "classes", "neither the metric nor the dataset names them")
+        require_detection_classes(names, "NuScenesTrackingMetric")
+        return tuple(names)
+
+    @property
+    def results_path(self) -> Path:
+        """Where the submission is (or would be) written."""
+        return Path(TRACKS_NAME) if self.out_dir is None else self.out_dir / TRACKS_NAME
+
+    def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
+        """Keep one batch's predicted boxes, moved to the global frame."""
+        for sample in map(as_dict, data_samples):
+            detections = detections_of(sample, self.classes)
+            instances = sample["pred_instances_3d"]
+            boxes = instances["bboxes_3d"].tensor.detach().cpu().double().numpy()
+            places = sample["global_from_bev"], sample.get("augmented_from_bev")
+            submitted = global_boxes(sample["token"], boxes, detections.scores, tuple(detections.names), *places)
+            self.results.append((submitted, detections))
+
+    def compute_metrics(self, results: list[tuple[SubmittedBoxes, Detections]]) -> dict[str, float]:
+        """Check all samples' boxes, track them, write the submission, score it (keys: :func:`score_tracks`)."""
+        tables = open_tables(self.data_root, self.version)
+        tokens = split_tokens(tables, self.split)
+        submitted = check_submission((boxes for boxes, _ in results), tokens, self.split, self.results_path)
+        records = self.tracked({boxes.token: detections for boxes, detections in results}, submitted)
+        if self.out_dir is not None:
+            self._write({token: records[token] for token in tokens})
+        return {} if self.format_only else score_tracks(tables, self.split, records)
+
+    def tracked(
+        self, detections: Mapping[str, Detections], submitted: Mapping[str, SubmittedBoxes]
+    ) -> dict[str, list[dict]]:
+        """Lead the tracker over all scenes; the submission's boxes by sample token."""
+        state, records = None, {}
+        order = sorted(detections, key=lambda token: (detections[token].scene_token, detections[token].timestamp_s))
+        for token in order:
+            ids, state = self.tracker.step(state, detections[token])
+            records[token] = _records(submitted[token], ids)
+        return records
+
+    def _write(self, records: Mapping[str, list[dict]]) -> None:
+        meta = dict.fromkeys(("use_camera", "use_lidar", "use_radar", "use_map", "use_external"), False)
+        meta["use_camera"] = True
+        with atomic_text(self.results_path) as file:
+            json.dump({"meta": meta, "results": records}, file)
+            file.write("\n")
+
+
+def _records(boxes: SubmittedBoxes, ids: np.ndarray) -> list[dict]:
+    """A sample's entry of the tracking submission: boxes of the seven classes that have an identity."""
+    chosen = [row for row in np.flatnonzero(ids >= 0) if boxes.names[row] in TRACKING_CLASSES]
+    return [
+        {
+            "sample_token": boxes.token,
+            "translation": boxes.translation[row].tolist(),
+            "size": boxes.size_wlh[row].tolist(),
+            "rotation": boxes.rotation[row].tolist(),
+            "velocity": boxes.velocity[row].tolist(),
+            "tracking_id": str(ids[row]),
+            "tracking_name": boxes.names[row],
+            "tracking_score": float(boxes.scores[row]),
+        }
+        for row in chosen
+    ]

@@ -1,0 +1,118 @@
+"""Where the agents of the behaviour head were: tracks, noisy boxes for training, B looked up along a track."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bevstack.geometry import BEVGrid, apply_transform
+from bevstack.geometry.transforms import full_precision
+
+# Where a box is looked at: its centre, then this much of its reach ahead, behind, to the left and to the right.
+_LOOKS = ((0.0, 0.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0))
+NUM_LOOKS = len(_LOOKS)
+MIN_REACH_M = 1.0
+
+
+@dataclass(frozen=True)
+class TrackJitter:
+    """Standard deviations of the noise that makes true boxes look like detected ones, in training.
+
+    Args:
+        center_m: of the centre's x and y.
+        log_size: of the logarithm of length, width and height.
+        yaw: radians.
+        velocity_mps: of the velocity's x and y.
+        unknown_velocity: share of the boxes whose velocity is taken away.
+        extrapolated: share of the boxes whose track is extrapolated from the noisy velocity, as a detected box's is,
+            in place of the true one.
+    """
+
+    center_m: float = 0.3
+    log_size: float = 0.1
+    yaw: float = 0.1
+    velocity_mps: float = 1.0
+    unknown_velocity: float = 0.2
+    extrapolated: float = 0.5
+
+    def boxes(self, boxes: Tensor) -> Tensor:
+        """A noisy copy of boxes (G, 9)."""
+        scale = [self.center_m, self.center_m, 0.0, *[self.log_size] * 3, self.yaw, *[self.velocity_mps] * 2]
+        noise = torch.randn_like(boxes) * boxes.new_tensor(scale)
+        noisy = boxes + noise
+        noisy[:, 3:6] = boxes[:, 3:6] * noise[:, 3:6].exp()
+        unknown = torch.rand(len(boxes), 1, device=boxes.device) < self.unknown_velocity
+        noisy[:, 7:9] = torch.where(unknown, torch.nan, noisy[:, 7:9])
+        return noisy
+
+    def tracks(self, true_tracks: Tensor, noisy_boxes: Tensor, seconds: Tensor) -> Tensor:
+        """Tracks (G, M, 2) of which a share is extrapolated; all go through the noisy centres' offset."""
+        moved = true_tracks + (noisy_boxes[:, None, :2] - true_tracks[:, :1])
+        guessed = torch.rand(len(noisy_boxes), 1, 1, device=noisy_boxes.device) < self.extrapolated
+        return torch.where(guessed, extrapolated_tracks(noisy_boxes, seconds), moved)
+
+
+DETECTOR_LIKE = TrackJitter()
+
+
+def extrapolated_tracks(boxes: Tensor, seconds: Tensor) -> Tensor:
+    """Where boxes were if they have moved as they move now.
+
+    Args:
+        boxes: (G, 9) in the current BEV frame; an unknown (NaN) velocity counts as none.
+        seconds: (M,) how long ago each frame was.
+
+    Returns:
+        (G, M, 2) metres, centre - velocity * seconds, in the current BEV frame.
+    """
+    velocity = boxes[:, None, 7:9].nan_to_num(nan=0.0)
+    return boxes[:, None, :2] - velocity * seconds.to(boxes)[:, None]
+
+
+def looked_at(boxes: Tensor, centers: Tensor) -> Tensor:
+    """Points of the ground under boxes that stand at other places, turned as they are now.
+
+    Args:
+        boxes: (G, 9), for size and yaw; a small object is looked at a metre around its centre.
+        centers: (G, M, 2) metres.
+
+    Returns:
+        (G, M, P, 2) metres: centre, ahead, behind, left, right.
+    """
+    reach = (boxes[:, 3:5] / 2).clamp_min(MIN_REACH_M)
+    along, across = (boxes.new_tensor(_LOOKS) * reach.unsqueeze(1)).unbind(-1)
+    sin, cos = boxes[:, 6:7].sin(), boxes[:, 6:7].cos()
+    offsets = torch.stack([along * cos - across * sin, along * sin + across * cos], dim=-1)
+    return centers.unsqueeze(2) + offsets.unsqueeze(1)
+
+
+def sampled_history(history: Tensor, frame_from_newest: Tensor, grid: BEVGrid, points: Tensor) -> Tensor:
+    """Past B at places given in the current BEV frame, bilinearly, zero outside the grid.
+
+    Args:
+        history: (M, C, Y, X) of one sample.
+        frame_from_newest: (M, 4, 4) the current BEV frame's coordinates to each past frame's.
+        grid: whose extent the history has; its shape plays no part.
+        points: (G, M, P, 2) metres in the current BEV frame, each to be looked up in its frame; a NaN gives zeros.
+
+    Returns:
+        (G, M, P, C) float32.
+    """
+    ground = F.pad(points.float().nan_to_num(nan=1e6), (0, 1)).transpose(0, 1)  # (M, G, P, 3), on the plane z = 0
+    with full_precision(history):
+        places = apply_transform(frame_from_newest.float().unsqueeze(1), ground)[..., :2]
+        values = F.grid_sample(
+            history.float(), grid.sampling_grid(places), mode="bilinear", padding_mode="zeros", align_corners=False
+        )  # (M, C, G, P)
+    return values.permute(2, 0, 3, 1)
+
+
+def in_box_axes(boxes: Tensor, vectors: Tensor) -> Tensor:
+    """Vectors (G, ..., 2) of the BEV frame along and across (to the left of) their box (G, 9)."""
+    shape = (len(boxes), *[1] * (vectors.ndim - 2))
+    sin, cos = boxes[:, 6].sin().view(shape), boxes[:, 6].cos().view(shape)
+    x, y = vectors.unbind(-1)
+    return torch.stack([x * cos + y * sin, y * cos - x * sin], dim=-1)

@@ -1,0 +1,172 @@
+"""Projected 3D keypoints as heatmaps on image features: a box's middle, its ground corners and its front point.
+
+Supervision for the backbone while training, and points in the cameras' images when predicting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from mmengine.model import BaseModule
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from bevstack.geometry import project_points, visible_points
+from bevstack.geometry.keypoints import MIRRORED, NUM_KEYPOINTS, box_keypoints
+from bevstack.losses.dense import heatmap_focal_loss
+from bevstack.losses.functional import mean_across_ranks
+from bevstack.models.layers.conv import ConvNormReLU
+from bevstack.models.layers.heatmaps import gaussian_heatmap, local_peaks
+from bevstack.registry import MODELS
+from bevstack.structures import BEVDataSample, CameraRig
+
+
+class ImageKeypointTargets(NamedTuple):
+    """The V visible keypoints of one sample's objects in all its cameras.
+
+    Args:
+        cameras: (V,) index; kinds: (V,) index into ``KEYPOINT_NAMES``; points_px: (V, 2) pixels of the image tensor.
+    """
+
+    cameras: Tensor
+    kinds: Tensor
+    points_px: Tensor
+
+
+@MODELS.register_module()
+class ImageKeypointHead(BaseModule):
+    """One heatmap for each of the six keypoints on one level of the image features, and where in its cell each lies.
+
+    A keypoint is asked for in every camera that it projects into; whether something stands in front of it is not
+    looked at. Classes are not told apart.
+
+    Args:
+        in_channels: C of the image features; channels: width of the convolutions.
+        level: index of the level that is read.
+        sigma_cells: standard deviation of a keypoint's Gaussian.
+        heatmap_weight, offset_weight: of the two losses.
+        max_points: of each keypoint in each camera, kept by score; score_threshold: points below are dropped.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int = 64,
+        level: int = 0,
+        sigma_cells: float = 0.8,
+        heatmap_weight: float = 1.0,
+        offset_weight: float = 0.5,
+        max_points: int = 50,
+        score_threshold: float = 0.1,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.level, self.sigma_cells = level, sigma_cells
+        self.heatmap_weight, self.offset_weight = heatmap_weight, offset_weight
+        self.max_points, self.score_threshold = max_points, score_threshold
+        self.shared = ConvNormReLU(in_channels, channels)
+        self.heatmap = nn.Conv2d(channels, NUM_KEYPOINTS, 1)
+        self.offset = nn.Conv2d(channels, 2 * NUM_KEYPOINTS, 1)
+        nn.init.constant_(self.heatmap.bias, -4.6)  # sigmoid 0.01: nearly every cell is no keypoint
+
+    def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Levels (B, N, C, h, w) to ``heatmap`` logits (B, N, 6, h, w) and ``offset`` (B, N, 12, h, w) from the cell's
+        centre, in cells, u before v of each keypoint."""
+        level = features[self.level]
+        shared = self.shared(level.flatten(0, 1))
+        return {
+            "heatmap": self.heatmap(shared).unflatten(0, level.shape[:2]),
+            "offset": self.offset(shared).unflatten(0, level.shape[:2]),
+        }
+
+    def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample], rig: CameraRig) -> dict[str, Tensor]:
+        """``loss_heatmap`` (focal) and ``loss_offset`` (L1 in cells) per visible keypoint of all ranks.
+
+        Args:
+            raw: of :meth:`forward`.
+            samples: with ``gt_instances_3d`` in the BEV frame.
+            rig: of the images that the features come from.
+        """
+        heatmap, offset = raw["heatmap"], raw["offset"].float()
+        batch, cameras, _, rows, columns = heatmap.shape
+        targets = [image_keypoint_targets(*pair, rig) for pair in enumerate(samples)]
+        place = torch.cat([t.points_px for t in targets]) / self._cell_px(heatmap, rig)
+        limit = place.new_tensor([columns - 1, rows - 1])
+        corner = torch.minimum(place.floor(), limit).long()
+        channel = torch.cat([(b * cameras + t.cameras) * NUM_KEYPOINTS + t.kinds for b, t in enumerate(targets)])
+        number = mean_across_ranks(float(len(place)), heatmap.device).clamp_min(1.0)
+        sigma = place.new_full((len(place),), self.sigma_cells)
+        truth = gaussian_heatmap(corner, sigma, channel, (batch * cameras * NUM_KEYPOINTS, rows, columns))
+        focal = heatmap_focal_loss(heatmap.flatten(0, 2), truth).sum()
+        predicted = offset.reshape(batch * cameras * NUM_KEYPOINTS, 2, rows, columns)
+        predicted = predicted[channel, :, corner[:, 1], corner[:, 0]]
+        error = (predicted - (place - corner - 0.5)).abs().sum()
+        return {
+            "loss_heatmap": self.heatmap_weight * focal / number,
+            "loss_offset": self.offset_weight * error / number,
+        }
+
+    @torch.no_grad()
+    def predict(self, raw: dict[str, Tensor], rig: CameraRig) -> list[dict[str, object]]:
+        """``pred_image_keypoints`` per sample, an InstanceData of n points of all its cameras.
+
+        ``points_px`` (n, 2) pixels of the image tensor; ``rays`` (n, 2): x / z and y / z in the camera's frame, which
+        hold for the same camera's image of any size; ``cameras`` (n,); ``kinds`` (n,) index into ``KEYPOINT_NAMES``;
+        ``scores`` (n,).
+        """
+        heatmap, cell_px = raw["heatmap"].float().sigmoid(), self._cell_px(raw["heatmap"], rig)
+        cameras, columns = heatmap.shape[1], heatmap.shape[-1]
+        peaks = local_peaks(heatmap.flatten(0, 1)).unflatten(0, heatmap.shape[:2]).flatten(-2)
+        scores, cells = peaks.topk(min(self.max_points, peaks.shape[-1]))  # (B, N, 6, P)
+        offset = raw["offset"].float().flatten(-2).unflatten(2, (NUM_KEYPOINTS, 2))
+        offset = offset.gather(-1, cells.unsqueeze(3).expand(-1, -1, -1, 2, -1)).transpose(-1, -2)
+        place = torch.stack([cells % columns, cells // columns], dim=-1) + 0.5 + offset
+        points = place * cell_px
+        inverse = torch.linalg.inv(rig.pixels_from_camera.float())  # (B, N, 3, 3)
+        rays = torch.cat([points, torch.ones_like(points[..., :1])], dim=-1) @ inverse.transpose(-1, -2).unsqueeze(2)
+        camera, kind = torch.meshgrid(
+            torch.arange(cameras, device=cells.device), torch.arange(NUM_KEYPOINTS, device=cells.device), indexing="ij"
+        )
+        results = []
+        for b in range(len(heatmap)):
+            keep = scores[b] > self.score_threshold
+            instances = InstanceData(
+                points_px=points[b][keep],
+                rays=(rays[b, ..., :2] / rays[b, ..., 2:])[keep],
+                cameras=camera.unsqueeze(-1).expand_as(keep)[keep],
+                kinds=kind.unsqueeze(-1).expand_as(keep)[keep],
+                scores=scores[b][keep],
+            )
+            results.append({"pred_image_keypoints": instances})
+        return results
+
+    @staticmethod
+    def _cell_px(heatmap: Tensor, rig: CameraRig) -> Tensor:
+        """(2,) pixels (u, v) that one cell covers."""
+        height, width = rig.padded_size_px
+        return torch.tensor([width / heatmap.shape[-1], height / heatmap.shape[-2]], device=heatmap.device)
+
+
+def image_keypoint_targets(row: int, sample: BEVDataSample, rig: CameraRig) -> ImageKeypointTargets:
+    """Where a sample's keypoints stand in its cameras.
+
+    Where the image is mirrored and the BEV frame is not, or the other way round, left and right change places, so that
+    a keypoint's name fits the picture.
+
+    Args:
+        row: of the sample in the rig's batch.
+        sample: with ``gt_instances_3d``.
+        rig: of the batch.
+    """
+    boxes = sample.gt_instances_3d.bboxes_3d.tensor.to(rig.camera_from_bev)
+    points = box_keypoints(boxes)  # (G, 6, 3)
+    pixels_from_bev = rig.pixels_from_bev[row]
+    uv, depth = project_points(pixels_from_bev, points.flatten(0, 1))
+    seen = visible_points(uv, depth, rig.image_size_px[row])  # (N, G * 6)
+    camera, point = seen.nonzero(as_tuple=True)
+    kind = point % NUM_KEYPOINTS
+    mirrored = torch.linalg.det(pixels_from_bev[:, :3, :3]) < 0
+    kind = torch.where(mirrored[camera], torch.tensor(MIRRORED, device=kind.device)[kind], kind)
+    return ImageKeypointTargets(camera, kind, uv[seen])

@@ -1,0 +1,160 @@
+"""What kind of scene it is: day or night, dry or rain, where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bevstack.errors import InputError
+from bevstack.geometry import BEVGrid
+from bevstack.losses.functional import mean_across_ranks
+from bevstack.models.heads.base import BEVHead
+from bevstack.registry import MODELS
+from bevstack.structures import BEVDataSample, BEVFeatures
+
+TIME_AND_WEATHER = {"time": ("day", "night"), "weather": ("dry", "rain")}
+_SIDE_PX, _INK, _FAINT, _RIGHT, _WRONG = 640, (33, 37, 41), (222, 225, 228), (38, 139, 80), (200, 60, 50)
+
+
+@MODELS.register_module()
+class SceneHead(BEVHead):
+    """Classification of the whole scene, one softmax a task, from pooled B_t and pooled image features.
+
+    Both are averaged (B_t over the cells of the head's grid, image features over cameras, pixels and levels), brought
+    to a common scale by layer norms, and read by one hidden layer. The truth is ``gt_scene`` of each sample, the name
+    of the true class by task (:class:`bevstack.datasets.transforms.LoadSceneLabels` makes it from nuScenes). A sample
+    that lacks a task counts in no loss of it.
+
+    Args:
+        in_channels, grid: see :class:`BEVHead`.
+        tasks: names of the classes by task, as ``location=("boston-seaport", "singapore-onenorth")``; by default time
+            of day and weather.
+        image_channels: C of the image features after the neck, 0 to read B_t alone.
+        channels: width of the hidden layer.
+        dropout: before the classifiers.
+        class_weights: by task, a weight a class in its loss (a night that is rare may count more); 1 where not named.
+
+    Raises:
+        ValueError: a task without two classes, or weights that do not fit the tasks.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        grid: BEVGrid | Mapping,
+        tasks: Mapping[str, Sequence[str]] | None = None,
+        image_channels: int = 0,
+        channels: int = 64,
+        dropout: float = 0.1,
+        class_weights: Mapping[str, Sequence[float]] | None = None,
+        init_cfg: Mapping | None = None,
+    ) -> None:
+        super().__init__(in_channels, grid, init_cfg)
+        self.tasks = {task: tuple(names) for task, names in (tasks or TIME_AND_WEATHER).items()}
+        for task, names in self.tasks.items():
+            if len(set(names)) < max(2, len(names)):
+                raise ValueError(f"tasks: '{task}' needs at least two different classes, not {list(names)}")
+        for task, weights in (class_weights or {}).items():
+            if task not in self.tasks or len(weights) != len(self.tasks[task]):
+                wanted = {name: len(names) for name, names in self.tasks.items()}
+                raise ValueError(f"class_weights: '{task}' has {len(weights)}; the tasks have {wanted}")
+        self.class_weights = {task: tuple(weights) for task, weights in (class_weights or {}).items()}
+        self.bev_norm = nn.LayerNorm(in_channels)
+        self.image_norm = nn.LayerNorm(image_channels) if image_channels else None
+        self.hidden = nn.Sequential(
+            nn.Linear(in_channels + image_channels, channels), nn.ReLU(inplace=True), nn.Dropout(dropout)
+        )
+        self.classifiers = nn.ModuleDict({task: nn.Linear(channels, len(names)) for task, names in self.tasks.items()})
+
+    def forward(self, bev: BEVFeatures) -> dict[str, Tensor]:
+        """Logits (B, K) of each task under its name.
+
+        Raises:
+            ValueError: image features are wanted and not there.
+        """
+        pooled = [self.bev_norm(self.resampled(bev).mean((-2, -1)))]
+        if self.image_norm is not None:
+            if not bev.image_features:
+                raise ValueError("SceneHead: image_channels is set, but there are no image features; set it to 0")
+            levels = torch.stack([level.mean((1, 3, 4)) for level in bev.image_features])
+            pooled.append(self.image_norm(levels.mean(0)))
+        hidden = self.hidden(torch.cat(pooled, dim=-1))
+        return {task: classifier(hidden) for task, classifier in self.classifiers.items()}
+
+    def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
+        """``loss_<task>``: cross-entropy, weighted by class, mean over the samples whose class is known."""
+        losses = {}
+        for task in self.tasks:
+            logits = raw[task].float()
+            labels = self._labels(task, samples).to(logits.device)
+            weights = logits.new_tensor(self.class_weights.get(task, [1.0] * logits.shape[-1]))
+            known = labels >= 0
+            terms = F.cross_entropy(logits, labels.clamp_min(0), reduction="none") * weights[labels.clamp_min(0)]
+            number = mean_across_ranks(known.sum(), logits.device).clamp_min(1)
+            losses[f"loss_{task}"] = (terms * known).sum() / number
+        return losses
+
+    def _labels(self, task: str, samples: Sequence[BEVDataSample]) -> Tensor:
+        """(B,) the true class of each sample, -1 where it is not known."""
+        labels = []
+        for sample in samples:
+            if "gt_scene" not in sample:
+                raise InputError("train pipeline", "gt_scene", "not there: add LoadSceneLabels to the pipeline")
+            name = sample.gt_scene.get(task)
+            if name is not None and name not in self.tasks[task]:
+                reason = f"'{name}' is none of the head's classes {list(self.tasks[task])}: name it in the config"
+                raise InputError("train pipeline", f"gt_scene '{task}'", reason)
+            labels.append(-1 if name is None else self.tasks[task].index(name))
+        return torch.tensor(labels)
+
+    @torch.no_grad()
+    def predict(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> list[dict[str, object]]:
+        """``pred_scene`` per sample: by task ``names`` of the K classes and their ``probabilities`` (K,)."""
+        probabilities = {task: raw[task].float().softmax(-1) for task in self.tasks}
+        return [
+            {
+                "pred_scene": {
+                    task: {"names": names, "probabilities": probabilities[task][row]}
+                    for task, names in self.tasks.items()
+                }
+            }
+            for row in range(len(samples))
+        ]
+
+    def paint(self, sample: BEVDataSample) -> np.ndarray | None:
+        """(640, 640, 3) uint8 RGB: a bar for each class's probability; green or red where right or wrong."""
+        if "pred_scene" not in sample:
+            return None
+        import cv2
+
+        image = np.full((_SIDE_PX, _SIDE_PX, 3), 255, np.uint8)
+        truth = sample.gt_scene if "gt_scene" in sample else {}
+        rows = sum(len(answer["names"]) for answer in sample.pred_scene.values()) + 2 * len(sample.pred_scene)
+        pitch = min(44, (_SIDE_PX - 70) // rows)
+        middle, size = 60 + pitch // 2, pitch / 62
+
+        def write(text: str, left: int, color: tuple[int, int, int], bold: bool = False) -> None:
+            place = (left, middle + pitch // 6)
+            cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, color, 1 + bold, cv2.LINE_AA)
+
+        for task, answer in sample.pred_scene.items():
+            true, best = truth.get(task), int(answer["probabilities"].argmax())
+            right = true in (None, answer["names"][best])
+            write(task, 16, _INK, bold=True)
+            write("" if true is None else f"truth: {true}", 210, _RIGHT if right else _WRONG)
+            for index, (name, probability) in enumerate(
+                zip(answer["names"], answer["probabilities"].tolist(), strict=True)
+            ):
+                middle += pitch
+                color = (_RIGHT if right else _WRONG) if index == best else (150, 156, 163)
+                low, high = middle - pitch // 3, middle + pitch // 3
+                cv2.rectangle(image, (345, low), (545, high), _FAINT, -1)
+                cv2.rectangle(image, (345, low), (345 + round(200 * probability), high), color, -1)
+                write(name, 32, _INK, bold=index == best)
+                write(f"{100 * probability:.0f} %", 556, _INK, bold=index == best)
+            middle += 2 * pitch
+        return image

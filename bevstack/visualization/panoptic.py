@@ -1,0 +1,73 @@
+"""The panoptic map from above: each instance in its own shade, stuff in its layer's colour."""
+
+from __future__ import annotations
+
+import colorsys
+
+import numpy as np
+
+from bevstack.registry import VISUALIZERS
+from bevstack.structures import BEVDataSample, BEVRaster, PanopticMap
+from bevstack.visualization.bev import BEVWindow, draw_bev
+from bevstack.visualization.drawing import Color
+from bevstack.visualization.painters import BEVPainter
+from bevstack.visualization.palette import GROUND, color_of, legend_color_of
+
+_GOLDEN = 0.6180339887498949
+
+
+def instance_color(name: str, instance: int) -> Color:
+    """A shade of a class's colour: hue within 6 degrees, lighter or darker; successive numbers differ clearly."""
+    hue, lightness, saturation = colorsys.rgb_to_hls(*(value / 255 for value in color_of(name)))
+    place = instance * _GOLDEN % 1 - 0.5
+    lightness = min(0.6, max(0.45, lightness)) + 0.32 * place
+    hue = (hue + (instance * _GOLDEN * _GOLDEN % 1 - 0.5) / 30) % 1
+    return tuple(round(255 * value) for value in colorsys.hls_to_rgb(hue, lightness, saturation))
+
+
+def draw_panoptic(window: BEVWindow, panoptic: PanopticMap, title: str = "") -> np.ndarray:
+    """The segments of a panoptic map, with range rings, ego and scale.
+
+    Args:
+        window: extent and size of the picture.
+        panoptic: on any grid.
+        title: written in the upper left corner.
+
+    Returns:
+        (height, width, 3) uint8 RGB; forward is up.
+    """
+    names = [panoptic.classes[label] for label in panoptic.labels.tolist()]
+    raster = BEVRaster(panoptic.masks(), tuple(names), panoptic.grid)
+    things = zip(panoptic.is_thing.tolist(), panoptic.instance_ids.tolist(), strict=True)
+    # Segments never overlap, so that soft edges add up: painted one over another, the ground would shine through seams.
+    colors, covered = np.zeros((*window.shape, 3), np.float32), np.zeros((*window.shape, 1), np.float32)
+    for index, (name, (is_thing, instance)) in enumerate(zip(names, things, strict=True)):
+        cover = window.layer(raster, index)[..., None]
+        colors += cover * np.array(instance_color(name, instance) if is_thing else legend_color_of(name), np.float32)
+        covered += cover
+    image = colors / np.maximum(covered, 1) + np.maximum(1 - covered, 0) * np.array(GROUND, np.float32)
+    # Rings, ego and letters as on bare ground, multiplied with what lies below.
+    image *= np.minimum(draw_bev(window, title=title) / np.array(GROUND, np.float32), 1)
+    return np.round(image).astype(np.uint8)
+
+
+@VISUALIZERS.register_module()
+class PanopticPainter(BEVPainter):
+    """A sample's panoptic map.
+
+    Args:
+        field: of the sample, ``pred_panoptic`` or ``gt_panoptic``.
+        title: written on the panel.
+    """
+
+    def __init__(self, field: str = "pred_panoptic", title: str | None = None) -> None:
+        self.field = field
+        self.title = title or {"pred_panoptic": "panoptic", "gt_panoptic": "panoptic ground truth"}.get(field, field)
+
+    def paint(self, sample: BEVDataSample, window: BEVWindow) -> np.ndarray | None:
+        """The panel, or None for a sample without such a map."""
+        return draw_panoptic(window, sample.get(self.field), self.title) if self.field in sample else None
+
+    def legend(self, sample: BEVDataSample) -> list[str]:
+        """The classes of the map."""
+        return list(sample.get(self.field).classes) if self.field in sample else []

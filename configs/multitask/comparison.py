@@ -1,0 +1,185 @@
+"""What ``python tools/compare.py configs/multitask/comparison.py --page docs/comparison.md`` compares.
+
+Every variant is the all-heads config with the heads and changes that stand here, trained for the same number of steps.
+The data are those of the demo; the video backbones need a set with camera sweeps (``create_synthetic.py --sweeps``).
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .._base_.backbones import BACKBONES
+    from .all_heads import *  # noqa: F403
+
+sweeps_root = "data/nuscenes-synthetic-sweeps"
+num_sweeps = 6
+
+detection_columns = [
+    ("parameters", "parameters/backbone"),
+    ("multiply-adds of the backbone", "multiply_adds/backbone"),
+    ("of the neck", "multiply_adds/neck"),
+    ("mAP", "mAP"),
+    ("mAP of the classes there", "mAP_present"),
+    ("s a step", "seconds_per_step"),
+]
+
+slowfast_swin = dict(
+    type="SlowFastSwin",
+    num_sweeps=num_sweeps,
+    alpha=6,
+    beta=1 / 8,
+    embed_dim=48,
+    depths=(1, 1, 2),
+    num_heads=(2, 4, 8),
+    out_indices=(1, 2),
+)
+own_neck = dict(type="TopDownNeck", out_channels=channels, out_levels=(0,))
+sweep_pipeline = [image_pipeline[0], dict(type="LoadCameraSweeps", num_sweeps=num_sweeps), *image_pipeline[1:]]
+video_changes = {
+    "model.neck": own_neck,
+    "train_dataloader.dataset.pipeline": [
+        *sweep_pipeline,
+        *target_pipeline,
+        dict(type="ObjectRangeFilter", grid=head_grid),
+        dict(type="PackBEVInputs"),
+    ],
+    "test_dataloader.dataset.pipeline": [*sweep_pipeline, *target_pipeline, dict(type="PackBEVInputs")],
+    # one frame alone: what moves is to be seen in the sweeps, not in the memory
+    "model.temporal_fusion": None,
+    "model.memory_frames": 1,
+}
+every_head = ("detection", "map", "vehicle", "masks", "keypoints", "behaviour", "scene", "appearance")
+
+comparison = dict(
+    steps=400,
+    seeds=(0,),
+    metrics_of_head=metrics_of_head,
+    sections=[
+        dict(
+            title="Heads alone and jointly",
+            text="Each head trained alone on the trunk, and all of them together. Behaviour and appearance describe "
+            "what detection finds, so that alone means: with detection.",
+            rows=[
+                ("detection", "mAP", "detection"),
+                ("detection", "NDS", "detection"),
+                ("map", "mIoU/map", "map"),
+                ("vehicle", "iou/vehicle", "vehicle"),
+                ("masks", "PQ", "masks"),
+                ("masks", "mask_AP50", "masks"),
+                ("keypoints", "keypoint_AP50", "keypoints"),
+                ("keypoints", "PCK@1m", "keypoints"),
+                ("behaviour", "behaviour_f1", "behaviour"),
+                ("behaviour", "behaviour_f1_default", "behaviour"),
+                ("behaviour", "mAAE", "behaviour"),
+                ("appearance", "AMOTA", "appearance"),
+                ("appearance", "IDS", "appearance"),
+                ("scene", "scene_accuracy/time", "scene"),
+                ("scene", "scene_accuracy/weather", "scene"),
+            ],
+            variants=[
+                *(
+                    dict(name=head, heads=(head,))
+                    for head in ("detection", "map", "vehicle", "masks", "keypoints", "scene")
+                ),
+                dict(name="behaviour", heads=("detection", "behaviour")),
+                dict(name="appearance", heads=("detection", "appearance")),
+                dict(name="joint"),
+            ],
+        ),
+        dict(
+            title="Backbones",
+            text="Detection alone. All but the packaged one start from random weights.",
+            columns=detection_columns,
+            variants=[
+                dict(
+                    name=name,
+                    heads=("detection",),
+                    set={"model.backbone": parts["backbone"], "model.neck": parts["neck"]},
+                )
+                for name, parts in BACKBONES.items()
+            ],
+        ),
+        dict(
+            title="SlowFast and Swin over camera sweeps",
+            text="Detection alone, from one keyframe without memory; `none` is the single-frame twin of the three "
+            "fusions. mAVE is the error of velocity, m/s.",
+            data_root=sweeps_root,
+            set=video_changes,
+            columns=[("mAVE", "mAVE"), ("AVE of cars", "AVE/car"), *detection_columns],
+            variants=[
+                *(
+                    dict(
+                        name=fusion,
+                        heads=("detection",),
+                        set={"model.backbone": dict(fusion=fusion, **slowfast_swin)},
+                    )
+                    for fusion in ("parallel", "serial", "cross")
+                ),
+                dict(
+                    name="none",
+                    heads=("detection",),
+                    set={
+                        "model.backbone": dict(fusion="none", **slowfast_swin),
+                        "train_dataloader.dataset.pipeline.1": image_pipeline[1],
+                        "test_dataloader.dataset.pipeline.1": image_pipeline[1],
+                    },
+                ),
+            ],
+        ),
+        dict(
+            title="Balancing the losses",
+            text="All heads; what weighs their losses against each other.",
+            columns=[
+                ("mAP", "mAP"),
+                ("map mIoU", "mIoU/map"),
+                ("vehicle IoU", "iou/vehicle"),
+                ("PQ", "PQ"),
+                ("keypoint AP50", "keypoint_AP50"),
+                ("behaviour F1", "behaviour_f1"),
+                ("time of day", "scene_accuracy/time"),
+                ("s a step", "seconds_per_step"),
+            ],
+            variants=[
+                dict(name="FixedWeights"),
+                dict(
+                    name="UncertaintyWeights",
+                    set={
+                        "model.loss_balancing": dict(type="UncertaintyWeights"),
+                        "optim_wrapper.paramwise_cfg": dict(
+                            custom_keys={"balancing.log_variance": dict(decay_mult=0.0)}
+                        ),
+                    },
+                ),
+                dict(name="GradNorm", set={"model.loss_balancing": dict(type="GradNorm", interval=10)}),
+                dict(
+                    name="DynamicWeightAverage",
+                    set={"model.loss_balancing": dict(type="DynamicWeightAverage", window=25)},
+                ),
+            ],
+        ),
+        dict(
+            title="Kinds of convolution",
+            text="Map segmentation alone, two 3 x 3 convolutions in the head on its own grid.",
+            set={
+                "model.heads.map.resample": "features",
+                "model.heads.map.num_convs": 2,
+                "model.heads.map.subcells": None,
+            },
+            columns=[
+                ("parameters of the head", "parameters/heads.map"),
+                ("multiply-adds of the head", "multiply_adds/heads.map"),
+                ("mIoU", "mIoU/map"),
+                ("drivable area", "iou/drivable_area"),
+                ("s a step", "seconds_per_step"),
+            ],
+            variants=[
+                dict(name="plain", heads=("map",)),
+                dict(name="depthwise separable", heads=("map",), set={"model.heads.map.conv": "depthwise_separable"}),
+                dict(
+                    name="grouped, 4 groups",
+                    heads=("map",),
+                    set={"model.heads.map.conv": dict(kind="grouped", groups=4)},
+                ),
+            ],
+        ),
+    ],
+)

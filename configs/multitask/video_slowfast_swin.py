@@ -1,0 +1,57 @@
+"""Velocity from camera sweeps: SlowFast x Swin at 12 Hz against its single-frame twin, by one variable.
+
+    python tools/create_synthetic.py --root data/nuscenes-synthetic-sweeps --train-scenes 24 --val-scenes 6 \
+        --frames 16 --image-size 256x144 --sweeps
+    python tools/create_data.py nuscenes --root data/nuscenes-synthetic-sweeps
+    python tools/train.py configs/multitask/video_slowfast_swin.py
+    python tools/train.py configs/multitask/video_slowfast_swin.py --cfg-options model.backbone.fusion=none
+
+There is no memory of earlier B_t: what moves is to be seen in the sweeps or not at all. All fusions train for the same
+number of steps from random weights; compare ``mAVE``.
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from ..demo import *  # noqa: F403
+
+fusion = "serial"  # parallel, serial, cross; none: the slow path's Swin on the keyframe alone
+num_sweeps = 6  # with the keyframe 7 frames in 0.5 s: the slow path sees the keyframe and the one before
+steps = 400
+data_root = "data/nuscenes-synthetic-sweeps"
+
+model["backbone"] = dict(
+    type="SlowFastSwin",
+    fusion=fusion,
+    num_sweeps=num_sweeps,
+    alpha=6,
+    beta=1 / 4,
+    embed_dim=48,
+    depths=(1, 1, 2),
+    num_heads=(2, 4, 8),
+    window_size=4,
+    out_indices=(1, 2),
+)
+model["neck"] = dict(type="TopDownNeck", out_channels=channels, out_levels=(0,))
+model["temporal_fusion"] = None
+model["memory_frames"] = 1
+model["heads"] = dict(detection=model["heads"]["detection"])
+
+image_pipeline = [
+    dict(type="LoadMultiViewImages"),
+    *([] if fusion == "none" else [dict(type="LoadCameraSweeps", num_sweeps=num_sweeps)]),
+    dict(type="ResizeCropFlipImages", heights_px=(144,), size=(96, 256), bottom=0.0, left=0.5),
+]
+train_dataloader["dataset"].update(
+    data_root=data_root,
+    pipeline=[*image_pipeline, dict(type="ObjectRangeFilter", grid=head_grid), dict(type="PackBEVInputs")],
+)
+test_dataloader["dataset"].update(data_root=data_root, pipeline=[*image_pipeline, dict(type="PackBEVInputs")])
+test_evaluator = [dict(type="NuScenesDetectionMetric", data_root=data_root, version=version, split="val")]
+
+train_cfg = dict(type="StreamingTrainLoop", max_epochs=100)  # the schedule ends it
+default_hooks["checkpoint"].update(interval=1, max_keep_ckpts=1)
+custom_hooks = [
+    dict(type="BudgetSchedule", max_steps=steps),
+    dict(type="EMAHook", ema_type="MomentumAnnealingEMA", momentum=0.005, gamma=10, priority=49),
+]

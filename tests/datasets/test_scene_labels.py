@@ -1,0 +1,61 @@
+"""Time, weather and place out of nuScenes' words."""
+
+from __future__ import annotations
+
+import pytest
+
+from bevstack.datasets.index_writer import write_index
+from bevstack.datasets.nuscenes_dataset import NuScenesBEVDataset
+from bevstack.datasets.table_files import read_json
+from bevstack.datasets.transforms import LoadSceneLabels
+from bevstack.datasets.transforms.scene_labels import scene_conditions
+from bevstack.errors import InputError
+from tests.datasets.tables import LOCATION, VERSION, build_root, write_json
+
+
+@pytest.mark.parametrize(
+    ("description", "time", "weather"),
+    [  # in the manner of nuScenes' descriptions; expected: what a reader says
+        ("Parked truck, construction, intersection, turn left", "day", "dry"),
+        ("Night, big street, bus stop, high speed", "night", "dry"),
+        ("Rain, many pedestrians, turn right", "day", "rain"),
+        ("night, heavy RAIN, lightning", "night", "rain"),
+        ("Wait at junction, after rain", "day", "rain"),
+        ("Rainy, passing a nightclub at nighttime", "night", "rain"),
+        ("Train tracks, drain, terrain, midnight blue car", "day", "dry"),
+        ("", "day", "dry"),
+    ],
+)
+def test_words(description, time, weather):
+    assert scene_conditions(description) == {"time": time, "weather": weather}
+
+
+def test_from_the_tables_to_the_sample(tmp_path):
+    # Expected: what is written into the table of scenes and of logs here.
+    root = build_root(tmp_path / "root")
+    table = root / VERSION / "scene.json"
+    scenes = read_json(table)
+    scenes[0]["description"], scenes[1]["description"] = "Night, parked cars", "Rain, turn left"
+    write_json(table, scenes)
+    write_index(root, VERSION, maps=False, progress=lambda line: None)
+    expected = {
+        "tiny_train": {"time": "night", "weather": "dry", "location": LOCATION},
+        "tiny_val": {"time": "day", "weather": "rain", "location": LOCATION},
+    }
+    for split, labels in expected.items():
+        dataset = NuScenesBEVDataset(root, VERSION, split, [dict(type="LoadSceneLabels")], test_mode=True)
+        assert all(dataset[i]["scene_labels"] == labels for i in range(len(dataset)))
+        packed = NuScenesBEVDataset(
+            root,
+            VERSION,
+            split,
+            [dict(type="LoadMultiViewImages"), dict(type="LoadSceneLabels"), dict(type="PackBEVInputs")],
+            test_mode=True,
+        )
+        sample = packed[0]["data_samples"]
+        assert sample.gt_scene == labels and sample.scene_description in ("Night, parked cars", "Rain, turn left")
+
+
+def test_a_scene_that_is_not_described():
+    with pytest.raises(InputError, match="LoadSceneLabels: description: scene scene-1 has none; .* create_data"):
+        LoadSceneLabels().transform({"scene_name": "scene-1", "location": "boston-seaport"})

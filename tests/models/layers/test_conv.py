@@ -1,0 +1,117 @@
+"""Convolution kinds: their cost by formula, what mixes with what, and that blocks and heads take them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from bevstack.geometry import BEVGrid
+from bevstack.models.heads import DenseDetectionHead, SemanticSegmentationHead
+from bevstack.models.layers.conv import ConvNormReLU, ConvType, ResidualBlock, convolution
+from bevstack.structures import BEVFeatures
+from tests.models.layers.cost_tables import cost_in_the_docs
+
+C_IN, C_OUT, K, G, H, W = 24, 40, 3, 4, 9, 14
+KINDS = ["plain", "depthwise_separable", dict(kind="grouped", groups=G)]
+IDS = ["plain", "depthwise_separable", "grouped"]
+MULTIPLY_ADDS = [  # the formulas of docs/attention_and_convolution.md
+    C_IN * C_OUT * K * K * H * W,
+    C_IN * K * K * H * W + C_IN * C_OUT * H * W,
+    (C_IN // G) * (C_OUT // G) * K * K * H * W * G,
+]
+GRID = BEVGrid(shape=(8, 12), x_range_m=(-24, 24), y_range_m=(-16, 16))
+
+
+def multiply_adds(module: nn.Module, *inputs) -> int:
+    """Of a forward pass, as torch counts them (it counts a multiply-add as two operations)."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize(("conv", "formula"), zip(KINDS, MULTIPLY_ADDS, strict=True), ids=IDS)
+def test_multiply_adds_follow_the_formula(conv, formula):
+    # Expected: closed forms; the weights are the formula over H W, there being no bias.
+    layer = convolution(C_IN, C_OUT, K, conv=conv)
+    assert multiply_adds(layer, torch.randn(1, C_IN, H, W)) == formula
+    assert sum(p.numel() for p in layer.parameters()) == formula // (H * W)
+    strided = convolution(C_IN, C_OUT, K, 2, conv)(torch.randn(1, C_IN, H, W))
+    assert strided.shape == (1, C_OUT, 5, 7)
+
+
+def test_the_table_of_the_docs_is_what_is_counted():
+    # Expected: the page's numbers, of the convolution that stands above its table.
+    for name, conv in zip(IDS, KINDS, strict=True):
+        layer = convolution(64, 48, 3, conv=conv).to("meta")
+        weights, counted = cost_in_the_docs(name)
+        assert weights == sum(p.numel() for p in layer.parameters())
+        assert counted == round(multiply_adds(layer, torch.empty(1, 64, 128, 128, device="meta")) / 1e6, 1)
+
+
+def test_depthwise_separable_is_a_plain_convolution_of_low_rank():
+    # Closed form: its plain kernel is the outer product pointwise[o, i] * depthwise[i, y, x].
+    layer = convolution(C_IN, C_OUT, K, conv="depthwise_separable")
+    depthwise, pointwise = layer[0].weight, layer[1].weight
+    images = torch.randn(2, C_IN, H, W)
+    kernel = torch.einsum("oi,iyx->oiyx", pointwise[:, :, 0, 0], depthwise[:, 0])
+    torch.testing.assert_close(layer(images), F.conv2d(images, kernel, padding=1), rtol=1e-4, atol=1e-5)
+
+
+def test_groups_do_not_see_each_other():
+    # Closed form: a change in group 1's input channels changes group 1's output channels and no others.
+    layer = convolution(C_IN, C_OUT, K, conv=KINDS[2])
+    images = torch.randn(1, C_IN, H, W)
+    other = images.clone()
+    other[:, C_IN // G : 2 * C_IN // G] += 1.0
+    changed = (layer(images) != layer(other)).flatten(2).any(2)[0].view(G, -1)
+    assert changed.all(1).tolist() == [False, True, False, False] == changed.any(1).tolist()
+
+
+def test_one_by_one_stays_plain():
+    for conv in KINDS:
+        assert type(convolution(C_IN, C_OUT, 1, conv=conv)) is nn.Conv2d
+        assert convolution(C_IN, C_OUT, 1, conv=conv).groups == 1
+
+
+def test_plain_blocks_keep_their_weights_names():
+    # Expected: the names in checkpoints written before there were kinds.
+    assert list(ConvNormReLU(4, 8).state_dict())[0] == "0.weight"
+    assert {"body.0.0.weight", "body.1.weight", "shortcut.0.weight"} <= set(ResidualBlock(4, 8).state_dict())
+
+
+@pytest.mark.parametrize("conv", KINDS, ids=IDS)
+def test_blocks_train(conv):
+    for block in (ConvNormReLU(C_IN, C_OUT, conv=conv), ResidualBlock(C_IN, C_OUT, 2, conv=conv)):
+        out = block(torch.randn(2, C_IN, H, W))
+        (out * torch.randn_like(out)).sum().backward()
+        assert out.shape[:2] == (2, C_OUT)
+        assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in block.parameters())
+
+
+def test_mistakes_are_told():
+    with pytest.raises(ValueError, match="conv: 'depthwise' is none of plain, depthwise_separable, grouped"):
+        ConvType.build("depthwise")
+    with pytest.raises(ValueError, match="conv: groups is 0, must be 1 or more"):
+        ConvType.build(dict(kind="grouped", groups=0))
+    with pytest.raises(ValueError, match="conv: 24 to 40 channels do not split into 5 groups"):
+        convolution(C_IN, C_OUT, conv=dict(kind="grouped", groups=5))
+
+
+@pytest.mark.parametrize("head", ["segmentation", "detection"])
+def test_heads_cost_less(head):
+    # Expected: what the formulas save on each 3 x 3 convolution; the rest of a head is the same in every kind.
+    build = {
+        "segmentation": lambda conv: SemanticSegmentationHead(
+            16, GRID, "map", ("road", "walkway"), channels=8, num_convs=2, conv=conv
+        ),
+        "detection": lambda conv: DenseDetectionHead(16, GRID, ("car", "bus"), channels=8, conv=conv),
+    }[head]
+    widths = {"segmentation": [(16, 8), (8, 8)], "detection": [(16, 8), (8, 8), (8, 8)]}[head]
+    cells = GRID.shape[0] * GRID.shape[1]
+    bev = BEVFeatures(torch.randn(1, 16, *GRID.shape), GRID)
+    plain, separable, grouped = (multiply_adds(build(conv).eval(), bev) for conv in KINDS)
+    assert plain - separable == sum(9 * a * b - 9 * a - a * b for a, b in widths) * cells
+    assert plain - grouped == sum(9 * a * b - 9 * a * b // G for a, b in widths) * cells

@@ -1,0 +1,187 @@
+"""The keypoint head: targets by closed form, grouping and decoding of given heatmaps, and that it can learn."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from mmengine.structures import InstanceData
+
+from bevstack.geometry import BEVGrid
+from bevstack.geometry.keypoints import KEYPOINT_NAMES, box_poses, pose_keypoints
+from bevstack.models.heads import KeypointHead
+from bevstack.structures import BEVDataSample, BEVFeatures
+from bevstack.structures.boxes import lidar_boxes
+
+CLASSES = ("car", "pedestrian")
+GRID = BEVGrid(shape=(40, 50), x_range_m=(-25, 25), y_range_m=(-10, 30))  # 1 m cells
+FRONT = KEYPOINT_NAMES.index("front")
+
+
+def box(x, y, length, width, yaw):
+    return [x, y, -1.0, length, width, 1.5, yaw, 0.0, 0.0]
+
+
+def instances_of(rows, labels):
+    return InstanceData(bboxes_3d=lidar_boxes(torch.tensor(rows)), labels_3d=torch.tensor(labels))
+
+
+SCENE = instances_of(
+    [box(3.3, 4.7, 4.5, 1.9, 0.4), box(-8.2, 15.1, 4.2, 1.8, 2.9), box(10.6, -3.4, 0.8, 0.6, -1.2),
+     box(-20.1, 2.2, 11.0, 2.9, -2.0), box(24.0, 20.0, 5.0, 2.0, 0.0)],
+    [0, 0, 1, 0, 0],
+)  # fmt: skip
+
+
+def head_of(**options):
+    torch.manual_seed(0)
+    return KeypointHead(8, GRID, CLASSES, channels=16, **options)
+
+
+def perfect(head, instances, high=12.0):
+    """Raw outputs that say exactly what the truth asks for."""
+    target = head.targets(instances, "cpu")
+    logit = high * (2 * target.heatmap.eq(1).float() - 1)
+    around = high * (2 * target.keypoint_heatmap.eq(1).float() - 1)
+    offset, vectors = torch.zeros(6, 2, GRID.num_cells), torch.zeros(10, GRID.num_cells)
+    for g in range(len(target.cells)):
+        vectors[:, target.cells[g, 0]] = target.vectors[g].flatten()
+        for k in range(6):
+            if target.inside[g, k]:
+                offset[k, :, target.cells[g, k]] = target.offsets[g, k]
+    raw = {"heatmap": logit, "keypoint_heatmap": around, "offset": offset.flatten(0, 1), "vectors": vectors}
+    return {name: value.unflatten(-1, GRID.shape).unsqueeze(0) if value.ndim == 2 else value.unsqueeze(0)
+            for name, value in raw.items()}  # fmt: skip
+
+
+def predicted(head, raw):
+    return head.predict(raw, [BEVDataSample()])[0]["pred_keypoints"]
+
+
+def in_order_of(found, points):
+    """Rows of the prediction in the order of the true centres."""
+    return torch.cdist(points[:, 0], found.keypoints[:, 0]).argmin(1)
+
+
+def test_targets_of_one_car():
+    # Closed form: 4 x 2 m at (3.25, 4.5) heading +y; column = x + 25, row = y + 10 in cells of 1 m.
+    target = head_of().targets(instances_of([box(3.25, 4.5, 4.0, 2.0, math.pi / 2)], [1]), "cpu")
+    columns, rows = target.cells[0] % 50, target.cells[0] // 50
+    # centre, front left, front right, rear right, rear left, front
+    assert columns.tolist() == [28, 27, 29, 29, 27, 28] and rows.tolist() == [14, 16, 16, 12, 12, 16]
+    torch.testing.assert_close(target.offsets[0], torch.tensor([[-0.25, 0.0]]).expand(6, 2), atol=1e-5, rtol=0)
+    vectors = torch.tensor([[-1.0, 2.0], [1.0, 2.0], [1.0, -2.0], [-1.0, -2.0], [0.0, 2.0]])
+    torch.testing.assert_close(target.vectors[0], vectors, atol=1e-5, rtol=0)
+    assert target.heatmap[1, 14, 28] == 1 and target.heatmap.eq(1).sum() == 1 and target.heatmap[0].max() == 0
+    for kind, (row, column) in enumerate([(16, 27), (16, 29), (12, 29), (12, 27), (16, 28)]):
+        assert target.keypoint_heatmap[kind, row, column] == 1 and target.keypoint_heatmap[kind].eq(1).sum() == 1
+    # one cell beside, sigma 0.8 cells: exp(-1 / (2 * 0.64))
+    assert target.heatmap[1, 14, 29].item() == pytest.approx(math.exp(-0.5 / 0.64))
+
+
+def test_what_lies_off_the_grid():
+    # Expected: the last car's front end is at x = 26.5 beyond 25; a box whose centre is outside asks nothing.
+    head = head_of()
+    target = head.targets(SCENE, "cpu")
+    assert target.inside[:4].all() and target.inside[4].tolist() == [True, False, False, True, True, False]
+    assert (target.cells[~target.inside] == 0).all() and (target.offsets[~target.inside] == 0).all()
+    assert target.keypoint_heatmap.eq(1).sum(dim=(1, 2)).tolist() == [4, 4, 5, 5, 4]
+    outside = head.targets(instances_of([box(25.5, 20.0, 4.0, 2.0, 0.0)], [0]), "cpu")
+    assert len(outside.cells) == 0 and outside.heatmap.max() == 0
+
+
+def test_perfect_heatmaps_give_the_keypoints_back():
+    # Expected: the truth itself, headings included; keypoints off the grid come from the vectors alone.
+    head = head_of()
+    found = predicted(head, perfect(head, SCENE))
+    truth = pose_keypoints(box_poses(SCENE.bboxes_3d.tensor))
+    assert found.keypoints.shape == (5, 6, 2) and found.keypoint_scores.shape == (5, 6) and found.poses.shape == (5, 5)
+    order = in_order_of(found, truth)
+    torch.testing.assert_close(found.keypoints[order], truth, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.poses[order], box_poses(SCENE.bboxes_3d.tensor), atol=1e-4, rtol=1e-4)
+    assert torch.equal(found.labels[order], SCENE.labels_3d)
+    assert (found.scores > 0.99).all()
+    inside = head.targets(SCENE, "cpu").inside
+    assert (found.keypoint_scores[order][inside] > 0.99).all() and (found.keypoint_scores[order][~inside] == 0).all()
+
+
+def test_vectors_snap_to_peaks():
+    # Expected: vectors that are 0.4 m off still give the exact keypoints, as the peaks are within half of 2 m; without
+    # peaks the keypoints are where the vectors say, with the low probability that stands there.
+    head = head_of()
+    scene = SCENE[:2]
+    truth = pose_keypoints(box_poses(scene.bboxes_3d.tensor))
+    raw = perfect(head, scene)
+    raw["vectors"] = raw["vectors"] + 0.4 / math.sqrt(2)
+    found = predicted(head, raw)
+    order = in_order_of(found, truth)
+    torch.testing.assert_close(found.keypoints[order], truth, atol=1e-4, rtol=0)
+    raw["keypoint_heatmap"] = torch.full_like(raw["keypoint_heatmap"], -12.0)
+    found = predicted(head, raw)
+    expected = truth.clone()
+    expected[:, 1:] += 0.4 / math.sqrt(2)
+    torch.testing.assert_close(found.keypoints[in_order_of(found, truth)], expected, atol=1e-4, rtol=0)
+    assert (found.keypoint_scores[:, 1:] < 1e-4).all()
+
+
+def test_far_peaks_pull_nothing():
+    # Expected: vectors 1.2 m off are beyond the radius of 1 m; the peaks stay unused.
+    head = head_of()
+    truth = pose_keypoints(box_poses(SCENE.bboxes_3d.tensor))[:1]
+    raw = perfect(head, SCENE[:1])
+    raw["vectors"][:, 1::2] += 1.2
+    found = predicted(head, raw)
+    torch.testing.assert_close(found.keypoints[:, FRONT], truth[:, FRONT] + torch.tensor([0.0, 1.2]), atol=1e-4, rtol=0)
+    # and half of a pedestrian's 0.4 m: 0.3 m is too far for its front point, though near enough for a car's
+    raw = perfect(head, SCENE[2:3])
+    raw["vectors"][:, 1::2] += 0.3
+    truth = pose_keypoints(box_poses(SCENE.bboxes_3d.tensor))[2:3]
+    found = predicted(head, raw)
+    torch.testing.assert_close(found.keypoints[:, FRONT], truth[:, FRONT] + torch.tensor([0.0, 0.3]), atol=1e-4, rtol=0)
+
+
+def test_thresholds_and_limits():
+    head = head_of(score_threshold=0.5, max_poses=3, nms_radius_m=50.0)
+    assert len(predicted(head, perfect(head, SCENE)).scores) == 2  # one of each class: the others are within 50 m
+    head = head_of(max_poses=3)
+    assert len(predicted(head, perfect(head, SCENE)).scores) == 3
+    raw = perfect(head, SCENE)
+    raw["heatmap"] = raw["heatmap"] - 30
+    found = predicted(head, raw)
+    assert found.keypoints.shape == (0, 6, 2) and found.poses.shape == (0, 5)
+
+
+def test_losses_of_a_perfect_answer_are_nearly_zero():
+    # Expected: heatmaps saturate at logits of 12, offsets and vectors are exact.
+    head = head_of()
+    sample = BEVDataSample()
+    sample.gt_instances_3d = SCENE
+    losses = head.loss(perfect(head, SCENE), [sample])
+    assert losses["loss_offset"] == 0 and losses["loss_vector"].item() == pytest.approx(0, abs=1e-6)
+    assert all(value < 1e-3 for value in losses.values())
+
+
+def test_it_learns_a_scene():
+    # Expected: B_t and head fitted to one scene give its poses back to 0.2 m and 5 degrees.
+    head = head_of()
+    features = torch.randn(1, 8, *GRID.shape, requires_grad=True)
+    sample = BEVDataSample()
+    sample.gt_instances_3d = SCENE
+    optimizer = torch.optim.Adam([features, *head.parameters()], lr=0.02)
+    for step in range(150):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.02 * (1 - step / 150)
+        optimizer.zero_grad()
+        loss = sum(head.loss(head(BEVFeatures(features, GRID)), [sample]).values())
+        loss.backward()
+        optimizer.step()
+    found = predicted(head, head(BEVFeatures(features, GRID)))
+    found = found[found.scores > 0.5]
+    truth = pose_keypoints(box_poses(SCENE.bboxes_3d.tensor))
+    assert len(found.scores) == 5
+    order = in_order_of(found, truth)
+    assert (found.keypoints[order] - truth).norm(dim=-1).max() < 0.2
+    turn = (found.poses[order, 4] - SCENE.bboxes_3d.tensor[:, 6]) / (2 * math.pi)
+    assert ((turn - turn.round()).abs() * 360).max() < 5
+    assert torch.equal(found.labels[order], SCENE.labels_3d)
