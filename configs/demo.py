@@ -1,6 +1,6 @@
 """The demo: a small temporal multi-camera model learns boxes and map on the synthetic set, on two CPU cores.
 
-What makes it small: images of 160 x 448 without the sky, one encoder layer on 64 x 64 cells of 1.6 m, heads that
+What makes it small: images of 160 x 448 without the sky, one encoder layer on 64 x 64 cells of 1.6 m, map heads that
 convolve these cells and predict four finer ones in each. What makes it learn in minutes: a frozen ImageNet backbone
 with activations fused into its convolutions, heads that look at different heights from the first step, streaming
 training (each step continues four scenes, so that the history is free), a one-cycle schedule over a time budget, an
@@ -60,14 +60,7 @@ model = dict(
     temporal_fusion=dict(type="TemporalConcatenation", channels=channels, num_frames=2, blocks=1),
     bev_neck=dict(type="BEVUNet", in_channels=channels, widths=(channels, 128), out_channels=64),
     heads=dict(
-        detection=dict(
-            type="DenseDetectionHead",
-            in_channels=64,
-            grid=head_grid,
-            classes=classes,
-            channels=channels,
-            subcells=2,
-        ),
+        detection=dict(type="DenseDetectionHead", in_channels=64, grid=head_grid, classes=classes),
         map=dict(
             type="SemanticSegmentationHead",
             in_channels=64,

@@ -27,6 +27,7 @@ model["heads"]["masks"] = dict(
     num_queries=60,
     layers=2,
     num_convs=1,
+    object_threshold=0.3,
 )
 model["heads"]["keypoints"] = dict(type="KeypointHead", in_channels=64, grid=head_grid, classes=classes, channels=32)
 model["heads"]["behaviour"] = dict(
@@ -37,6 +38,7 @@ model["heads"]["behaviour"] = dict(
     history_channels=channels,
     history_grid=bev_grid,
     num_frames=history_frames,
+    on_truth=True,
 )
 model["heads"]["scene"] = dict(
     type="SceneHead", in_channels=64, grid=bev_grid, tasks=scene_tasks, image_channels=channels
@@ -54,6 +56,7 @@ target_pipeline = [
     dict(type="LoadPastCenters", num_frames=history_frames),
     dict(type="LoadSceneLabels"),
 ]
+train_dataloader["sampler"]["max_stream_length"] = 10  # most samples then have the whole history behind them
 train_dataloader["dataset"]["pipeline"] = [
     *image_pipeline,
     *target_pipeline,

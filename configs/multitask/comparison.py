@@ -1,7 +1,8 @@
 """What ``python tools/compare.py configs/multitask/comparison.py --page docs/comparison.md`` compares.
 
 Every variant is the all-heads config with the heads and changes that stand here, trained for the same number of steps.
-The data are those of the demo; the video backbones need a set with camera sweeps (``create_synthetic.py --sweeps``).
+The data are those of the demo, in smaller images, so that some thirty trainings end within two hours on two CPU cores;
+the video backbones need a set with camera sweeps (configs/multitask/video_slowfast_swin.py says how it is made).
 """
 
 from mmengine.config import read_base
@@ -12,6 +13,7 @@ with read_base():
 
 sweeps_root = "data/nuscenes-synthetic-sweeps"
 num_sweeps = 6
+small_images = dict(type="ResizeCropFlipImages", heights_px=(144,), size=(96, 256), bottom=0.0, left=0.5)
 
 detection_columns = [
     ("parameters", "parameters/backbone"),
@@ -30,10 +32,11 @@ slowfast_swin = dict(
     embed_dim=48,
     depths=(1, 1, 2),
     num_heads=(2, 4, 8),
+    window_size=4,
     out_indices=(1, 2),
 )
 own_neck = dict(type="TopDownNeck", out_channels=channels, out_levels=(0,))
-sweep_pipeline = [image_pipeline[0], dict(type="LoadCameraSweeps", num_sweeps=num_sweeps), *image_pipeline[1:]]
+sweep_pipeline = [image_pipeline[0], dict(type="LoadCameraSweeps", num_sweeps=num_sweeps), small_images]
 video_changes = {
     "model.neck": own_neck,
     "train_dataloader.dataset.pipeline": [
@@ -53,6 +56,7 @@ comparison = dict(
     steps=400,
     seeds=(0,),
     metrics_of_head=metrics_of_head,
+    set={"train_dataloader.dataset.pipeline.1": small_images, "test_dataloader.dataset.pipeline.1": small_images},
     sections=[
         dict(
             title="Heads alone and jointly",
@@ -106,6 +110,15 @@ comparison = dict(
             set=video_changes,
             columns=[("mAVE", "mAVE"), ("AVE of cars", "AVE/car"), *detection_columns],
             variants=[
+                dict(
+                    name="SlowFast, plain",
+                    heads=("detection",),
+                    set={
+                        "model.backbone": dict(
+                            type="SlowFast", num_sweeps=num_sweeps, width=16, layers=(1, 1, 1, 1), out_indices=(1, 2)
+                        )
+                    },
+                ),
                 *(
                     dict(
                         name=fusion,
@@ -119,8 +132,8 @@ comparison = dict(
                     heads=("detection",),
                     set={
                         "model.backbone": dict(fusion="none", **slowfast_swin),
-                        "train_dataloader.dataset.pipeline.1": image_pipeline[1],
-                        "test_dataloader.dataset.pipeline.1": image_pipeline[1],
+                        "train_dataloader.dataset.pipeline.1": small_images,
+                        "test_dataloader.dataset.pipeline.1": small_images,
                     },
                 ),
             ],

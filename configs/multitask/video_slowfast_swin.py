@@ -1,7 +1,7 @@
 """Velocity from camera sweeps: SlowFast x Swin at 12 Hz against its single-frame twin, by one variable.
 
     python tools/create_synthetic.py --root data/nuscenes-synthetic-sweeps --train-scenes 24 --val-scenes 6 \
-        --frames 16 --image-size 256x144 --sweeps
+        --frames 16 --image-size 256x144 --sweeps --seed 7
     python tools/create_data.py nuscenes --root data/nuscenes-synthetic-sweeps
     python tools/train.py configs/multitask/video_slowfast_swin.py
     python tools/train.py configs/multitask/video_slowfast_swin.py --cfg-options model.backbone.fusion=none

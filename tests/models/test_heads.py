@@ -238,9 +238,11 @@ def test_a_batch_of_two_equals_two_batches_of_one(case):
             torch.testing.assert_close(value, fields[name], rtol=1e-4, atol=1e-4)
         for key, value in head.loss(alone, samples[b : b + 1]).items():
             losses[key] = losses[key] + value / 2
-    # Losses are means over true boxes, cells or samples: equally many in both samples.
+    # Losses are means over true boxes, cells or samples: equally many in both samples. The Dice loss of
+    # SemanticSegmentationHead is one ratio over the batch (see there).
     for key, value in head.loss(together, samples).items():
-        torch.testing.assert_close(value, losses[key], rtol=1e-4, atol=1e-5)
+        if (case[0], key) != ("SemanticSegmentationHead", "loss_dice"):
+            torch.testing.assert_close(value, losses[key], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)

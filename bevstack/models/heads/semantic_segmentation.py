@@ -78,13 +78,17 @@ class SemanticSegmentationHead(BEVHead):
         return {"logits": self.resampled(BEVFeatures(logits, bev.grid.finer(self.subcells)))}
 
     def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
-        """``loss_cell`` (focal, mean over cells and layers) and ``loss_dice`` (mean over samples and layers)."""
+        """``loss_cell`` (focal, mean over cells and layers) and ``loss_dice`` (one ratio a layer over all
+        samples, mean over layers; so it is not the mean of the samples' own Dice losses)."""
         logits = raw["logits"].float()
         target = target_raster(samples, self.raster, self.classes, self.grid).to(logits)
         cells = binary_focal_loss(logits, target, self.alpha, self.gamma)
         losses = {"loss_cell": self.cell_weight * cells.mean()}
         if self.dice_weight:
-            losses["loss_dice"] = self.dice_weight * dice_loss(logits.flatten(2), target.flatten(2)).mean()
+            # One ratio a layer over the whole batch: the ratio of a single sample that lacks a layer teaches it to be
+            # silent, and rare layers (crossings) then stay so.
+            by_class = logits.transpose(0, 1).flatten(1), target.transpose(0, 1).flatten(1)
+            losses["loss_dice"] = self.dice_weight * dice_loss(*by_class).mean()
         return losses
 
     @torch.no_grad()
