@@ -65,7 +65,7 @@ train_dataloader["dataset"]["pipeline"] = [
 ]
 test_dataloader["dataset"]["pipeline"] = [*image_pipeline, *target_pipeline, dict(type="PackBEVInputs")]
 
-tracker = dict(type="DeepSortTracker")
+tracker = dict(type="DeepSortTracker", min_score=0.15)  # fewer, better boxes: each starts a track
 sample_visualizer = dict(
     type="SampleVisualizer",
     layout="tall",
