@@ -54,9 +54,7 @@ class BehaviourMetric(GatheredMetric):
     def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
         """Compare one batch's boxes."""
         for sample in map(as_dict, data_samples):
-            classes = self.classes or sample.get("classes") or (self.dataset_meta or {}).get("classes")
-            if classes is None:
-                raise InputError("BehaviourMetric", "classes", "neither the metric nor the dataset names them")
+            classes = self.named_classes(self.classes or sample.get("classes"))
             found = self._of_detections(sample, classes)
             self.results.append((sample["token"], found, self._of_truth(sample, classes)))
 
@@ -103,11 +101,7 @@ class BehaviourMetric(GatheredMetric):
 
     def compute_metrics(self, results: list[tuple[str, list[_Answer], list[_Answer] | None]]) -> dict[str, float]:
         """Scores of all samples' answers."""
-        seen: set[str] = set()
-        for token, _, _ in results:
-            if token in seen:
-                raise InputError("BehaviourMetric", token, "sample is there more than once")
-            seen.add(token)
+        self.require_distinct(token for token, _, _ in results)
         found = [answer for _, answers, _ in results for answer in answers]
         true = [answer.true for answer in found]
         metrics = _scores("behaviour_f1", true, [answer.predicted for answer in found])

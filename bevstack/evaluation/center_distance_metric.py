@@ -66,10 +66,7 @@ class CenterDistanceMetric(GatheredMetric):
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the labels, from the constructor or else from the dataset."""
-        names = self._classes or (self.dataset_meta or {}).get("classes")
-        if names is None:
-            raise InputError("CenterDistanceMetric", "classes", "neither the metric nor the dataset names them")
-        return tuple(names)
+        return self.named_classes(self._classes)
 
     def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
         """Keep one batch's boxes, true and predicted."""
@@ -109,11 +106,9 @@ class CenterDistanceMetric(GatheredMetric):
         from nuscenes.eval.common.utils import center_distance
         from nuscenes.eval.detection.algo import accumulate, calc_ap, calc_tp
 
-        truth, predicted, seen = EvalBoxes(), EvalBoxes(), set()
+        self.require_distinct(token for token, _, _ in results)
+        truth, predicted = EvalBoxes(), EvalBoxes()
         for token, true_boxes, found_boxes in results:
-            if token in seen:
-                raise InputError("CenterDistanceMetric", token, "sample is there more than once")
-            seen.add(token)
             truth.add_boxes(token, true_boxes)
             predicted.add_boxes(token, found_boxes)
         counts = Counter(box.detection_name for box in truth.all)

@@ -70,11 +70,9 @@ class NuScenesDetectionMetric(GatheredMetric):
     def classes(self) -> tuple[str, ...]:
         """Names of the labels, from the constructor or else from the dataset."""
         if self._classes is None:
-            names = (self.dataset_meta or {}).get("classes")
-            if names is None:
-                raise InputError("NuScenesDetectionMetric", "classes", "neither the metric nor the dataset names them")
+            names = self.named_classes(None)
             require_detection_classes(names, "NuScenesDetectionMetric")
-            self._classes = tuple(names)
+            self._classes = names
         return self._classes
 
     @property

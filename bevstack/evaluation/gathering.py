@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
@@ -22,6 +23,29 @@ class GatheredMetric(BaseMetric):
     def __init__(self) -> None:
         super().__init__(collect_device="cpu", prefix="flat")  # a prefix spares mmengine's warning ...
         self.prefix = None  # ... but the keys stay flat
+
+    def named_classes(self, given: Sequence[str] | None) -> tuple[str, ...]:
+        """Names of the labels: those given to the metric, or else the dataset's.
+
+        Raises:
+            InputError: neither has them.
+        """
+        names = given or (self.dataset_meta or {}).get("classes")
+        if names is None:
+            raise InputError(type(self).__name__, "classes", "neither the metric nor the dataset names them")
+        return tuple(names)
+
+    def require_distinct(self, tokens: Iterable[str]) -> None:
+        """Refuse results in which a sample comes twice.
+
+        Raises:
+            InputError: names the first one that does.
+        """
+        seen: set[str] = set()
+        for token in tokens:
+            if token in seen:
+                raise InputError(type(self).__name__, token, "sample is there more than once")
+            seen.add(token)
 
     @abstractmethod
     def compute_metrics(self, results: list) -> dict[str, float]:

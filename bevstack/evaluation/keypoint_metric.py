@@ -94,12 +94,7 @@ class KeypointMetric(GatheredMetric):
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the labels, from the constructor or else from the dataset."""
-        if self._classes is None:
-            names = (self.dataset_meta or {}).get("classes")
-            if names is None:
-                raise InputError("KeypointMetric", "classes", "neither the metric nor the dataset names them")
-            self._classes = tuple(names)
-        return self._classes
+        return self.named_classes(self._classes)
 
     def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
         """Keep one batch's poses and true objects within range."""
@@ -166,9 +161,7 @@ class KeypointMetric(GatheredMetric):
         if not results:
             raise InputError("KeypointMetric", "samples", "no sample was scored")
         results = sorted(results, key=lambda result: result.token)
-        for one, other in zip(results[:-1], results[1:], strict=True):
-            if one.token == other.token:
-                raise InputError("KeypointMetric", one.token, "sample is there more than once")
+        self.require_distinct(result.token for result in results)
         precision = oks_precision(results, len(self.classes), self.sigmas)
         metrics = {"keypoint_AP": _mean(precision.mean((0, 1)))}
         metrics["keypoint_AP50"] = _mean(precision[THRESHOLDS.index(0.5)].mean(0))

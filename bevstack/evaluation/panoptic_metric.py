@@ -72,9 +72,7 @@ class PanopticMetric(GatheredMetric):
         if not results:
             raise InputError("PanopticMetric", "samples", "no sample was scored")
         results = sorted(results, key=lambda result: result[0])  # sums of floats depend on their order
-        for (token, _), (following, _) in zip(results[:-1], results[1:], strict=True):
-            if token == following:
-                raise InputError("PanopticMetric", token, "sample is there more than once")
+        self.require_distinct(token for token, _ in results)
         samples = [sample for _, sample in results]
         thing_classes, stuff_classes = samples[0]["classes"]
         classes = (*thing_classes, *stuff_classes)

@@ -47,9 +47,7 @@ class SceneMetric(GatheredMetric):
 
     def compute_metrics(self, results: list[tuple[str, str, dict]]) -> dict[str, float]:
         """Every task's scores."""
-        tokens = [token for token, _, _ in results]
-        for token in {token for token in tokens if tokens.count(token) > 1}:
-            raise InputError("SceneMetric", token, "sample is there more than once")
+        self.require_distinct(token for token, _, _ in results)
         by_task: dict[str, list[tuple[str, str, tuple[str, ...], Tensor]]] = defaultdict(list)
         for _, scene, answers in results:
             for task, answer in answers.items():

@@ -77,11 +77,7 @@ class BEVSegmentationMetric(GatheredMetric):
         """IoU per class from the summed counts."""
         if not results:
             raise InputError("BEVSegmentationMetric", self.name, "no sample was scored")
-        seen: set[str] = set()
-        for token, _, _ in results:
-            if token in seen:
-                raise InputError("BEVSegmentationMetric", token, "sample is there more than once")
-            seen.add(token)
+        self.require_distinct(token for token, _, _ in results)
         classes = results[0][1]
         inside, predicted, true = torch.stack([counts for _, _, counts in results]).sum(0).unbind(-1)  # (K, thresholds)
         iou = inside / (predicted + true - inside).double()

@@ -67,11 +67,9 @@ class NuScenesTrackingMetric(GatheredMetric):
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the labels, from the constructor or else from the dataset."""
-        names = self._classes or (self.dataset_meta or {}).get("classes")
-        if names is None:
-            raise InputError("NuScenesTrackingMetric", "classes", "neither the metric nor the dataset names them")
+        names = self.named_classes(self._classes)
         require_detection_classes(names, "NuScenesTrackingMetric")
-        return tuple(names)
+        return names
 
     @property
     def results_path(self) -> Path:

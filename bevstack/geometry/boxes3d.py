@@ -24,8 +24,8 @@ def gravity_centers(boxes: Tensor) -> Tensor:
     return torch.stack([boxes[..., 0], boxes[..., 1], boxes[..., 2] + boxes[..., 5] / 2], dim=-1)
 
 
-def _turned(offsets: Tensor, yaw: Tensor) -> Tensor:
-    """Turn (..., K, 2) offsets by (...) yaw."""
+def turned(offsets: Tensor, yaw: Tensor) -> Tensor:
+    """(..., K, 2) offsets (x, y) turned counter-clockwise by (...) yaw, radians."""
     sin, cos = yaw.sin().unsqueeze(-1), yaw.cos().unsqueeze(-1)
     x, y = offsets.unbind(-1)
     return torch.stack([x * cos - y * sin, x * sin + y * cos], dim=-1)
@@ -34,14 +34,14 @@ def _turned(offsets: Tensor, yaw: Tensor) -> Tensor:
 def box_corners(boxes: Tensor) -> Tensor:
     """(..., 9) boxes -> (..., 8, 3) metres: rear right (bottom, top), rear left (top, bottom), then in front."""
     offsets = boxes.new_tensor(_CORNERS) * boxes[..., None, 3:6]
-    horizontal = _turned(offsets[..., :2], boxes[..., 6]) + boxes[..., None, :2]
+    horizontal = turned(offsets[..., :2], boxes[..., 6]) + boxes[..., None, :2]
     return torch.cat([horizontal, offsets[..., 2:] + boxes[..., None, 2:3]], dim=-1)
 
 
 def box_footprints(boxes: Tensor) -> Tensor:
     """(..., 9) boxes -> (..., 4, 2) metres (x, y): rear right, then counter-clockwise."""
     corners = boxes.new_tensor([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
-    return _turned(corners * boxes[..., None, 3:5], boxes[..., 6]) + boxes[..., None, :2]
+    return turned(corners * boxes[..., None, 3:5], boxes[..., 6]) + boxes[..., None, :2]
 
 
 def points_in_footprint(points: Tensor, boxes: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def points_in_footprint(points: Tensor, boxes: Tensor) -> Tensor:
         (..., P) bool; the rear and right edge belong to the footprint, the front and left edge do not, so that boxes
         that touch never share a point.
     """
-    local = _turned(points - boxes[..., None, :2], -boxes[..., 6])
+    local = turned(points - boxes[..., None, :2], -boxes[..., 6])
     half = boxes[..., None, 3:5] / 2
     return ((local >= -half) & (local < half)).all(-1)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bevstack.geometry.boxes3d import gravity_centers
+from bevstack.geometry.boxes3d import gravity_centers, turned
 
 KEYPOINT_NAMES = ("centre", "front_left", "front_right", "rear_right", "rear_left", "front")
 NUM_KEYPOINTS = len(KEYPOINT_NAMES)
@@ -24,10 +24,8 @@ MIRRORED = (0, 2, 1, 4, 3, 5)
 
 def pose_keypoints(poses: Tensor) -> Tensor:
     """(..., 5) poses (x, y, length, width, yaw) -> (..., 6, 2) metres (x, y)."""
-    sin, cos = poses[..., None, 4].sin(), poses[..., None, 4].cos()
-    along = poses.new_tensor(_ALONG) * poses[..., None, 2] / 2
-    across = poses.new_tensor(_ACROSS) * poses[..., None, 3] / 2
-    return torch.stack([along * cos - across * sin, along * sin + across * cos], dim=-1) + poses[..., None, :2]
+    offsets = poses.new_tensor(list(zip(_ALONG, _ACROSS, strict=True))) * poses[..., None, 2:4] / 2
+    return turned(offsets, poses[..., 4]) + poses[..., None, :2]
 
 
 def box_poses(boxes: Tensor) -> Tensor:

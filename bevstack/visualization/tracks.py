@@ -10,6 +10,7 @@ import numpy as np
 
 from bevstack.registry import VISUALIZERS
 from bevstack.structures import BEVDataSample
+from bevstack.tracking.detections import global_from_augmented
 from bevstack.visualization.bev import BEVWindow, draw_bev
 from bevstack.visualization.boxes import DrawnBoxes
 from bevstack.visualization.drawing import Text, draw_outline, draw_polygon, draw_segment, draw_texts
@@ -27,9 +28,7 @@ def color_of_identity(identity: int) -> tuple[int, int, int]:
 
 def bev_from_global(sample: BEVDataSample) -> np.ndarray:
     """(4, 4): from the global frame to the (augmented) BEV frame of the sample's boxes."""
-    info = sample.metainfo
-    augmented_from_bev = np.asarray(info.get("augmented_from_bev", np.eye(4)), dtype=np.float64)
-    return augmented_from_bev @ np.linalg.inv(np.asarray(info["global_from_bev"], dtype=np.float64))
+    return np.linalg.inv(global_from_augmented(sample))
 
 
 def fading_line(image: np.ndarray, points: np.ndarray, color: tuple[int, int, int], width_px: float) -> None:

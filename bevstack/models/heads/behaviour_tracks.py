@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bevstack.geometry import BEVGrid, apply_transform
+from bevstack.geometry.boxes3d import turned
 from bevstack.geometry.transforms import full_precision
 
 # Where a box is looked at: its centre, then this much of its reach ahead, behind, to the left and to the right.
@@ -83,9 +84,7 @@ def looked_at(boxes: Tensor, centers: Tensor) -> Tensor:
         (G, M, P, 2) metres: centre, ahead, behind, left, right.
     """
     reach = (boxes[:, 3:5] / 2).clamp_min(MIN_REACH_M)
-    along, across = (boxes.new_tensor(_LOOKS) * reach.unsqueeze(1)).unbind(-1)
-    sin, cos = boxes[:, 6:7].sin(), boxes[:, 6:7].cos()
-    offsets = torch.stack([along * cos - across * sin, along * sin + across * cos], dim=-1)
+    offsets = turned(boxes.new_tensor(_LOOKS) * reach.unsqueeze(1), boxes[:, 6])
     return centers.unsqueeze(2) + offsets.unsqueeze(1)
 
 
@@ -112,7 +111,5 @@ def sampled_history(history: Tensor, frame_from_newest: Tensor, grid: BEVGrid, p
 
 def in_box_axes(boxes: Tensor, vectors: Tensor) -> Tensor:
     """Vectors (G, ..., 2) of the BEV frame along and across (to the left of) their box (G, 9)."""
-    shape = (len(boxes), *[1] * (vectors.ndim - 2))
-    sin, cos = boxes[:, 6].sin().view(shape), boxes[:, 6].cos().view(shape)
-    x, y = vectors.unbind(-1)
-    return torch.stack([x * cos + y * sin, y * cos - x * sin], dim=-1)
+    yaw = boxes[:, 6].view(-1, *[1] * (vectors.ndim - 2))
+    return turned(vectors.unsqueeze(-2), -yaw).squeeze(-2)

@@ -13,7 +13,7 @@ from bevstack.losses.dense import heatmap_focal_loss
 from bevstack.losses.functional import masked_l1_loss, mean_across_ranks
 from bevstack.models.heads.base import BEVHead, resample_bev
 from bevstack.models.layers.conv import ConvNormReLU, ConvType
-from bevstack.models.layers.heatmaps import gaussian_heatmap, keep_apart, local_peaks
+from bevstack.models.layers.heatmaps import gaussian_heatmap, keep_apart, local_peaks, radius_by_class
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures
 
@@ -66,8 +66,7 @@ class DenseDetectionHead(BEVHead):
         self.min_sigma_cells, self.box_reach_cells = min_sigma_cells, box_reach_cells
         self.convolved_grid = self.grid.coarser(subcells)
         self.heatmap_weight, self.box_weight = heatmap_weight, box_weight
-        radius = nms_radius_m if isinstance(nms_radius_m, Mapping) else dict.fromkeys(self.classes, nms_radius_m)
-        self.register_buffer("nms_radius_m", torch.tensor([float(radius[c]) for c in self.classes]), persistent=False)
+        self.register_buffer("nms_radius_m", radius_by_class(nms_radius_m, self.classes), persistent=False)
         self.register_buffer("code_weights", torch.tensor(code_weights, dtype=torch.float32), persistent=False)
         self.shared = ConvNormReLU(in_channels, channels, conv=conv)
         self.heatmap = self._branch(channels, len(self.classes), subcells, conv)

@@ -19,7 +19,7 @@ from bevstack.losses.dense import heatmap_focal_loss
 from bevstack.losses.functional import mean_across_ranks
 from bevstack.models.heads.base import BEVHead
 from bevstack.models.layers.conv import ConvNormReLU
-from bevstack.models.layers.heatmaps import gaussian_heatmap, keep_apart, local_peaks
+from bevstack.models.layers.heatmaps import gaussian_heatmap, keep_apart, local_peaks, radius_by_class
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures
 
@@ -91,8 +91,7 @@ class KeypointHead(BEVHead):
         self.offset_weight, self.vector_weight = offset_weight, vector_weight
         self.max_poses, self.max_peaks, self.snap_radius_m = max_poses, max_peaks, snap_radius_m
         self.score_threshold, self.keypoint_threshold = score_threshold, keypoint_threshold
-        radius = nms_radius_m if isinstance(nms_radius_m, Mapping) else dict.fromkeys(self.classes, nms_radius_m)
-        self.register_buffer("nms_radius_m", torch.tensor([float(radius[c]) for c in self.classes]), persistent=False)
+        self.register_buffer("nms_radius_m", radius_by_class(nms_radius_m, self.classes), persistent=False)
         self.shared = ConvNormReLU(in_channels, channels)
         widths = {
             "heatmap": len(self.classes),

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from bevstack.errors import InputError
 from bevstack.geometry import BEVGrid
+from bevstack.geometry.boxes3d import turned
 from bevstack.geometry.transforms import apply_transform, full_precision, invert_rigid
 from bevstack.losses.functional import mean_across_ranks
 from bevstack.models.heads.base import BEVHead, resample_bev
@@ -33,9 +34,7 @@ _PLACES = ((0.0, 0.0), (0.35, 0.0), (-0.35, 0.0), (0.0, 0.35), (0.0, -0.35), (0.
 def sampled_places(boxes: Tensor) -> Tensor:
     """(G, 9) boxes to (G, P, 2) metres: the centre, then points on the footprint."""
     offsets = boxes.new_tensor(_PLACES) * boxes[:, None, 3:5]
-    sin, cos = boxes[:, 6:7].sin(), boxes[:, 6:7].cos()
-    x, y = offsets.unbind(-1)
-    return torch.stack([x * cos - y * sin, x * sin + y * cos], dim=-1) + boxes[:, None, :2]
+    return turned(offsets, boxes[:, 6]) + boxes[:, None, :2]
 
 
 @MODELS.register_module()

@@ -14,6 +14,19 @@ from bevstack.ops import deformable_attention
 HEAD_WIDTHS = ("split", "replicated")
 
 
+def inner_channels(channels: int, heads: int, head_width: str) -> int:
+    """Channels of all heads' queries (or keys, or values) together: C when ``split``, h C when ``replicated``.
+
+    Raises:
+        ValueError: C does not split, or the width is unknown.
+    """
+    if head_width not in HEAD_WIDTHS:
+        raise ValueError(f"head_width: {head_width!r} is none of {', '.join(HEAD_WIDTHS)}")
+    if head_width == "split" and channels % heads:
+        raise ValueError(f"heads: {channels} channels do not split over {heads} heads")
+    return channels if head_width == "split" else channels * heads
+
+
 class MultiHeadSelfAttention(nn.Module):
     """Scaled dot-product attention among queries (Vaswani et al. 2017, eq. 1).
 
@@ -32,11 +45,7 @@ class MultiHeadSelfAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int, dropout: float = 0.0, head_width: str = "split") -> None:
         super().__init__()
-        if head_width not in HEAD_WIDTHS:
-            raise ValueError(f"head_width: {head_width!r} is none of {', '.join(HEAD_WIDTHS)}")
-        if head_width == "split" and channels % heads:
-            raise ValueError(f"heads: {channels} channels do not split over {heads} heads")
-        inner = channels if head_width == "split" else channels * heads
+        inner = inner_channels(channels, heads, head_width)
         self.heads, self.dropout = heads, dropout
         self.query_key = nn.Linear(channels, 2 * inner)
         self.value = nn.Linear(channels, inner)

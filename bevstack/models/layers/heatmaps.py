@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,6 +35,12 @@ def gaussian_heatmap(cells: Tensor, sigma_cells: Tensor, channels: Tensor, shape
 def local_peaks(scores: Tensor) -> Tensor:
     """(B, K, rows, columns) scores, kept where none of the eight cells around is higher, zero elsewhere."""
     return scores * (scores == F.max_pool2d(scores, 3, 1, 1))
+
+
+def radius_by_class(radius_m: float | Mapping[str, float], classes: Sequence[str]) -> Tensor:
+    """(K,) metres of :func:`keep_apart`, from one number for all classes or one by name."""
+    by_name = radius_m if isinstance(radius_m, Mapping) else dict.fromkeys(classes, radius_m)
+    return torch.tensor([float(by_name[name]) for name in classes])
 
 
 def keep_apart(centers: Tensor, labels: Tensor, radius_m: Tensor) -> Tensor:

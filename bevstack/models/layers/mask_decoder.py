@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bevstack.models.layers.attention import HEAD_WIDTHS, MultiHeadSelfAttention
+from bevstack.models.layers.attention import MultiHeadSelfAttention, inner_channels
 from bevstack.models.layers.feed_forward import FeedForward
 
 
@@ -56,11 +56,7 @@ class MaskedCrossAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int, dropout: float = 0.0, head_width: str = "split") -> None:
         super().__init__()
-        if head_width not in HEAD_WIDTHS:
-            raise ValueError(f"head_width: {head_width!r} is none of {', '.join(HEAD_WIDTHS)}")
-        if head_width == "split" and channels % heads:
-            raise ValueError(f"heads: {channels} channels do not split over {heads} heads")
-        inner = channels if head_width == "split" else channels * heads
+        inner = inner_channels(channels, heads, head_width)
         self.heads, self.dropout = heads, dropout
         self.query, self.key, self.value = (nn.Linear(channels, inner) for _ in range(3))
         self.output = nn.Linear(inner, channels)
