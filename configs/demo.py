@@ -123,6 +123,7 @@ test_dataloader = dict(
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type="SceneShardedSampler"),
+    batch_sampler=dict(type="SceneBatchSampler"),
     collate_fn=dict(type="pseudo_collate"),
     dataset=dict(
         split="val", test_mode=True, pipeline=[*image_pipeline, *target_pipeline, dict(type="PackBEVInputs")], **dataset

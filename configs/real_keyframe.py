@@ -42,6 +42,7 @@ test_dataloader = dict(
     batch_size=1,
     num_workers=0,
     sampler=dict(type="SceneShardedSampler"),
+    batch_sampler=dict(type="SceneBatchSampler"),
     collate_fn=dict(type="pseudo_collate"),
     dataset=dict(test_mode=True, pipeline=[*pipeline, dict(type="PackBEVInputs")], **dataset),  # noqa: F405
 )

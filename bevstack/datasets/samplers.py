@@ -173,7 +173,7 @@ class SceneShardedSampler(_EpochSampler):
     """Evaluation: whole scenes to each rank, in order; over all ranks every sample exactly once, none repeated.
 
     Scenes go to the rank that has the fewest samples so far, the longest first, so ranks end at about the same time;
-    they may hold different numbers of samples. Use a batch size of 1 where a memory is carried along.
+    they may hold different numbers of samples. Batches of it are made by :class:`SceneBatchSampler`.
 
     Args:
         dataset: to sample from.
@@ -198,3 +198,40 @@ class SceneShardedSampler(_EpochSampler):
     def order(self, epoch: int) -> list[int]:
         """The same in every epoch."""
         return self._order
+
+
+@DATA_SAMPLERS.register_module()
+class SceneBatchSampler(Sampler):
+    """Evaluation in batches of concurrent streams: every sample once, each in the batch right after its predecessor's.
+
+    Batches hold the next sample of each of ``batch_size`` streams; a stream that ends makes room for the next one.
+    Towards the end, when no stream is left to begin, batches get smaller. With ``batch_size`` 1 the sampler's order.
+
+    Args:
+        sampler: of whole streams in order (:class:`SceneShardedSampler`).
+        batch_size: largest number of samples in a batch.
+    """
+
+    def __init__(self, sampler: _EpochSampler, batch_size: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size: {batch_size} must be at least 1")
+        self.sampler, self.batch_size = sampler, batch_size
+
+    def __len__(self) -> int:
+        return len(list(self._rows()))
+
+    def __iter__(self) -> Iterator[list[ClipIndex]]:
+        return self._rows()
+
+    def _rows(self) -> Iterator[list[ClipIndex]]:
+        streams: list[list[ClipIndex]] = []
+        for index in list(self.sampler)[::-1]:  # both lists last first, so that what comes next is popped
+            if not streams or self.sampler.dataset.stream_starts[streams[-1][-1]]:
+                streams.append([])
+            streams[-1].append(index)
+        slots: list[list[ClipIndex]] = []
+        while streams or slots:
+            while streams and len(slots) < self.batch_size:
+                slots.append(streams.pop())
+            yield [slot.pop() for slot in slots]
+            slots = [slot for slot in slots if slot]

@@ -1,4 +1,4 @@
-"""Hooks: whole checkpoints, a wall-clock budget for training, a progress bar."""
+"""Hooks: whole checkpoints, a budget for training and the time that is left of it, a progress bar."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from mmengine.dist import broadcast, is_main_process
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.hooks import EMAHook as MMEngineEMAHook
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, IterTimerHook
 from tqdm import tqdm
 
 from bevstack.engine.checkpoint import LAST_CHECKPOINT, atomic_write
@@ -189,6 +189,17 @@ class BudgetSchedule(Hook):
             runner.train_loop.stop_training = True
         if self.max_steps is not None and runner.iter + 1 >= self.max_steps:
             runner.train_loop.stop_training = True
+
+
+@HOOKS.register_module()
+class BudgetTimerHook(IterTimerHook):
+    """mmengine's timer, whose ``eta`` in the log is what a :class:`BudgetSchedule` leaves, where there is one."""
+
+    def _after_iter(self, runner, batch_idx: int, data_batch=None, outputs=None, mode: str = "train") -> None:
+        super()._after_iter(runner, batch_idx, data_batch, outputs, mode)
+        schedules = [hook for hook in runner.hooks if isinstance(hook, BudgetSchedule)]
+        if mode == "train" and schedules and (done := schedules[0].progress(runner)) > 0:
+            runner.message_hub.update_info("eta", _elapsed(runner) * (1 - done) / done)
 
 
 @HOOKS.register_module()

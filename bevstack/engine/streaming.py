@@ -16,30 +16,29 @@ def carried_memory(memory: BEVMemory | None, samples: Sequence[BEVDataSample]) -
 
     Args:
         memory: of the last batch (B' slots), or None.
-        samples: the B samples of the coming batch; slot b goes on where ``prev_token`` is the token that slot b of
-            the memory holds.
+        samples: the B samples of the coming batch; each goes on from the slot, whichever it is, whose token is its
+            ``prev_token``.
 
     Returns:
         Memory of B slots, invalid where a slot starts another stream; None where none goes on.
     """
     if memory is None:
         return None
-    before = [*memory.tokens, *[""] * len(samples)]
-    keep = [bool(token) and sample.prev_token == token for sample, token in zip(samples, before, strict=False)]
-    if not any(keep):
+    slot_of = {token: slot for slot, token in enumerate(memory.tokens) if token}
+    slots = [slot_of.get(sample.prev_token) for sample in samples]
+    if all(slot is None for slot in slots):
         return None
     device = memory.features.device
-    if len(samples) != len(memory.tokens):  # a last batch that is smaller, or the larger one after it
-        rows = torch.arange(len(samples), device=device).clamp(max=len(memory.tokens) - 1)
-        memory = replace(
-            memory,
-            features=memory.features.index_select(0, rows),
-            newest_from_frame=memory.newest_from_frame.index_select(0, rows),
-            valid=memory.valid.index_select(0, rows),
-            seconds=memory.seconds.index_select(0, rows),
-        )
-    tokens = tuple(token if kept else "" for token, kept in zip(before, keep, strict=False))
-    return replace(memory.masked(torch.tensor(keep, device=device)), tokens=tokens)
+    rows = torch.tensor([slot or 0 for slot in slots], device=device)
+    chosen = replace(
+        memory,
+        features=memory.features.index_select(0, rows),
+        newest_from_frame=memory.newest_from_frame.index_select(0, rows),
+        valid=memory.valid.index_select(0, rows),
+        seconds=memory.seconds.index_select(0, rows),
+    )
+    tokens = tuple("" if slot is None else memory.tokens[slot] for slot in slots)
+    return replace(chosen.masked(torch.tensor([slot is not None for slot in slots], device=device)), tokens=tokens)
 
 
 def memory_after(memory: BEVMemory, samples: Sequence[BEVDataSample]) -> BEVMemory:

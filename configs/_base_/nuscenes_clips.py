@@ -52,6 +52,7 @@ test_dataloader = dict(
     num_workers=4,
     persistent_workers=True,
     sampler=dict(type="SceneShardedSampler"),
+    batch_sampler=dict(type="SceneBatchSampler"),
     collate_fn=dict(type="pseudo_collate"),
     dataset=dict(
         type="NuScenesBEVDataset",

@@ -2,6 +2,7 @@
 
 default_scope = "bevstack"
 default_hooks = dict(
+    timer=dict(type="BudgetTimerHook"),
     logger=dict(type="LoggerHook", interval=50),
     checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=3),
 )

@@ -10,7 +10,7 @@ import pytest
 
 from bevstack.datasets import samplers
 from bevstack.datasets.clips import ClipIndex
-from bevstack.datasets.samplers import ClipSampler, SceneShardedSampler, StreamingSampler
+from bevstack.datasets.samplers import ClipSampler, SceneBatchSampler, SceneShardedSampler, StreamingSampler
 
 
 class Scenes:
@@ -139,6 +139,36 @@ def test_scene_shards_cut_no_scene_and_repeat_no_sample(ranks, world_size):
 
 def test_scene_shards_with_more_ranks_than_scenes(ranks):
     assert len(ranks(3, 4, lambda: SceneShardedSampler(Scenes((2, 2))))) == 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 20])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_scene_batches_hold_every_sample_once_right_after_its_predecessor(ranks, world_size, batch_size):
+    dataset = Scenes(LENGTHS, gap=2)
+    sampled = []
+    for rank in range(world_size):
+        sampler = ranks(rank, world_size, lambda: SceneBatchSampler(SceneShardedSampler(dataset), batch_size))
+        rows = list(sampler)
+        sampled += [int(i) for row in rows for i in row]
+        assert len(rows) == len(sampler) and max(map(len, rows)) <= batch_size
+        sizes = [len(row) for row in rows]
+        assert sizes == sorted(sizes, reverse=True)  # batches are full until no stream is left to begin
+        for before, row in zip([[], *rows], rows, strict=False):
+            for index in row:
+                assert dataset.stream_starts[index] or index - 1 in before
+    assert sorted(sampled) == list(range(len(dataset)))
+
+
+def test_scene_batches_of_one_keep_the_samplers_order():
+    sampler = SceneShardedSampler(Scenes(LENGTHS))
+    assert list(SceneBatchSampler(sampler, 1)) == [[index] for index in sampler]
+    with pytest.raises(ValueError, match="batch_size"):
+        SceneBatchSampler(sampler, 0)
+
+
+def test_scene_batches_of_a_rank_without_scenes(ranks):
+    sampler = ranks(3, 4, lambda: SceneShardedSampler(Scenes((2, 2))))
+    assert list(SceneBatchSampler(sampler, 2)) == []
 
 
 @pytest.mark.parametrize(("round_up", "expected"), [(True, [4, 4, 4]), (False, [4, 3, 3])])

@@ -22,6 +22,17 @@ class SlowStep(Hook):
         time.sleep(0.05)
 
 
+@HOOKS.register_module()
+class RemainingTime(Hook):
+    """Notes (steps done before this one, their seconds, eta) when the logger would."""
+
+    priority = "BELOW_NORMAL"
+    seen: list[tuple[int, float, float]] = []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        self.seen.append((runner.iter, runner.train_loop.seconds, runner.message_hub.get_info("eta")))
+
+
 def test_factor_closed_form() -> None:
     """Linear to 1 at the end of the warm-up, half a cosine to the end factor."""
     schedule = BudgetSchedule(warmup=0.2, start_factor=0.1, end_factor=0.01)
@@ -51,6 +62,29 @@ def test_steps_end_training_and_the_schedule(tmp_path) -> None:
     assert rates.tolist() == pytest.approx([0.01 * schedule.factor(i / 5) for i in range(5)])
     with pytest.raises(ValueError, match="max_steps must be positive"):
         BudgetSchedule(max_steps=-1)
+
+
+@pytest.mark.parametrize(
+    ("budget", "left"),
+    [
+        ({"max_steps": 5}, lambda step, seconds: seconds * (5 - step) / step),
+        ({"max_seconds": 1.0}, lambda step, seconds: max(0.0, 1.0 - seconds)),
+    ],
+)
+def test_remaining_time_is_the_budgets(tmp_path, budget, left) -> None:
+    """Not that of the epochs: what the steps so far took, for the steps left; or the seconds that are left."""
+    hooks = [{"type": "BudgetSchedule", **budget}, {"type": "SlowStep"}, {"type": "RemainingTime"}]
+    RemainingTime.seen = []
+    train_toy(
+        str(tmp_path),
+        extra_hooks=hooks,
+        param_scheduler=None,
+        default_hooks__timer={"type": "BudgetTimerHook"},
+        train_cfg__max_epochs=20,
+    )
+    assert len(RemainingTime.seen) > 1
+    for step, seconds, eta in RemainingTime.seen[1:]:
+        assert eta == pytest.approx(left(step, seconds))
 
 
 @pytest.mark.parametrize("kind", ["BudgetSchedule", "MaxSecondsHook"])

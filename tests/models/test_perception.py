@@ -23,8 +23,8 @@ CAMERAS, SIZE_PX = 3, (32, 64)
 
 
 def config(**changes) -> dict:
-    """Two levels, one encoder layer, two frames of memory, three heads; no Dice, which is one ratio over a batch."""
-    raster = dict(type="SemanticSegmentationHead", in_channels=12, grid=GRID, channels=6, num_convs=1, dice_weight=0.0)
+    """Two levels, one encoder layer, two frames of memory, three heads."""
+    raster = dict(type="SemanticSegmentationHead", in_channels=12, grid=GRID, channels=6, num_convs=1)
     settings = dict(
         type="BEVPerception",
         backbone=dict(type="mmdet.ResNet", depth=18, base_channels=8, out_indices=(1, 2), norm_eval=False),

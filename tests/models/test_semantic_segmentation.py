@@ -24,11 +24,22 @@ def dice(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return 1 - (2 * (probability * target).sum() + 1) / (probability.square().sum() + target.square().sum() + 1)
 
 
-def test_dice_is_one_ratio_a_layer_over_the_batch():
-    # Closed form: both samples' cells of a layer in one ratio; the second sample lacks the second layer.
+def test_dice_is_the_mean_over_the_layers_that_are_there():
+    # Closed form: three masks of the two samples hold something; the second sample's second layer is empty.
     head = SemanticSegmentationHead(3, GRID, "map", LAYERS, channels=4, dice_weight=2.0)
     logits = torch.randn(2, 2, *GRID.shape, generator=torch.Generator().manual_seed(0))
     truth = torch.zeros(2, 2, *GRID.shape)
     truth[0, 0, :2], truth[0, 1, 3], truth[1, 0, :, 2:] = 1, 1, 1
     found = head.loss({"logits": logits}, [sample_of(layers) for layers in truth])["loss_dice"]
-    torch.testing.assert_close(found, dice(logits[:, 0], truth[:, 0]) + dice(logits[:, 1], truth[:, 1]))
+    masks = [(0, 0), (0, 1), (1, 0)]
+    torch.testing.assert_close(found, 2 * sum(dice(logits[mask], truth[mask]) for mask in masks) / 3)
+
+
+def test_no_layer_is_there():
+    # An empty sample has no Dice loss, and the cells' gradient stays finite.
+    head = SemanticSegmentationHead(3, GRID, "map", LAYERS, channels=4)
+    logits = torch.zeros(1, 2, *GRID.shape, requires_grad=True)
+    losses = head.loss({"logits": logits}, [sample_of(torch.zeros(2, *GRID.shape))])
+    assert losses["loss_dice"] == 0
+    sum(losses.values()).backward()
+    assert logits.grad.isfinite().all() and logits.grad.abs().sum() > 0

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bevstack.geometry import BEVGrid
 from bevstack.losses.dense import binary_focal_loss, dice_loss
+from bevstack.losses.functional import mean_across_ranks
 from bevstack.models.heads.base import BEVHead, resample_bev, target_raster
 from bevstack.models.layers.conv import ConvNormReLU, ConvType
 from bevstack.registry import MODELS
@@ -78,17 +79,18 @@ class SemanticSegmentationHead(BEVHead):
         return {"logits": self.resampled(BEVFeatures(logits, bev.grid.finer(self.subcells)))}
 
     def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
-        """``loss_cell`` (focal, mean over cells and layers) and ``loss_dice`` (one ratio a layer over all
-        samples, mean over layers; so it is not the mean of the samples' own Dice losses)."""
+        """``loss_cell`` (focal, mean over cells and layers) and ``loss_dice`` (mean over the layers that there are in
+        the samples of all ranks)."""
         logits = raw["logits"].float()
         target = target_raster(samples, self.raster, self.classes, self.grid).to(logits)
         cells = binary_focal_loss(logits, target, self.alpha, self.gamma)
         losses = {"loss_cell": self.cell_weight * cells.mean()}
         if self.dice_weight:
-            # One ratio a layer over the whole batch: the ratio of a single sample that lacks a layer teaches it to be
-            # silent, and rare layers (crossings) then stay so.
-            by_class = logits.transpose(0, 1).flatten(1), target.transpose(0, 1).flatten(1)
-            losses["loss_dice"] = self.dice_weight * dice_loss(*by_class).mean()
+            # An empty mask has no overlap to gain, only silence to learn; rare layers (crossings) would then stay so.
+            there = target.flatten(2).any(-1).float()
+            number = mean_across_ranks(there.sum()).clamp_min(1.0)
+            dice = dice_loss(logits.flatten(2), target.flatten(2))
+            losses["loss_dice"] = self.dice_weight * (dice * there).sum() / number
         return losses
 
     @torch.no_grad()
