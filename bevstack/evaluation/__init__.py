@@ -3,6 +3,7 @@
 from bevstack.evaluation.behaviour_metric import BehaviourMetric
 from bevstack.evaluation.center_distance_metric import CenterDistanceMetric
 from bevstack.evaluation.detection_metric import NuScenesDetectionMetric
+from bevstack.evaluation.image_keypoint_metric import ImageKeypointMetric
 from bevstack.evaluation.keypoint_metric import KeypointMetric
 from bevstack.evaluation.panoptic_metric import PanopticMetric
 from bevstack.evaluation.report import print_table, write_metrics
@@ -14,6 +15,7 @@ __all__ = [
     "BEVSegmentationMetric",
     "CenterDistanceMetric",
     "BehaviourMetric",
+    "ImageKeypointMetric",
     "KeypointMetric",
     "NuScenesDetectionMetric",
     "NuScenesTrackingMetric",

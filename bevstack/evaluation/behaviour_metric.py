@@ -11,6 +11,7 @@ import torch
 from bevstack.errors import InputError
 from bevstack.evaluation.gathering import GatheredMetric, as_dict
 from bevstack.evaluation.submission import default_attribute
+from bevstack.evaluation.true_objects import match_by_distance
 from bevstack.registry import METRICS
 from bevstack.structures.behaviour import BEHAVIOUR_GROUPS, BEHAVIOURS, behaviours_of
 from bevstack.structures.boxes import box_tensor
@@ -66,7 +67,7 @@ class BehaviourMetric(GatheredMetric):
         boxes = box_tensor(predicted["bboxes_3d"]).detach().cpu().double().numpy()
         labels = predicted["labels_3d"].detach().cpu().numpy()
         true_boxes = true["bboxes_3d"].tensor.detach().cpu().double().numpy()
-        pairs = matched_boxes(
+        pairs = match_by_distance(
             boxes[:, :2], labels, predicted["scores_3d"].detach().cpu().numpy(),
             true_boxes[:, :2], true["labels_3d"].detach().cpu().numpy(), self.max_distance_m,
         )  # fmt: skip
@@ -112,36 +113,6 @@ class BehaviourMetric(GatheredMetric):
             true, predicted = [answer.true for answer in on_truth], [answer.predicted for answer in on_truth]
             metrics |= _scores("behaviour_f1_on_truth", true, predicted)
         return metrics
-
-
-def matched_boxes(
-    places: np.ndarray,
-    labels: np.ndarray,
-    scores: np.ndarray,
-    true_places: np.ndarray,
-    true_labels: np.ndarray,
-    max_distance_m: float,
-) -> list[tuple[int, int]]:
-    """Which detection found which true box: by falling score, each takes the nearest free box of its class.
-
-    Args:
-        places, true_places: (R, 2) and (G, 2) metres.
-        labels, true_labels: (R,) and (G,).
-        scores: (R,).
-        max_distance_m: a pair is nearer than this.
-
-    Returns:
-        Pairs (row of the detection, row of the true box), best scores first.
-    """
-    free, pairs = np.ones(len(true_places), dtype=bool), []
-    for row in np.argsort(-scores, kind="stable").tolist():
-        distance = np.hypot(*(true_places - places[row]).T)
-        distance[~free | (true_labels != labels[row])] = np.inf
-        if len(distance) and distance.min() < max_distance_m:
-            nearest = int(distance.argmin())
-            free[nearest] = False
-            pairs.append((row, nearest))
-    return pairs
 
 
 def _scores(key: str, true: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bevstack.errors import InputError
+from bevstack.evaluation.coco_precision import THRESHOLDS, coco_precision, mean_of_known
 from bevstack.evaluation.gathering import GatheredMetric, as_dict
+from bevstack.evaluation.true_objects import class_ranges, countable, match_by_distance, on_host
 from bevstack.geometry.keypoints import NUM_KEYPOINTS, box_poses, pose_keypoints
 from bevstack.registry import METRICS
 
@@ -22,10 +21,8 @@ SIGMAS = (0.1,) * NUM_KEYPOINTS
 whose keypoints are all 0.5 m off has OKS 0.68."""
 TURNS = {"barrier": 2, "traffic_cone": 4}
 """By how many turns a class looks the same: its keypoints are judged against the one that fits best."""
-DEFAULT_RANGE_M = 50.0
 MATCH_DISTANCE_M = 2.0
 PCK_DISTANCES_M = (0.5, 1.0)
-THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).round(2).tolist())
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class KeypointMetric(GatheredMetric):
     ``keypoint_AP/<class>`` and ``keypoint_AP50/<class>`` are NaN for the others.
 
     PCK is the share of keypoints within a distance, of the true objects that have a match: going down the scores, each
-    pose takes the nearest true object of its class that is still free and whose centre is at most 2 m away.
+    pose takes the nearest true object of its class that is still free and whose centre is nearer than 2 m.
     ``PCK@0.5m/<class>`` and ``PCK@1m/<class>`` are NaN where a class has no match; ``PCK@0.5m`` and ``PCK@1m`` are
     means over the other classes. ``keypoint_matched`` and ``keypoint_matched/<class>`` say which share of the true
     objects has a match at all: a PCK without it says little. ``keypoint_gt/<class>`` counts true objects.
@@ -99,7 +96,7 @@ class KeypointMetric(GatheredMetric):
     def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
         """Keep one batch's poses and true objects within range."""
         if self._limits is None:
-            self._limits = np.array([self._range_of(name) for name in self.classes])
+            self._limits = class_ranges(self.classes, self.range_m)
         limits = self._limits
         for sample in map(as_dict, data_samples):
             token = sample.get("token")
@@ -113,10 +110,10 @@ class KeypointMetric(GatheredMetric):
             near = [np.linalg.norm(t[0, 0]) < limits[label] for t, label in zip(turns, labels, strict=True)]
             near = np.flatnonzero(near)
             predicted = sample["pred_keypoints"]
-            points, scores = _moved(predicted["keypoints"], matrix), _numpy(predicted["scores"])
+            points, scores = _moved(predicted["keypoints"], matrix), on_host(predicted["scores"])
             if not (np.isfinite(points).all() and np.isfinite(scores).all()):
                 raise InputError("KeypointMetric", "pred_keypoints", f"sample {token} has a value that is not finite")
-            own = _numpy(predicted["labels"]).astype(int)
+            own = on_host(predicted["labels"]).astype(int)
             if ((own < 0) | (own >= len(limits))).any():
                 reason = f"sample {token} has label {own.max()}, but there are {len(limits)} classes"
                 raise InputError("KeypointMetric", "pred_keypoints", reason)
@@ -128,21 +125,10 @@ class KeypointMetric(GatheredMetric):
                 )  # fmt: skip
             )
 
-    def _range_of(self, name: str) -> float:
-        from nuscenes.eval.common.config import config_factory
-
-        official = config_factory("detection_cvpr_2019").class_range
-        return self.range_m.get(name, official.get(name, DEFAULT_RANGE_M))
-
     def _truth(self, instances: Any, matrix: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
         """Labels, keypoints in every look, and ground areas of the true objects that count."""
-        boxes, labels = instances["bboxes_3d"].tensor.detach().cpu().double(), _numpy(instances["labels_3d"])
-        keep = labels >= 0
-        if "num_lidar_pts" in instances:
-            points = _numpy(instances["num_lidar_pts"])
-            if "num_radar_pts" in instances:
-                points = points + _numpy(instances["num_radar_pts"])
-            keep &= points > 0
+        boxes, labels = instances["bboxes_3d"].tensor.detach().cpu().double(), on_host(instances["labels_3d"])
+        keep = countable(instances)
         labels = labels[keep].astype(int)
         poses = box_poses(boxes[torch.from_numpy(keep)])
         areas = (poses[:, 2] * poses[:, 3]).numpy() * abs(np.linalg.det(matrix[:, :2]))
@@ -163,17 +149,17 @@ class KeypointMetric(GatheredMetric):
         results = sorted(results, key=lambda result: result.token)
         self.require_distinct(result.token for result in results)
         precision = oks_precision(results, len(self.classes), self.sigmas)
-        metrics = {"keypoint_AP": _mean(precision.mean((0, 1)))}
-        metrics["keypoint_AP50"] = _mean(precision[THRESHOLDS.index(0.5)].mean(0))
-        metrics["keypoint_AP75"] = _mean(precision[THRESHOLDS.index(0.75)].mean(0))
+        metrics = {"keypoint_AP": mean_of_known(precision.mean((0, 1)))}
+        metrics["keypoint_AP50"] = mean_of_known(precision[THRESHOLDS.index(0.5)].mean(0))
+        metrics["keypoint_AP75"] = mean_of_known(precision[THRESHOLDS.index(0.75)].mean(0))
         number = np.bincount(np.concatenate([r.labels for r in results]), minlength=len(self.classes))
         errors = matched_errors(results, len(self.classes))
         with_truth = np.where(number > 0, number, np.nan)
         matched = np.array([len(error) for error in errors]) / with_truth
-        metrics["keypoint_matched"] = _mean(matched)
+        metrics["keypoint_matched"] = mean_of_known(matched)
         for limit in PCK_DISTANCES_M:
             shares = [float((error <= limit).mean()) if len(error) else np.nan for error in errors]
-            metrics[f"PCK@{limit:g}m"] = _mean(np.array(shares))
+            metrics[f"PCK@{limit:g}m"] = mean_of_known(np.array(shares))
             metrics.update({f"PCK@{limit:g}m/{name}": s for name, s in zip(self.classes, shares, strict=True)})
         for index, name in enumerate(self.classes):
             metrics[f"keypoint_AP/{name}"] = precision[..., index].mean()
@@ -203,62 +189,35 @@ def object_keypoint_similarity(
 
 
 def oks_precision(results: Sequence[ScoredPoses], num_classes: int, sigmas: np.ndarray) -> np.ndarray:
-    """Precision at OKS thresholds and recalls, by pycocotools' matching and accumulation.
+    """Precision at OKS thresholds and recalls.
 
     Args:
         results: of all samples, in a fixed order; num_classes: K; sigmas: (6,).
 
     Returns:
-        (10, 101, K), thresholds :data:`THRESHOLDS`, recalls 0:.01:1; NaN for classes without a true object.
+        (10, 101, K), as :func:`bevstack.evaluation.coco_precision.coco_precision`.
     """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
 
-    class PoseEvaluation(COCOeval):
-        """COCO's evaluation of keypoints; only the similarity comes from here."""
-
-        def computeOks(self, imgId, catId):  # noqa: N802, N803 - COCO's names
-            """(D, G) similarities of an image's poses (best first) and objects of a class."""
-            result = results[imgId]
-            found, true = result.predicted_labels == catId, result.labels == catId
-            if not found.any() or not true.any():
-                return []
-            turns = [look for look, own in zip(result.turns, true, strict=True) if own]
-            order = np.argsort(-result.scores[found], kind="mergesort")
-            return object_keypoint_similarity(result.predicted[found][order], turns, result.areas[true], sigmas)
-
-    def tables(entries: list[dict]) -> COCO:
-        coco = COCO()
-        coco.dataset = {
-            "images": [{"id": index} for index in range(len(results))],
-            "categories": [{"id": label} for label in range(num_classes)],
-            "annotations": [{"id": index + 1, "iscrowd": 0, "area": 1.0, **e} for index, e in enumerate(entries)],
-        }
-        coco.createIndex()
-        return coco
+    def similarity(image: int, label: int) -> np.ndarray:
+        result = results[image]
+        found, true = result.predicted_labels == label, result.labels == label
+        turns = [look for look, own in zip(result.turns, true, strict=True) if own]
+        order = np.argsort(-result.scores[found], kind="stable")
+        return object_keypoint_similarity(result.predicted[found][order], turns, result.areas[true], sigmas)
 
     true, found = [], []
     for index, result in enumerate(results):
-        own = {"image_id": index, "num_keypoints": NUM_KEYPOINTS}
-        true += [{**own, "category_id": int(label)} for label in result.labels]
+        true += [{"image_id": index, "category_id": int(label)} for label in result.labels]
         pairs = zip(result.predicted_labels, result.scores, strict=True)
-        found += [{**own, "category_id": int(label), "score": float(score)} for label, score in pairs]
-    with contextlib.redirect_stdout(io.StringIO()):  # it narrates
-        evaluation = PoseEvaluation(tables(true), tables(found), "keypoints")
-        evaluation.params.iouThrs = np.array(THRESHOLDS)
-        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, np.inf]], ["all"]
-        evaluation.params.maxDets = [max(1, *(len(result.scores) for result in results))]
-        evaluation.evaluate()
-        evaluation.accumulate()
-    precision = evaluation.eval["precision"][..., 0, 0]
-    return np.where(precision < 0, np.nan, precision)
+        found += [{"image_id": index, "category_id": int(label), "score": float(score)} for label, score in pairs]
+    return coco_precision(true, found, len(results), num_classes, similarity)
 
 
 def matched_errors(results: Sequence[ScoredPoses], num_classes: int) -> list[np.ndarray]:
     """Distances of the keypoints of matched objects, by class.
 
-    Each sample's poses, best first, take the nearest free object of their class within 2 m of centre distance; the
-    object is seen in the look with the least mean distance.
+    Poses find objects by their centres (:func:`match_by_distance`); an object is seen in the look with the least mean
+    distance.
 
     Returns:
         K arrays (M, 6) metres.
@@ -266,28 +225,13 @@ def matched_errors(results: Sequence[ScoredPoses], num_classes: int) -> list[np.
     errors: list[list[np.ndarray]] = [[] for _ in range(num_classes)]
     for result in results:
         centers = np.array([look[0, 0] for look in result.turns]).reshape(-1, 2)
-        free = np.ones(len(centers), bool)
-        for index in np.argsort(-result.scores, kind="mergesort"):
-            label, points = result.predicted_labels[index], result.predicted[index]
-            distance = np.linalg.norm(centers - points[0], axis=-1)
-            distance[~free | (result.labels != label)] = np.inf
-            if len(distance) and distance.min() <= MATCH_DISTANCE_M:
-                nearest = int(distance.argmin())
-                free[nearest] = False
-                looks = np.linalg.norm(result.turns[nearest] - points, axis=-1)  # (S, 6)
-                errors[label].append(looks[looks.mean(-1).argmin()])
+        places = (result.predicted[:, 0], result.predicted_labels, result.scores)
+        for row, true_row in match_by_distance(*places, centers, result.labels, MATCH_DISTANCE_M):
+            looks = np.linalg.norm(result.turns[true_row] - result.predicted[row], axis=-1)  # (S, 6)
+            errors[result.predicted_labels[row]].append(looks[looks.mean(-1).argmin()])
     return [np.array(error).reshape(-1, NUM_KEYPOINTS) for error in errors]
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
-
-
-def _numpy(value: Any) -> np.ndarray:
-    """A tensor or an array, as a numpy array on the host."""
-    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
 
 
 def _moved(points: Any, matrix: np.ndarray) -> np.ndarray:
     """(..., 2) points on the ground moved by the upper rows (2, 4) of a transform, in float64."""
-    return _numpy(points).astype(np.float64) @ matrix[:, :2].T + matrix[:, 3]
+    return on_host(points).astype(np.float64) @ matrix[:, :2].T + matrix[:, 3]

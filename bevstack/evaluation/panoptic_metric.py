@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bevstack.errors import InputError
+from bevstack.evaluation.coco_precision import THRESHOLDS, coco_precision, mean_of_known
 from bevstack.evaluation.gathering import GatheredMetric, as_dict
 from bevstack.registry import METRICS
 from bevstack.structures import PanopticMap
@@ -139,11 +138,6 @@ def _encoded(masks: Tensor, labels: Tensor, scores: Tensor | None = None) -> lis
     return list(zip(run_lengths.encode(columns), labels.tolist(), scores.tolist(), strict=True))
 
 
-def _mean(values: np.ndarray) -> float:
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if len(values) else float("nan")
-
-
 def _quality(counts: np.ndarray, classes: Sequence[str], num_things: int) -> dict[str, float]:
     iou, matches, unmatched_predicted, unmatched_true = counts.T
     segments = matches + (unmatched_predicted + unmatched_true) / 2
@@ -153,8 +147,9 @@ def _quality(counts: np.ndarray, classes: Sequence[str], num_things: int) -> dic
     is_thing = np.arange(len(classes)) < num_things
     metrics = {}
     for name, values in (("PQ", segmentation * recognition), ("SQ", segmentation), ("RQ", recognition)):
-        metrics[name] = _mean(values)
-        metrics[f"{name}_things"], metrics[f"{name}_stuff"] = _mean(values[is_thing]), _mean(values[~is_thing])
+        metrics[name] = mean_of_known(values)
+        metrics[f"{name}_things"] = mean_of_known(values[is_thing])
+        metrics[f"{name}_stuff"] = mean_of_known(values[~is_thing])
         metrics |= {f"{name}/{label}": float(value) for label, value in zip(classes, values, strict=True)}
     return metrics
 
@@ -163,46 +158,33 @@ def _class_iou(counts: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
     shared, predicted, true = counts.T
     iou = np.where(true > 0, shared / np.maximum(predicted + true - shared, 1), np.nan)
     metrics = {f"iou_panoptic/{label}": float(value) for label, value in zip(classes, iou, strict=True)}
-    return {"mIoU/panoptic": _mean(iou), **metrics}
+    return {"mIoU/panoptic": mean_of_known(iou), **metrics}
 
 
 def _instance_precision(samples: Sequence[dict], classes: Sequence[str]) -> dict[str, float]:
     """COCO's average precision of masks, computed by pycocotools on run lengths of BEV cells."""
     from pycocotools import mask as run_lengths
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    rows, columns = samples[0]["shape"]
 
     def annotations(field: str) -> list[dict]:
         found = []
         for image, sample in enumerate(samples):
             for code, label, score in sample[field]:
                 area, box = float(run_lengths.area(code)), run_lengths.toBbox(code).tolist()
-                entry = dict(image_id=image, category_id=label, segmentation=code, area=area, bbox=box, iscrowd=0)
-                found.append({**entry, "score": score, "id": len(found) + 1})
+                entry = dict(image_id=image, category_id=label, segmentation=code, area=area, bbox=box)
+                found.append({**entry, "score": score})
         return found
 
-    def dataset(entries: list[dict]) -> COCO:
-        coco = COCO()
-        images = [dict(id=image, height=rows, width=columns) for image in range(len(samples))]
-        coco.dataset = dict(
-            images=images, categories=[dict(id=label) for label in range(len(classes))], annotations=entries
-        )
-        coco.createIndex()
-        return coco
-
-    with contextlib.redirect_stdout(io.StringIO()):  # its own prints, not ours
-        scoring = COCOeval(dataset(annotations("truth")), dataset(annotations("predicted")), "segm")
-        scoring.params.maxDets = [MAX_DETECTIONS]
-        scoring.params.areaRng, scoring.params.areaRngLbl = [[0, 1e10]], ["all"]
-        scoring.evaluate()
-        scoring.accumulate()
-    precision = scoring.eval["precision"]  # (IoU thresholds, recalls, classes, 1, 1), -1 without a true mask
-    precision = np.where(precision < 0, np.nan, precision)[..., 0, 0]
-    by_class = {"mask_AP": precision.mean((0, 1)), "mask_AP50": precision[0].mean(0)}
+    precision = coco_precision(
+        annotations("truth"),
+        annotations("predicted"),
+        len(samples),
+        len(classes),
+        max_detections=MAX_DETECTIONS,
+        image_size_px=samples[0]["shape"],
+    )
+    by_class = {"mask_AP": precision.mean((0, 1)), "mask_AP50": precision[THRESHOLDS.index(0.5)].mean(0)}
     metrics = {}
     for name, values in by_class.items():
-        metrics[name] = _mean(values)
+        metrics[name] = mean_of_known(values)
         metrics |= {f"{name}/{label}": float(value) for label, value in zip(classes, values, strict=True)}
     return metrics

@@ -23,6 +23,7 @@ _BY_TRACKED_CLASS = ("AMOTA", "AMOTP", "MOTA", "track_recall", "IDS", "FRAG", "F
 _COUNTS = ("IDS", "FRAG", "MT", "ML", "FP", "FN", "track_gt")
 _BY_PANOPTIC_CLASS = ("PQ", "SQ", "RQ", "mask_AP", "mask_AP50", "iou_panoptic")
 _BY_KEYPOINT_CLASS = ("keypoint_AP", "keypoint_AP50", "PCK@0.5m", "PCK@1m", "keypoint_matched", "keypoint_gt")
+_BY_IMAGE_KEYPOINT = tuple(f"image_keypoint_{name}" for name in ("AP", "AP50", "AP75", "PCK@0.1", "PCK@0.2", "gt"))
 
 
 @contextlib.contextmanager
@@ -66,14 +67,14 @@ def _text(value: float, count: bool = False) -> str:
     return f"{int(value)}" if count else f"{value:.3f}"
 
 
-def _class_table(title: str, columns: tuple[str, ...], metrics: Mapping[str, float]):
+def _class_table(title: str, columns: tuple[str, ...], metrics: Mapping[str, float], rows: str = "class"):
     from rich.table import Table
 
     names = [key.split("/", 1)[1] for key in metrics if key.startswith(f"{columns[0]}/")]
     table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("class")
+    table.add_column(rows)
     for column in columns:
-        table.add_column(column.removeprefix("keypoint_").replace("_", " "), justify="right")
+        table.add_column(column.removeprefix("image_").removeprefix("keypoint_").replace("_", " "), justify="right")
     for name in names:
         counts = [column.endswith("gt") or column in _COUNTS for column in columns]
         values = [_text(metrics.get(f"{c}/{name}", math.nan), count) for c, count in zip(columns, counts, strict=True)]
@@ -94,13 +95,15 @@ def print_table(metrics: Mapping[str, float], console: Console | None = None) ->
     detection = _class_table("Detection (matching and errors of detection_cvpr_2019)", _BY_DETECTION_CLASS, metrics)
     segmentation = _class_table("BEV segmentation (IoU at 0.5, at best)", _BY_LAYER, metrics)
     keypoints = _class_table("Keypoints (OKS-AP, PCK of matched objects)", _BY_KEYPOINT_CLASS, metrics)
+    in_images = _class_table("Keypoints in images (OKS-AP, PCK)", _BY_IMAGE_KEYPOINT, metrics, rows="keypoint")
     panoptic = _class_table("Panoptic BEV (PQ, AP of instances, IoU of owners)", _BY_PANOPTIC_CLASS, metrics)
-    columns = _BY_PANOPTIC_CLASS + _BY_DETECTION_CLASS + _BY_LAYER + _BY_KEYPOINT_CLASS + _BY_TRACKED_CLASS
+    columns = _BY_PANOPTIC_CLASS + _BY_DETECTION_CLASS + _BY_LAYER + _BY_TRACKED_CLASS
+    columns += _BY_KEYPOINT_CLASS + _BY_IMAGE_KEYPOINT
     known = {key for key in metrics if key.split("/", 1)[0] in columns and "/" in key}
     rest = [key for key in metrics if key not in known]
     rest.sort(key=lambda key: _SUMMARY.index(key) if key in _SUMMARY else len(_SUMMARY))
     tracking = _class_table("Tracking (nuScenes, tracking_nips_2019)", _BY_TRACKED_CLASS, metrics)
-    for table in (detection, segmentation, panoptic, keypoints, tracking):
+    for table in (detection, segmentation, panoptic, keypoints, in_images, tracking):
         if table is not None:
             console.print(table)
     if rest:

@@ -6,10 +6,13 @@ of :data:`KEYPOINT_NAMES`. In metres of the BEV frame; a pose is (x, y, length, 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from bevstack.geometry.boxes3d import gravity_centers, turned
+from bevstack.geometry.cameras import project_points, visible_points
 
 KEYPOINT_NAMES = ("centre", "front_left", "front_right", "rear_right", "rear_left", "front")
 NUM_KEYPOINTS = len(KEYPOINT_NAMES)
@@ -39,6 +42,40 @@ def box_keypoints(boxes: Tensor) -> Tensor:
     height = boxes[..., 2:3].expand(ground.shape[:-1]).clone()
     height[..., 0] = gravity_centers(boxes)[..., 2]
     return torch.cat([ground, height.unsqueeze(-1)], dim=-1)
+
+
+class ImageKeypoints(NamedTuple):
+    """The V keypoints of G objects that lie in the images of N cameras.
+
+    Args:
+        cameras: (V,) index; objects: (V,) index; kinds: (V,) index into :data:`KEYPOINT_NAMES`.
+        points_px: (V, 2) pixels (u, v); depths_m: (V,) along the camera's axis.
+    """
+
+    cameras: Tensor
+    objects: Tensor
+    kinds: Tensor
+    points_px: Tensor
+    depths_m: Tensor
+
+
+def image_keypoints(boxes: Tensor, pixels_from_bev: Tensor, image_size_px: Tensor) -> ImageKeypoints:
+    """Where the keypoints of boxes stand in images; whether something stands in front of them is not looked at.
+
+    Where the image is mirrored and the BEV frame is not, or the other way round, left and right change places, so that
+    a keypoint's name fits the picture.
+
+    Args:
+        boxes: (G, 9); pixels_from_bev: (N, 4, 4); image_size_px: (N, 2) height and width.
+    """
+    points = box_keypoints(boxes)  # (G, 6, 3)
+    uv, depth = project_points(pixels_from_bev, points.flatten(0, 1))
+    seen = visible_points(uv, depth, image_size_px)  # (N, G * 6)
+    camera, point = seen.nonzero(as_tuple=True)
+    kind = point % NUM_KEYPOINTS
+    mirrored = torch.linalg.det(pixels_from_bev[:, :3, :3]) < 0
+    kind = torch.where(mirrored[camera], torch.tensor(MIRRORED, device=kind.device)[kind], kind)
+    return ImageKeypoints(camera, point // NUM_KEYPOINTS, kind, uv[seen], depth[seen])
 
 
 def fit_poses(keypoints: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ class BEVDataSample(Det3DDataSample):
     Metainfo (plain values or numpy): ``token``, ``prev_token`` and ``next_token`` ("" at a scene's ends),
     ``scene_token``, ``scene_name``, ``timestamp_s``, ``location``, ``camera_names``, ``image_paths`` and ``lidar_path``
     of the keyframe, ``global_from_bev`` (4, 4) float64 before augmentation, ``augmented_from_bev`` (4, 4) float64
-    (identity when the BEV was not augmented), ``classes`` of the labels.
+    (identity when the BEV was not augmented), ``classes`` of the labels; of the keyframe's N cameras after every image
+    and BEV augmentation ``pixels_from_camera`` (N, 3, 3), ``camera_from_bev`` (N, 4, 4), ``image_size_px`` (N, 2).
 
     Fields: ``gt_instances_3d`` (bboxes_3d LiDARInstance3DBoxes with 9 values, labels_3d, attribute_names, instance_ids,
     num_lidar_pts, num_radar_pts, visibility, past_centers), ``gt_rasters`` (dict name -> :class:`BEVRaster`),

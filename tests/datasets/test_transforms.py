@@ -525,6 +525,8 @@ def test_packed_shapes_and_values():
     assert gt.num_lidar_pts.tolist() == [0, 1, 2, 3, 4, 5]
     assert sample.token == "frame1" and sample.prev_token == "frame0" and sample.classes == CLASSES
     assert np.array_equal(sample.global_from_bev, results["global_from_bev"])
+    for name in ("pixels_from_camera", "camera_from_bev", "image_size_px"):
+        assert np.array_equal(getattr(sample, name), results["frames"][1][name])
     assert sample.image_paths == results["frames"][1]["image_paths"]
 
 

@@ -11,7 +11,6 @@ from mmengine.structures import InstanceData
 
 from bevstack.errors import InputError
 from bevstack.evaluation import BehaviourMetric, NuScenesDetectionMetric
-from bevstack.evaluation.behaviour_metric import matched_boxes
 from bevstack.structures import BEVDataSample
 from bevstack.structures.boxes import lidar_boxes
 from tests.evaluation.nuscenes_root import SPLIT, VERSION
@@ -77,16 +76,6 @@ def test_true_boxes_are_scored_where_they_are_predicted():
     assert found["behaviour_f1_on_truth/vehicle"] == 1.0 and found["behaviour_f1_on_truth/cycle"] == 0.0
     assert found["behaviour_f1_on_truth"] == pytest.approx(1 / 3)
     assert math.isnan(found["behaviour_f1"]) and found["behaviour_matched"] == 0
-
-
-def test_who_finds_whom():
-    # By hand: the best score takes the nearest box of its class, though the second is nearer to it; 2 m is too far;
-    # another class is no match.
-    places, true = np.array([[1.0, 0], [0.1, 0], [12.0, 0], [30.0, 0]]), np.array([[0.0, 0], [10.0, 0], [30.0, 0]])
-    labels, true_labels, scores = np.array([0, 0, 0, 1]), np.array([0, 0, 0]), np.array([0.9, 0.8, 0.7, 0.95])
-    assert matched_boxes(places, labels, scores, true, true_labels, 2.0) == [(0, 0)]
-    assert matched_boxes(places, labels, scores, true, true_labels, 2.1) == [(0, 0), (2, 1)]
-    assert matched_boxes(places, labels, scores, true[:0], true_labels[:0], 2.0) == []
 
 
 def test_what_is_refused():

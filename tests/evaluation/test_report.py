@@ -44,10 +44,14 @@ def test_unwritable_place_is_one_line(tmp_path):
 def test_table_shows_every_number():
     metrics = {"NDS": 0.4321, "mAP": 0.2, "loss": 1.5, "mIoU/map": 0.6543}
     metrics |= {"AP/car": 0.875, "ATE/car": 0.125, "AVE/car": math.nan, "gt/car": 12.0}
+    metrics |= {"image_keypoint_AP/front_left": 0.2468, "image_keypoint_PCK@0.1/front_left": 0.1357}
+    metrics |= {"image_keypoint_gt/front_left": 77.0, "image_keypoint_AP75/front_left": 0.9}
     metrics |= {"iou/divider": 0.3333, "iou_best/divider": 0.4, "best_threshold/divider": 0.45}
     out = io.StringIO()
     print_table(metrics, Console(file=out, width=120))
     text = out.getvalue()
     for shown in ("0.432", "0.875", "0.125", "12", "0.333", "0.450", "0.654", "1.500", "divider", "loss"):
+        assert shown in text
+    for shown in ("front_left", "0.247", "0.136", "77", "0.900", "PCK@0.1", "Keypoints in images"):
         assert shown in text
     assert text.index("NDS") < text.index("loss")

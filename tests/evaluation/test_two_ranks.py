@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from bevstack.errors import InputError
-from bevstack.evaluation import BEVSegmentationMetric, NuScenesDetectionMetric
+from bevstack.evaluation import BEVSegmentationMetric, ImageKeypointMetric, NuScenesDetectionMetric
 from bevstack.geometry import BEVGrid
 from bevstack.structures import BEVRaster
 from tests.evaluation.nuscenes_root import SPLIT, VERSION
@@ -38,6 +38,16 @@ def sample_of(token):
             "scores_3d": torch.rand(20, generator=generator).mul(4).round().div(4),
             "labels_3d": torch.randint(0, 3, (20,), generator=generator),
         },
+        "gt_instances_3d": {"bboxes_3d": Boxes(boxes), "labels_3d": torch.zeros(20).long()},
+        "pixels_from_camera": torch.tensor([[[8.0, 0, 16], [0, 8, 16], [0, 0, 1]]]),
+        "camera_from_bev": torch.tensor([[[1.0, 0, 0, -8], [0, 0, -1, 8], [0, 1, 0, 0], [0, 0, 0, 1]]]),
+        "image_size_px": torch.tensor([[32, 32]]),
+        "pred_image_keypoints": {
+            "points_px": torch.rand(90, 2, generator=generator) * 32,
+            "cameras": torch.zeros(90).long(),
+            "kinds": torch.randint(0, 6, (90,), generator=generator),
+            "scores": torch.rand(90, generator=generator).mul(4).round().div(4),
+        },
         "gt_rasters": {"map": BEVRaster(truth, ("road",), grid)},
         "pred_rasters": {"map": BEVRaster(torch.rand(1, 8, 8, generator=generator), ("road",), grid)},
     }
@@ -46,7 +56,7 @@ def sample_of(token):
 def evaluate(root, out, tokens):
     metrics = {}
     detection = NuScenesDetectionMetric(root, VERSION, SPLIT, out, CLASSES)
-    for metric in (detection, BEVSegmentationMetric("map")):
+    for metric in (detection, BEVSegmentationMetric("map"), ImageKeypointMetric(CLASSES)):
         metric.process(None, [sample_of(token) for token in tokens])
         metrics.update(metric.evaluate(len(tokens)))
     return metrics
@@ -69,6 +79,7 @@ def run_rank(rank, root, out, parts):
 def test_two_ranks_equal_one(root, tmp_path):
     # Expected: the one-rank file and numbers, although the ranks hold different numbers of samples in another order.
     alone = evaluate(root, tmp_path / "one", TOKENS)
+    assert 0 < alone["image_keypoint_AP"] < 1 and 0 < alone["image_keypoint_PCK@0.1"] < 1
     parts = [TOKENS[4:], TOKENS[3::-1]]
     # Forked, not spawned: importing mmdet3d and the devkit afresh in each process would take twenty seconds.
     torch.multiprocessing.start_processes(run_rank, (root, tmp_path, parts), nprocs=2, start_method="fork")

@@ -1,4 +1,4 @@
-"""The keypoint head: targets by closed form, grouping and decoding of given heatmaps, and that it can learn."""
+"""The keypoint head: targets and losses by closed form, grouping and decoding of given heatmaps, that it can learn."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def perfect(head, instances, high=12.0):
     logit = high * (2 * target.heatmap.eq(1).float() - 1)
     around = high * (2 * target.keypoint_heatmap.eq(1).float() - 1)
     offset, vectors = torch.zeros(6, 2, GRID.num_cells), torch.zeros(10, GRID.num_cells)
-    for g in range(len(target.cells)):
-        vectors[:, target.cells[g, 0]] = target.vectors[g].flatten()
-        for k in range(6):
-            if target.inside[g, k]:
-                offset[k, :, target.cells[g, k]] = target.offsets[g, k]
+    for point, cell, value, _ in zip(*target.learning, strict=True):
+        kind, place = cell // GRID.num_cells, cell % GRID.num_cells
+        offset[kind, :, place] = value
+        if kind == 0:
+            vectors[:, place] = target.vectors[point // 6].flatten()
     raw = {"heatmap": logit, "keypoint_heatmap": around, "offset": offset.flatten(0, 1), "vectors": vectors}
     return {name: value.unflatten(-1, GRID.shape).unsqueeze(0) if value.ndim == 2 else value.unsqueeze(0)
             for name, value in raw.items()}  # fmt: skip
@@ -64,13 +64,25 @@ def in_order_of(found, points):
     return torch.cdist(points[:, 0], found.keypoints[:, 0]).argmin(1)
 
 
-def test_targets_of_one_car():
+@pytest.mark.parametrize("reach", [0, 1])
+def test_targets_of_one_car(reach):
     # Closed form: 4 x 2 m at (3.25, 4.5) heading +y; column = x + 25, row = y + 10 in cells of 1 m.
-    target = head_of().targets(instances_of([box(3.25, 4.5, 4.0, 2.0, math.pi / 2)], [1]), "cpu")
-    columns, rows = target.cells[0] % 50, target.cells[0] // 50
+    target = head_of(reach_cells=reach).targets(instances_of([box(3.25, 4.5, 4.0, 2.0, math.pi / 2)], [1]), "cpu")
+    points, cells, offsets, shares = target.learning
+    kinds, columns, rows = cells // GRID.num_cells, cells % 50, cells % GRID.num_cells // 50
+    assert torch.equal(kinds, points)  # one object
     # centre, front left, front right, rear right, rear left, front
-    assert columns.tolist() == [28, 27, 29, 29, 27, 28] and rows.tolist() == [14, 16, 16, 12, 12, 16]
-    torch.testing.assert_close(target.offsets[0], torch.tensor([[-0.25, 0.0]]).expand(6, 2), atol=1e-5, rtol=0)
+    for kind, (column, row) in enumerate([(28, 14), (27, 16), (29, 16), (29, 12), (27, 12), (28, 16)]):
+        own, steps = kinds == kind, range(-reach, reach + 1)
+        values = zip(offsets[own].tolist(), shares[own].tolist(), strict=True)
+        learned = dict(zip(zip(columns[own].tolist(), rows[own].tolist(), strict=True), values, strict=True))
+        assert set(learned) == {(column + i, row + j) for i in steps for j in steps}
+        # the point lies 0.25 cells left of the cell's centre; a cell i columns to the right sees it i more to the left
+        weights = {(i, j): math.exp(-0.5 * ((-0.25 - i) ** 2 + j**2)) for i in steps for j in steps}
+        for (i, j), weight in weights.items():
+            offset, share = learned[column + i, row + j]
+            assert offset == pytest.approx([-0.25 - i, -j], abs=1e-5)
+            assert share == pytest.approx(weight / sum(weights.values()), abs=1e-5)
     vectors = torch.tensor([[-1.0, 2.0], [1.0, 2.0], [1.0, -2.0], [-1.0, -2.0], [0.0, 2.0]])
     torch.testing.assert_close(target.vectors[0], vectors, atol=1e-5, rtol=0)
     assert target.heatmap[1, 14, 28] == 1 and target.heatmap.eq(1).sum() == 1 and target.heatmap[0].max() == 0
@@ -85,10 +97,11 @@ def test_what_lies_off_the_grid():
     head = head_of()
     target = head.targets(SCENE, "cpu")
     assert target.inside[:4].all() and target.inside[4].tolist() == [True, False, False, True, True, False]
-    assert (target.cells[~target.inside] == 0).all() and (target.offsets[~target.inside] == 0).all()
+    learned = torch.zeros(30).index_add(0, target.learning.points, target.learning.shares)
+    torch.testing.assert_close(learned.view(5, 6), target.inside.float())  # shares of one keypoint sum to 1
     assert target.keypoint_heatmap.eq(1).sum(dim=(1, 2)).tolist() == [4, 4, 5, 5, 4]
     outside = head.targets(instances_of([box(25.5, 20.0, 4.0, 2.0, 0.0)], [0]), "cpu")
-    assert len(outside.cells) == 0 and outside.heatmap.max() == 0
+    assert len(outside.vectors) == len(outside.learning.cells) == 0 and outside.heatmap.max() == 0
 
 
 def test_perfect_heatmaps_give_the_keypoints_back():
@@ -104,6 +117,56 @@ def test_perfect_heatmaps_give_the_keypoints_back():
     assert (found.scores > 0.99).all()
     inside = head.targets(SCENE, "cpu").inside
     assert (found.keypoint_scores[order][inside] > 0.99).all() and (found.keypoint_scores[order][~inside] == 0).all()
+
+
+@pytest.mark.parametrize("peak", [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1)], ids=str)
+def test_peaks_one_cell_off_still_give_the_pose(peak):
+    # Expected: the truth itself, wherever around the keypoints' own cells their peaks are.
+    head, scene = head_of(), SCENE[:2]
+    raw = perfect(head, scene)
+    for name in ("heatmap", "keypoint_heatmap"):
+        raw[name] = raw[name].roll(peak, (2, 3))
+    found = predicted(head, raw)
+    truth = pose_keypoints(box_poses(scene.bboxes_3d.tensor))
+    assert len(found.scores) == 2 and (found.keypoint_scores > 0.99).all()
+    torch.testing.assert_close(found.keypoints[in_order_of(found, truth)], truth, atol=1e-4, rtol=0)
+
+
+def test_neighbours_contest_cells_by_kind():
+    # By hand: two objects of two classes, centres in columns 30.2 and 31.7 of row 20.5. Both reach columns 30 and 31:
+    # 30 (centre 30.5) is the first one's (0.3 against 1.2), 31 (31.5) the second one's (1.3 against 0.2). The fronts,
+    # in columns 30.6 and 32.1, are shared out by themselves: both reach column 31 alone, 0.9 against 0.6.
+    pair = instances_of([box(5.2, 10.5, 0.8, 0.6, 0.0), box(6.7, 10.5, 0.8, 0.6, 0.0)], [0, 1])
+    points, cells, _, shares = head_of().targets(pair, "cpu").learning
+
+    def columns(object_index, kind):
+        own = points == object_index * 6 + kind
+        assert shares[own].sum().item() == pytest.approx(1.0)
+        return set((cells[own] % 50).tolist())
+
+    assert columns(0, 0) == {29, 30} and columns(1, 0) == {31, 32}
+    assert columns(0, FRONT) == {29, 30} and columns(1, FRONT) == {31, 32, 33}
+    assert len(set(cells.tolist())) == len(cells)
+
+
+def test_losses_by_hand():
+    # By hand: a car alone on the map, no regression at all (zeros). Reach 0: every keypoint is (-0.25, 0) cells from
+    # its cell's centre, the centre's error .25 and the mean of the others' .25: 0.5. Vectors (-1, 2), (1, 2), (1, -2),
+    # (-1, -2), (0, 2) m: (4 * 3 + 2) / 5 = 2.8.
+    sample = BEVDataSample()
+    sample.gt_instances_3d = instances_of([box(3.25, 4.5, 4.0, 2.0, math.pi / 2)], [0])
+    shapes = {"heatmap": 2, "keypoint_heatmap": 5, "offset": 12, "vectors": 10}
+    raw = {name: torch.zeros(1, width, *GRID.shape) for name, width in shapes.items()}
+    losses = head_of(reach_cells=0, offset_weight=1.0, vector_weight=1.0).loss(raw, [sample])
+    assert losses["loss_offset"].item() == pytest.approx(0.5) and losses["loss_vector"].item() == pytest.approx(2.8)
+    # Reach 1: the shares of a keypoint sum to 1, so the vectors' loss is the same; the offset's is the mean of |x| plus
+    # that of |y| by shares, which are products of exp(-x^2 / 2), x = .75, -.25, -1.25, and exp(-y^2 / 2), y = 1, 0, -1.
+    across, along = (0.75, -0.25, -1.25), (1.0, 0.0, -1.0)
+    mean = sum(sum(abs(d) * math.exp(-0.5 * d * d) for d in ds) / sum(math.exp(-0.5 * d * d) for d in ds)
+               for ds in (across, along))  # fmt: skip
+    losses = head_of(offset_weight=1.0, vector_weight=1.0).loss(raw, [sample])
+    assert losses["loss_offset"].item() == pytest.approx(2 * mean, rel=1e-5)
+    assert losses["loss_vector"].item() == pytest.approx(2.8, rel=1e-5)
 
 
 def test_vectors_snap_to_peaks():

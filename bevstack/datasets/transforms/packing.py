@@ -24,6 +24,9 @@ META_KEYS = (
     "global_from_bev",
     "augmented_from_bev",
     "classes",
+    "pixels_from_camera",
+    "camera_from_bev",
+    "image_size_px",
 )
 """Metainfo of a data sample; what the pipeline's dict lacks is taken from the keyframe, else left out."""
 

@@ -13,7 +13,7 @@ from bevstack.losses.dense import heatmap_focal_loss
 from bevstack.losses.functional import masked_l1_loss, mean_across_ranks
 from bevstack.models.heads.base import BEVHead, resample_bev
 from bevstack.models.layers.conv import ConvNormReLU, ConvType
-from bevstack.models.layers.heatmaps import gaussian_heatmap, keep_apart, local_peaks, radius_by_class
+from bevstack.models.layers.heatmaps import cells_around, gaussian_heatmap, keep_apart, local_peaks, radius_by_class
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures
 
@@ -127,19 +127,10 @@ class DenseDetectionHead(BEVHead):
         yaw = boxes[:, 6:7]
         size = boxes[:, 3:6].clamp_min(1e-3).log()
         rest = torch.cat([z_center, size, yaw.sin(), yaw.cos(), boxes[:, 7:9]], dim=1)
-        steps = torch.arange(-self.box_reach_cells, self.box_reach_cells + 1, device=device)
-        cells = corner.unsqueeze(1) + torch.cartesian_prod(steps, steps)  # (G, R / G, 2): column, row
-        offset = place.unsqueeze(1) - cells - 0.5
-        distance = offset.square().sum(-1)
-        there = ((cells >= 0) & (cells < cells.new_tensor([columns, rows]))).all(-1)
-        index = (cells[..., 1] * columns + cells[..., 0]).clamp(0, rows * columns - 1)
-        nearest = distance.new_full((rows * columns,), torch.inf)
-        nearest = nearest.scatter_reduce(0, index[there], distance[there], "amin")
-        own = there & (distance <= nearest[index])
-        share = torch.exp(-0.5 * distance) * own
-        share = share / share.sum(1, keepdim=True).clamp_min(1e-6)
-        code = torch.cat([offset, rest.unsqueeze(1).expand(-1, cells.shape[1], -1)], dim=-1)
-        return heatmap, index[own], code[own], share[own]
+        one_map = torch.zeros_like(labels)  # the box branch does not tell classes apart
+        around = cells_around(place, one_map, (1, rows, columns), self.box_reach_cells)
+        code = torch.cat([around.offsets, rest[around.points]], dim=1)
+        return heatmap, around.cells, code, around.shares
 
     @torch.no_grad()
     def predict(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> list[dict[str, object]]:

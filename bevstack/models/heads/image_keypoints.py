@@ -13,8 +13,7 @@ from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from bevstack.geometry import project_points, visible_points
-from bevstack.geometry.keypoints import MIRRORED, NUM_KEYPOINTS, box_keypoints
+from bevstack.geometry.keypoints import NUM_KEYPOINTS, image_keypoints
 from bevstack.losses.dense import heatmap_focal_loss
 from bevstack.losses.functional import mean_across_ranks
 from bevstack.models.layers.conv import ConvNormReLU
@@ -40,7 +39,10 @@ class ImageKeypointHead(BaseModule):
     """One heatmap for each of the six keypoints on one level of the image features, and where in its cell each lies.
 
     A keypoint is asked for in every camera that it projects into; whether something stands in front of it is not
-    looked at. Classes are not told apart.
+    looked at. Classes are not told apart. In a config::
+
+        model["image_heads"] = dict(points=dict(type="ImageKeypointHead", in_channels=neck_channels))
+        test_evaluator.append(dict(type="ImageKeypointMetric"))
 
     Args:
         in_channels: C of the image features; channels: width of the convolutions.
@@ -150,10 +152,7 @@ class ImageKeypointHead(BaseModule):
 
 
 def image_keypoint_targets(row: int, sample: BEVDataSample, rig: CameraRig) -> ImageKeypointTargets:
-    """Where a sample's keypoints stand in its cameras.
-
-    Where the image is mirrored and the BEV frame is not, or the other way round, left and right change places, so that
-    a keypoint's name fits the picture.
+    """Where a sample's keypoints stand in its cameras (:func:`bevstack.geometry.keypoints.image_keypoints`).
 
     Args:
         row: of the sample in the rig's batch.
@@ -161,12 +160,5 @@ def image_keypoint_targets(row: int, sample: BEVDataSample, rig: CameraRig) -> I
         rig: of the batch.
     """
     boxes = sample.gt_instances_3d.bboxes_3d.tensor.to(rig.camera_from_bev)
-    points = box_keypoints(boxes)  # (G, 6, 3)
-    pixels_from_bev = rig.pixels_from_bev[row]
-    uv, depth = project_points(pixels_from_bev, points.flatten(0, 1))
-    seen = visible_points(uv, depth, rig.image_size_px[row])  # (N, G * 6)
-    camera, point = seen.nonzero(as_tuple=True)
-    kind = point % NUM_KEYPOINTS
-    mirrored = torch.linalg.det(pixels_from_bev[:, :3, :3]) < 0
-    kind = torch.where(mirrored[camera], torch.tensor(MIRRORED, device=kind.device)[kind], kind)
-    return ImageKeypointTargets(camera, kind, uv[seen])
+    found = image_keypoints(boxes, rig.pixels_from_bev[row], rig.image_size_px[row])
+    return ImageKeypointTargets(found.cameras, found.kinds, found.points_px)

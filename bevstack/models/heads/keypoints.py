@@ -19,7 +19,14 @@ from bevstack.losses.dense import heatmap_focal_loss
 from bevstack.losses.functional import mean_across_ranks
 from bevstack.models.heads.base import BEVHead
 from bevstack.models.layers.conv import ConvNormReLU
-from bevstack.models.layers.heatmaps import gaussian_heatmap, keep_apart, local_peaks, radius_by_class
+from bevstack.models.layers.heatmaps import (
+    LearningCells,
+    cells_around,
+    gaussian_heatmap,
+    keep_apart,
+    local_peaks,
+    radius_by_class,
+)
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures
 
@@ -31,17 +38,16 @@ class KeypointTargets(NamedTuple):
 
     Args:
         heatmap: (K, Y, X) of the centres; keypoint_heatmap: (5, Y, X) of the others, whatever their class.
-        cells: (G, 6) flat index of each keypoint's cell; inside: (G, 6) bool, False where it lies off the grid (its
-            cell is then 0).
-        offsets: (G, 6, 2) from the cell's centre to the keypoint (x, y), in cells, within +-0.5.
-        vectors: (G, 5, 2) from the centre to the others, in metres.
+        inside: (G, 6) bool, False for keypoints off the grid, which have no place.
+        learning: the cells of maps (6, Y, X) that learn the keypoints' places; its points are g * 6 + kind, its
+            offsets go from the cell's centre to the keypoint (x, y) in cells.
+        vectors: (G, 5, 2) from the centre to the others, in metres; learned where the centre's place is.
     """
 
     heatmap: Tensor
     keypoint_heatmap: Tensor
-    cells: Tensor
     inside: Tensor
-    offsets: Tensor
+    learning: LearningCells
     vectors: Tensor
 
 
@@ -55,6 +61,8 @@ class KeypointHead(BEVHead):
         channels: width of the convolutions.
         min_sigma_cells: smallest standard deviation of a keypoint's Gaussian; larger objects get wider ones.
         heatmap_weight, keypoint_heatmap_weight, offset_weight, vector_weight: of the four losses.
+        reach_cells: offsets and vectors are also learned in the cells that are so many rows and columns away from their
+            keypoint's, so that a peak which is one cell off still finds its pose; 0 for the keypoint's cell alone.
         max_poses: per sample, kept by score; max_peaks: of each type of keypoint, for all objects of a sample.
         score_threshold: poses whose centre scores less are dropped; keypoint_threshold: peaks below pull no keypoint.
         nms_radius_m: of two centres of one class nearer than this (by class, or one number) the better stays.
@@ -75,8 +83,9 @@ class KeypointHead(BEVHead):
         min_sigma_cells: float = 0.8,
         heatmap_weight: float = 1.0,
         keypoint_heatmap_weight: float = 1.0,
-        offset_weight: float = 0.5,
+        offset_weight: float = 0.25,
         vector_weight: float = 0.25,
+        reach_cells: int = 1,
         max_poses: int = 300,
         max_peaks: int = 300,
         score_threshold: float = 0.02,
@@ -88,7 +97,7 @@ class KeypointHead(BEVHead):
         super().__init__(in_channels, grid, init_cfg)
         self.classes, self.min_sigma_cells = tuple(classes), min_sigma_cells
         self.heatmap_weight, self.keypoint_heatmap_weight = heatmap_weight, keypoint_heatmap_weight
-        self.offset_weight, self.vector_weight = offset_weight, vector_weight
+        self.offset_weight, self.vector_weight, self.reach_cells = offset_weight, vector_weight, reach_cells
         self.max_poses, self.max_peaks, self.snap_radius_m = max_poses, max_peaks, snap_radius_m
         self.score_threshold, self.keypoint_threshold = score_threshold, keypoint_threshold
         self.register_buffer("nms_radius_m", radius_by_class(nms_radius_m, self.classes), persistent=False)
@@ -115,20 +124,29 @@ class KeypointHead(BEVHead):
         return {name: branch(features) for name, branch in self.branches.items()}
 
     def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
-        """Per true object of all ranks: ``loss_heatmap``; and, a mean over its keypoints, ``loss_keypoint_heatmap``,
-        ``loss_offset`` (L1 in cells) and ``loss_vector`` (L1 in metres). Keypoints off the grid have no place."""
+        """Four losses per true object of all ranks.
+
+        ``loss_heatmap`` of the centre and ``loss_keypoint_heatmap``, the mean of the five others (focal);
+        ``loss_offset``, the centre's and the mean of the others' (L1 in cells), and ``loss_vector``, the mean of the
+        others (L1 in metres), both by the cells' shares. A whole pose stands where its centre is, so the centre weighs
+        as much as the others together. Keypoints off the grid have no place.
+        """
         device = raw["heatmap"].device
         targets = [self.targets(sample.gt_instances_3d, device) for sample in samples]
-        number = mean_across_ranks(float(sum(len(t.cells) for t in targets)), device).clamp_min(1.0)
+        number = mean_across_ranks(float(sum(len(t.vectors) for t in targets)), device).clamp_min(1.0)
         centers = heatmap_focal_loss(raw["heatmap"], torch.stack([t.heatmap for t in targets])).sum()
         others = torch.stack([t.keypoint_heatmap for t in targets])
         others = heatmap_focal_loss(raw["keypoint_heatmap"], others).sum() / _AROUND
         offset, vector = 0.0, 0.0
         flat_offsets, flat_vectors = raw["offset"].float().flatten(2), raw["vectors"].float().flatten(2)
         for target, offsets, vectors in zip(targets, flat_offsets, flat_vectors, strict=True):
-            error = (_offsets_at(offsets, target.cells) - target.offsets).abs().sum(-1)
-            offset = offset + (error * target.inside).sum() / NUM_KEYPOINTS
-            vector = vector + (_vectors_at(vectors, target.cells[:, 0]) - target.vectors).abs().sum() / _AROUND
+            learning = target.learning
+            is_center = learning.points % NUM_KEYPOINTS == 0
+            error = (_offsets_at(offsets, learning.cells) - learning.offsets).abs().sum(-1) * learning.shares
+            offset = offset + error[is_center].sum() + error[~is_center].sum() / _AROUND
+            true_vectors = target.vectors[learning.points[is_center] // NUM_KEYPOINTS]
+            error = (_vectors_at(vectors, learning.cells[is_center]) - true_vectors).abs().sum((1, 2))
+            vector = vector + (error * learning.shares[is_center]).sum() / _AROUND
         return {
             "loss_heatmap": self.heatmap_weight * centers / number,
             "loss_keypoint_heatmap": self.keypoint_heatmap_weight * others / number,
@@ -147,27 +165,27 @@ class KeypointHead(BEVHead):
         chosen = self.grid.contains(boxes[:, :2])
         boxes, labels = boxes[chosen], instances.labels_3d.to(device)[chosen]
         rows, columns = self.grid.shape
-        points = pose_keypoints(box_poses(boxes))  # (G, 6, 2)
-        inside = self.grid.contains(points)
-        places = self.grid.cells_from_metres(points)
-        corner = torch.where(inside.unsqueeze(-1), places, torch.zeros_like(places)).floor().long()
-        offsets = torch.where(inside.unsqueeze(-1), places - corner - 0.5, torch.zeros_like(places))
+        keypoints = pose_keypoints(box_poses(boxes))  # (G, 6, 2)
+        inside = self.grid.contains(keypoints)
+        places = self.grid.cells_from_metres(keypoints)
+        corner = places.floor().long()
         footprint = (boxes[:, 3] * boxes[:, 4]).clamp_min(1e-4).sqrt() / boxes.new_tensor(self.grid.cell_m).mean()
         sigma = (footprint / 6.0).clamp_min(self.min_sigma_cells)
         around = inside[:, 1:]
-        kinds = torch.arange(_AROUND, device=device).expand(len(boxes), -1)
+        kinds = torch.arange(NUM_KEYPOINTS, device=device).expand(len(boxes), -1)
+        learning = cells_around(places[inside], kinds[inside], (NUM_KEYPOINTS, rows, columns), self.reach_cells)
+        points = inside.flatten().nonzero().squeeze(1)[learning.points]
         return KeypointTargets(
             heatmap=gaussian_heatmap(corner[:, 0], sigma, labels, (len(self.classes), rows, columns)),
             keypoint_heatmap=gaussian_heatmap(
                 corner[:, 1:][around],
                 sigma.unsqueeze(1).expand_as(around)[around],
-                kinds[around],
+                kinds[:, :_AROUND][around],
                 (_AROUND, rows, columns),
             ),
-            cells=corner[..., 1] * columns + corner[..., 0],
             inside=inside,
-            offsets=offsets,
-            vectors=points[:, 1:] - points[:, :1],
+            learning=learning._replace(points=points),
+            vectors=keypoints[:, 1:] - keypoints[:, :1],
         )
 
     @torch.no_grad()
@@ -235,9 +253,8 @@ class KeypointHead(BEVHead):
 
 
 def _offsets_at(offsets: Tensor, cells: Tensor) -> Tensor:
-    """(12, Y * X) offsets in the own cell (G, 6) of each keypoint: (G, 6, 2)."""
-    own = cells.t().unsqueeze(1).expand(-1, 2, -1)
-    return offsets.unflatten(0, (NUM_KEYPOINTS, 2)).gather(2, own).permute(2, 0, 1)
+    """(12, Y * X) offsets in flat cells (R,) of maps (6, Y, X): (R, 2)."""
+    return offsets.unflatten(0, (NUM_KEYPOINTS, 2)).transpose(1, 2).flatten(0, 1)[cells]
 
 
 def _vectors_at(vectors: Tensor, cells: Tensor) -> Tensor:

@@ -1,12 +1,29 @@
-"""Heatmaps of points: painting their targets, reading their peaks; on BEV cells and image cells alike."""
+"""Heatmaps of points: painting their targets, reading their peaks, and which cells learn what belongs to a point."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+class LearningCells(NamedTuple):
+    """The R cells that learn what is regressed at G points (:func:`cells_around`).
+
+    Args:
+        points: (R,) index of the point whose values a cell learns.
+        cells: (R,) flat index of the cell in maps of the given shape.
+        offsets: (R, 2) from the cell's centre to the point (column, row), in cells: within +-(reach + 1/2).
+        shares: (R,) what each weighs: those of one point sum to 1, near cells weigh more than far ones.
+    """
+
+    points: Tensor
+    cells: Tensor
+    offsets: Tensor
+    shares: Tensor
 
 
 def gaussian_heatmap(cells: Tensor, sigma_cells: Tensor, channels: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -30,6 +47,35 @@ def gaussian_heatmap(cells: Tensor, sigma_cells: Tensor, channels: Tensor, shape
         own = channels == channel
         heatmap[channel] = (bell_rows[own].unsqueeze(2) * bell_columns[own].unsqueeze(1)).amax(0)
     return heatmap
+
+
+def cells_around(places: Tensor, channels: Tensor, shape: tuple[int, int, int], reach_cells: int) -> LearningCells:
+    """The cells in which a point's values are learned: its own and those around, so that a peak beside it has them too.
+
+    A cell's share is exp(-d^2 / 2), d its centre's distance to the point in cells, before the shares of one point are
+    made to sum to 1. A cell between two points of one channel learns the nearer one's (both, where both are equally
+    near); a point that is nearest nowhere has no cell.
+
+    Args:
+        places: (G, 2) (column, row) of the points in cells, on the map: cell i covers [i, i + 1).
+        channels: (G,) integer: points of different channels do not contest each other's cells.
+        shape: (K, rows, columns) of the maps.
+        reach_cells: rows and columns to every side; 0 for the point's own cell alone.
+    """
+    number, rows, columns = shape
+    steps = torch.arange(-reach_cells, reach_cells + 1, device=places.device)
+    around = places.floor().long().unsqueeze(1) + torch.cartesian_prod(steps, steps)  # (G, cells, 2): column, row
+    offsets = places.unsqueeze(1) - around - 0.5
+    distance = offsets.square().sum(-1)
+    there = ((around >= 0) & (around < around.new_tensor([columns, rows]))).all(-1)
+    index = (around[..., 1] * columns + around[..., 0]).clamp(0, rows * columns - 1)
+    index = index + channels.unsqueeze(1) * (rows * columns)
+    nearest = distance.new_full((number * rows * columns,), torch.inf)
+    nearest = nearest.scatter_reduce(0, index[there], distance[there], "amin")
+    own = there & (distance <= nearest[index])
+    shares = torch.exp(-0.5 * distance) * own
+    shares = shares / shares.sum(1, keepdim=True).clamp_min(1e-6)
+    return LearningCells(own.nonzero()[:, 0], index[own], offsets[own], shares[own])
 
 
 def local_peaks(scores: Tensor) -> Tensor:
