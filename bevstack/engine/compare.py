@@ -16,10 +16,11 @@ The config's ``comparison`` says what is compared::
     )
 
 A column's key is a key of ``metrics.json``, ``parameters``, ``parameters/<part>``, ``multiply_adds``,
-``multiply_adds/<part>`` (part: backbone, neck, encoder, heads.<name>) or ``seconds_per_step``. A section with ``rows``
-instead of columns, [(label, key, variant), ...], sets each variant's number beside that of the section's variant
-``joint``. What a variant is, is said by the hash of its whole config: equal ones in several sections run once, and
-finished ones are kept when the command is run again, or stopped and run again.
+``multiply_adds/<part>`` (part: backbone, neck, encoder, heads.<name>), ``seconds_per_step``, or ``logged/<name>``:
+what the training's log said last, e.g. of ``detection.loss_heatmap``. A section with ``rows`` instead of columns,
+[(label, key, variant), ...], sets each variant's number beside that of the section's variant ``joint``. What a variant
+is, is said by the hash of its whole config: equal ones in several sections run once, and finished ones are kept when
+the command is run again, or stopped and run again.
 
 The length of this file: what is run and what is written of it share the same few notions, and neither is used alone.
 """
@@ -101,11 +102,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{variant.key[:12]}  {state:<5}  {variant.section}: {variant.name}, seed {variant.seed}")
         print(f"{len(waiting)} of {len({variant.key for variant in variants})} trainings to do")
         return 0
-    failures = {} if args.page_only else run_all(list(waiting.values()), results, results_path)
+    to_train = [] if args.page_only else list(waiting.values())
+    failures = run_all(to_train, results, results_path)
     page = args.page or args.work_dir / "comparison.md"
     with atomic_text(page) as file:
         file.write(page_text(cfg, sections, variants, results, failures))
-    print(f"{len(waiting) - len(failures)} trained, {len(failures)} failed; {page}; raw numbers: {results_path}")
+    print(f"{len(to_train) - len(failures)} trained, {len(failures)} failed; {page}; raw numbers: {results_path}")
     return 1 if failures else 0
 
 
@@ -295,8 +297,8 @@ def run_variant(variant: Variant, folder: Path) -> dict:
     """Train and score one variant, each in a process of its own, and count what its model costs.
 
     Returns:
-        ``section``, ``name``, ``seed``, ``cost`` (:func:`cost_of`), ``metrics`` of the test and ``training``: the
-        training's summary.
+        ``section``, ``name``, ``seed``, ``cost`` (:func:`cost_of`), ``metrics`` of the test, ``training`` (the
+        training's summary), ``logged`` (:func:`last_logged`) and ``commit``.
 
     Raises:
         RunFailure: the training or the test did not end well; ``folder`` holds their output.
@@ -318,8 +320,16 @@ def run_variant(variant: Variant, folder: Path) -> dict:
         "cost": cost_of(variant.config),
         "metrics": json.loads((folder / "metrics.json").read_text()),
         "training": summary,
+        "logged": last_logged(folder),
         "commit": commit(),
     }
+
+
+def last_logged(folder: Path) -> dict[str, float]:
+    """The last line of losses in a training's log (means over the log's window); empty where it wrote none."""
+    lines = [line for log in sorted(folder.glob("*/vis_data/scalars.json")) for line in log.read_text().splitlines()]
+    losses = [logged for line in lines if "loss" in (logged := json.loads(line))]
+    return losses[-1] if losses else {}
 
 
 def _call(tool: str, arguments: Sequence[str | Path], folder: Path) -> None:
@@ -372,6 +382,8 @@ def value_of(result: Mapping, key: str) -> float | None:
     """A number of one result by a column's key; None where it has none."""
     if key == "seconds_per_step":
         return result["training"]["train_seconds"] / max(1, result["training"]["steps"])
+    if key.startswith("logged/"):
+        return result["logged"].get(key.removeprefix("logged/"))
     return result["cost"].get(key, result["metrics"].get(key))
 
 
@@ -382,9 +394,9 @@ def cell(results: Sequence[Mapping], key: str) -> str:
         return "-"
     mean, spread = sum(values) / len(values), (max(values) - min(values)) / 2
     if key.startswith("parameters"):
-        return f"{mean / 1e6:.2f} M"
+        return f"{mean / 1e6:.3g} M"
     if key.startswith("multiply_adds"):
-        return f"{mean / 1e9:.2f} G"
+        return f"{mean / 1e9:.3g} G"
     return f"{mean:.3f}" + (f" ± {spread:.3f}" if len(values) > 1 else "")
 
 

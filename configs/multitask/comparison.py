@@ -20,7 +20,8 @@ detection_columns = [
     ("multiply-adds of the backbone", "multiply_adds/backbone"),
     ("of the neck", "multiply_adds/neck"),
     ("mAP", "mAP"),
-    ("mAP of the classes there", "mAP_present"),
+    ("AP of cars", "AP/car"),
+    ("heatmap loss at the end", "logged/detection.loss_heatmap"),
 ]
 
 slowfast_swin = dict(

@@ -65,7 +65,10 @@ comparison = dict(
             title="Widths",
             data_root="elsewhere",
             test_split="val8",
-            columns=[("parameters", "parameters/heads.detection"), ("mAP", "mAP"), ("s", "seconds_per_step")],
+            columns=[
+                ("parameters", "parameters/heads.detection"), ("mAP", "mAP"), ("s", "seconds_per_step"),
+                ("loss", "logged/loss"),
+            ],
             variants=[
                 dict(name="wide", set={"model.heads.detection.channels": 8}),
                 dict(name="narrow", heads=("detection",), set={"model.heads.detection.channels": 2}),
@@ -129,6 +132,10 @@ class StoodIn:
                 raise compare.RunFailure("train exited with 2: error: no such thing")
             summary = dict(train_seconds=14.0, steps=7, checkpoint=str(folder / "iter_7.pth"), device="CPU")
             (folder / "train_summary.json").write_text(json.dumps(summary))
+            log = folder / "20260101_000000" / "vis_data" / "scalars.json"
+            log.parent.mkdir(parents=True)
+            lines = [{"loss": 9.0}, {"loss": 1.5 + cfg.randomness.seed}, {"memory": 1}]
+            log.write_text("\n".join(map(json.dumps, lines)))
         else:
             number = 0.1 * len(heads) + 0.02 * cfg.randomness.seed
             metrics = dict(mAP=number) if "detection" in heads else {"iou/vehicle": 0.5}
@@ -153,6 +160,8 @@ def test_finished_variants_are_kept(config, tmp_path, calls, capsys):
     assert (tmp_path / "page.md").read_text() == first
     assert compare.main([*arguments, "--list"]) == 0
     assert "0 of 10 trainings to do" in capsys.readouterr().out
+    assert compare.main([str(config), "--work-dir", str(tmp_path / "none"), "--page-only"]) == 0
+    assert "0 trained, 0 failed" in capsys.readouterr().out and len(calls.trained) == 10
     assert compare.main([*arguments, "--cfg-options", "comparison.steps=8"]) == 0 and len(calls.trained) == 20
 
 
@@ -163,7 +172,7 @@ def test_the_page(config, tmp_path, calls):
     assert "7 steps of 2 samples" in page and "seed 0, 1" in page and "2 scenes (6 samples)" in page
     assert "| detection | mAP | 0.110 ± 0.010 | 0.210 ± 0.010 |" in page
     assert "| vehicle | iou/vehicle | 0.500 ± 0.000 | 0.500 ± 0.000 |" in page
-    assert "| narrow | 1.23 M | 0.110 ± 0.010 | 2.000 ± 0.000 |" in page
+    assert "| narrow | 1.23 M | 0.110 ± 0.010 | 2.000 ± 0.000 | 2.000 ± 0.500 |" in page
     assert "| the same | 0.110 ± 0.010 |" in page and "Not done yet" not in page
     raw = json.loads((tmp_path / "work" / "comparison.json").read_text())["results"]
     assert len(raw) == 10 and {"cost", "metrics", "training", "commit"} <= set(next(iter(raw.values())))
