@@ -3,7 +3,7 @@
 The config's ``comparison`` says what is compared::
 
     comparison = dict(
-        steps=400,                     # of every variant
+        steps=400,                     # of every variant; a section may have its own
         seeds=(0,),                    # every variant is trained once with each
         data_root=..., version=..., train_split=..., test_split=...,  # put wherever the config has such a key; optional
         set={"a.b": value},            # for all: the place a.b becomes value; None takes it away
@@ -51,7 +51,9 @@ from bevstack.errors import InputError
 RESULTS_NAME = "comparison.json"
 _PLACED = ("data_root", "version", "index_root")
 _SETTINGS = {"steps", "seeds", "set", "metrics_of_head", "sections", "train_split", "test_split", *_PLACED}
-_SECTION = {"title", "text", "set", "columns", "rows", "joint", "variants", "train_split", "test_split", *_PLACED}
+_SECTION = {
+    "title", "text", "steps", "set", "columns", "rows", "joint", "variants", "train_split", "test_split", *_PLACED
+}  # fmt: skip
 _CALL = "from bevstack.errors import run_tool; from bevstack.engine.{} import main; run_tool(main)"
 
 
@@ -128,9 +130,11 @@ def chosen_sections(cfg: Config, words: Sequence[str] | None) -> list[dict]:
         unknown = sorted(set(node) - known)
         if unknown:
             raise InputError(file, place, f"unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
-    if not isinstance(comparison.get("steps"), int) or comparison["steps"] < 1:
-        raise InputError(file, "comparison.steps", f"must be a positive number, not {comparison.get('steps')!r}")
     sections = list(comparison.get("sections", ()))
+    for section in (comparison, *sections):
+        steps = section.setdefault("steps", comparison.get("steps"))
+        if not isinstance(steps, int) or steps < 1:
+            raise InputError(file, "comparison.steps", f"must be a positive number, not {steps!r}")
     if words:
         sections = [part for part in sections if any(word.lower() in part["title"].lower() for word in words)]
     if not sections:
@@ -186,7 +190,7 @@ def variant_config(cfg: Config, section: Mapping, entry: Mapping, seed: int) -> 
             for loader in loaders:
                 put_everywhere(tree[loader], "split", value)
     kept = [hook for hook in tree.get("custom_hooks") or () if hook["type"] not in ("BudgetSchedule", "MaxSecondsHook")]
-    tree["custom_hooks"] = [dict(type="BudgetSchedule", max_steps=comparison["steps"]), *kept]
+    tree["custom_hooks"] = [dict(type="BudgetSchedule", max_steps=section["steps"]), *kept]
     tree["train_cfg"]["max_epochs"] = 1_000_000  # the steps end it
     tree["default_hooks"]["checkpoint"] = dict(type="CheckpointHook", interval=1_000_000)
     tree["randomness"] = dict(seed=seed)
@@ -421,6 +425,8 @@ def page_text(
                 elif variant.key in failures:
                     broken[variant.name] = failures[variant.key]
         lines += [f"## {section['title']}", ""]
+        if section["steps"] != comparison["steps"]:
+            lines += [f"{section['steps']} steps for every variant of this section.", ""]
         if section.get("text"):
             lines += [section["text"], ""]
         lines += table_of(section, own) + [""]
@@ -456,7 +462,7 @@ def provenance(cfg: Config, variants: Sequence[Variant], done: Sequence[Mapping]
         f"Commit {', '.join(commits)}",
         datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         f"{processor()} ({'; '.join(devices) or 'nothing trained yet'})",
-        f"{comparison['steps']} steps of {batch} samples for every variant, seed {seeds}",
+        f"{comparison['steps']} steps of {batch} samples for every variant where nothing else is said, seed {seeds}",
         scenes_of(variants[0].config),
     ]
     return "; ".join(parts) + "."

@@ -63,6 +63,7 @@ comparison = dict(
         ),
         dict(
             title="Widths",
+            steps=9,
             data_root="elsewhere",
             test_split="val8",
             columns=[
@@ -111,8 +112,9 @@ def test_variants_are_whole_configs(config):
         assert by_name[name].train_dataloader.dataset.data_root == root
         assert by_name[name].test_dataloader.dataset.split == split
         assert by_name[name].train_dataloader.dataset.split == "train"
-    for cfg in by_name.values():
-        assert cfg.custom_hooks[0] == dict(type="BudgetSchedule", max_steps=7) and len(cfg.custom_hooks) == 2
+    for name, cfg in by_name.items():
+        steps = 9 if name in ("wide", "narrow") else 7
+        assert cfg.custom_hooks[0] == dict(type="BudgetSchedule", max_steps=steps) and len(cfg.custom_hooks) == 2
         assert cfg.randomness.seed == 1 and "comparison" not in cfg
 
 
@@ -162,13 +164,15 @@ def test_finished_variants_are_kept(config, tmp_path, calls, capsys):
     assert "0 of 10 trainings to do" in capsys.readouterr().out
     assert compare.main([str(config), "--work-dir", str(tmp_path / "none"), "--page-only"]) == 0
     assert "0 trained, 0 failed" in capsys.readouterr().out and len(calls.trained) == 10
-    assert compare.main([*arguments, "--cfg-options", "comparison.steps=8"]) == 0 and len(calls.trained) == 20
+    assert compare.main([*arguments, "--cfg-options", "comparison.steps=8"]) == 0
+    assert len(calls.trained) == 16  # the section with steps of its own stays as it is
 
 
 def test_the_page(config, tmp_path, calls):
     # Expected: means over seeds 0 and 1 (0.1 and 0.12 for one head, 0.2 and 0.22 for two), half their distance.
     assert compare.main([str(config), "--work-dir", str(tmp_path / "work")]) == 0
     page = (tmp_path / "work" / "comparison.md").read_text()
+    assert "9 steps for every variant of this section." in page
     assert "7 steps of 2 samples" in page and "seed 0, 1" in page and "2 scenes (6 samples)" in page
     assert "| detection | mAP | 0.110 ± 0.010 | 0.210 ± 0.010 |" in page
     assert "| vehicle | iou/vehicle | 0.500 ± 0.000 | 0.500 ± 0.000 |" in page
