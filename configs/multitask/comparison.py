@@ -105,8 +105,8 @@ comparison = dict(
         dict(
             title="SlowFast and Swin over camera sweeps",
             text="Detection alone, from one keyframe without memory, on 24 scenes with sweeps, from random weights; "
-            "`none` is the single-frame twin of the three fusions. mAVE is the error of velocity, m/s; the devkit sets it "
-            "to 1 for classes of which fewer than a tenth are found.",
+            "`none` is the single-frame twin of the three fusions. mAVE is the error of velocity, m/s; the devkit sets "
+            "it to 1 for classes of which fewer than a tenth are found.",
             steps=100,
             data_root=sweeps_root,
             set=video_changes,
