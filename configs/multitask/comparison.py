@@ -112,15 +112,6 @@ comparison = dict(
             set=video_changes,
             columns=[("mAVE", "mAVE"), ("AVE of cars", "AVE/car"), *detection_columns],
             variants=[
-                dict(
-                    name="SlowFast, plain",
-                    heads=("detection",),
-                    set={
-                        "model.backbone": dict(
-                            type="SlowFast", num_sweeps=num_sweeps, width=16, layers=(1, 1, 1, 1), out_indices=(1, 2)
-                        )
-                    },
-                ),
                 *(
                     dict(
                         name=fusion,
@@ -136,6 +127,15 @@ comparison = dict(
                         "model.backbone": dict(fusion="none", **slowfast_swin),
                         "train_dataloader.dataset.pipeline.1": small_images,
                         "test_dataloader.dataset.pipeline.1": small_images,
+                    },
+                ),
+                dict(
+                    name="SlowFast, plain",
+                    heads=("detection",),
+                    set={
+                        "model.backbone": dict(
+                            type="SlowFast", num_sweeps=num_sweeps, width=16, layers=(1, 1, 1, 1), out_indices=(1, 2)
+                        )
                     },
                 ),
             ],
