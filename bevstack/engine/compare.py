@@ -216,10 +216,10 @@ def set_place(tree: dict, place: str, value: Any, file: str | os.PathLike = "con
         if not (isinstance(node, dict) and index in node or isinstance(node, list) and isinstance(index, int)):
             raise InputError(file, f"comparison: set {place}", f"the config has no {step!r} there")
         node = node[index]
-    if isinstance(node, list):
+    if value is None:
+        node.pop(int(last)) if isinstance(node, list) else node.pop(last, None)
+    elif isinstance(node, list):
         node[int(last)] = value
-    elif value is None:
-        node.pop(last, None)
     else:
         node[last] = value
 

@@ -125,8 +125,8 @@ comparison = dict(
                     heads=("detection",),
                     set={
                         "model.backbone": dict(fusion="none", **slowfast_swin),
-                        "train_dataloader.dataset.pipeline.1": small_images,
-                        "test_dataloader.dataset.pipeline.1": small_images,
+                        "train_dataloader.dataset.pipeline.1": None,  # no sweeps
+                        "test_dataloader.dataset.pipeline.1": None,
                     },
                 ),
                 dict(

@@ -118,6 +118,16 @@ def test_variants_are_whole_configs(config):
         assert cfg.randomness.seed == 1 and "comparison" not in cfg
 
 
+def test_places_of_lists_and_dicts():
+    tree = {"a": {"steps": [{"n": 1}, {"n": 2}, {"n": 3}], "gone": 4}}
+    compare.set_place(tree, "a.steps.0.n", 5)
+    compare.set_place(tree, "a.steps.1", None)
+    compare.set_place(tree, "a.gone", None)
+    compare.set_place(tree, "a.never", None)
+    compare.set_place(tree, "a.new", 6)
+    assert tree == {"a": {"steps": [{"n": 5}, {"n": 3}], "new": 6}}
+
+
 class StoodIn:
     """Stands in for training and test: writes what these write, fails for one head, and counts its calls."""
 
