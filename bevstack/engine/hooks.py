@@ -168,9 +168,17 @@ class BudgetSchedule(Hook):
         falling = (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))) / 2
         return self.end_factor + (1 - self.end_factor) * falling
 
+    def _steps(self, runner) -> int:
+        return min(runner.max_iters, self.max_steps or runner.max_iters)
+
+    def limits(self, runner) -> str:
+        """What ends training, in words."""
+        seconds = "" if self.max_seconds is None else f" or {self.max_seconds:g} s"
+        return f"at most {self._steps(runner)} steps{seconds}"
+
     def progress(self, runner) -> float:
         """p of the class text, at most 1."""
-        done = runner.iter / min(runner.max_iters, self.max_steps or runner.max_iters)
+        done = runner.iter / self._steps(runner)
         if self.max_seconds is not None:
             done = max(done, _elapsed(runner) / self.max_seconds)
         return min(done, 1.0)

@@ -147,6 +147,7 @@ def device_name() -> str:
 
 def _describe(runner: BEVRunner, notes: list[str]) -> dict:
     """Print what is trained on what, and start the summary."""
+    from bevstack.engine.hooks import BudgetSchedule
     from bevstack.precision import choose_precision
 
     precision = getattr(runner.optim_wrapper, "precision", None) or choose_precision("float32")
@@ -155,11 +156,13 @@ def _describe(runner: BEVRunner, notes: list[str]) -> dict:
     loader = runner.train_dataloader
     batch = getattr(loader.batch_sampler, "batch_size", None) or loader.batch_size or "?"
     processes = f", {runner.world_size} processes" * (runner.world_size > 1)
+    budgets = [hook.limits(runner) for hook in runner.hooks if isinstance(hook, BudgetSchedule)]
+    length = budgets[0] if budgets else f"{runner.max_epochs} epochs, {runner.max_iters} steps"
     lines = {
         "device": f"{device_name()}{processes}, {precision.name} ({precision.reason})",
         "model": f"{runner.model_name}, {total / 1e6:.2f} M parameters, {frozen / 1e6:.2f} M of them frozen",
         "data": f"{len(loader.dataset)} samples, {len(loader)} steps of {batch} an epoch",
-        "schedule": f"{runner.max_epochs} epochs, {runner.max_iters} steps, seed {runner.seed}",
+        "schedule": f"{length}, seed {runner.seed}",
         "work dir": runner.work_dir,
     }
     if runner.rank == 0:

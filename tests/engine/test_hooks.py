@@ -52,11 +52,12 @@ def test_without_seconds_it_depends_on_steps_only(tmp_path) -> None:
     assert rates.tolist() == pytest.approx([0.01 * schedule.factor(i / 16) for i in range(16)])
 
 
-def test_steps_end_training_and_the_schedule(tmp_path) -> None:
+def test_steps_end_training_and_the_schedule(tmp_path, capfd) -> None:
     """Of 16 steps, 5: the rate of step i is 0.01 times the factor at i / 5, and the last one is saved."""
     hook = {"type": "BudgetSchedule", "warmup": 0.25, "start_factor": 0.1, "end_factor": 0.0, "max_steps": 5}
     summary = train_toy(str(tmp_path), param_scheduler=None, extra_hooks=[hook])
     assert summary["steps"] == 5 and summary["checkpoint"].endswith("iter_5.pth")
+    assert "schedule  at most 5 steps, seed 3" in capfd.readouterr().out
     rates = read_checkpoint(summary["checkpoint"])["message_hub"]["log_scalars"]["train/lr"]["history"][0]
     schedule = BudgetSchedule(warmup=0.25, start_factor=0.1, end_factor=0.0)
     assert rates.tolist() == pytest.approx([0.01 * schedule.factor(i / 5) for i in range(5)])
