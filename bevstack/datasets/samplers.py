@@ -8,7 +8,8 @@ All ask their dataset for ``len``, ``stream_starts`` and ``scene_rows`` (see
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from itertools import chain
 
 import numpy as np
@@ -216,22 +217,23 @@ class SceneBatchSampler(Sampler):
         if batch_size < 1:
             raise ValueError(f"batch_size: {batch_size} must be at least 1")
         self.sampler, self.batch_size = sampler, batch_size
+        self._length = sum(1 for _ in self._rows(sampler.order(sampler.epoch)))
 
     def __len__(self) -> int:
-        return len(list(self._rows()))
+        return self._length
 
     def __iter__(self) -> Iterator[list[ClipIndex]]:
-        return self._rows()
+        return self._rows(self.sampler)
 
-    def _rows(self) -> Iterator[list[ClipIndex]]:
-        streams: list[list[ClipIndex]] = []
-        for index in list(self.sampler)[::-1]:  # both lists last first, so that what comes next is popped
-            if not streams or self.sampler.dataset.stream_starts[streams[-1][-1]]:
-                streams.append([])
+    def _rows(self, indices: Iterable[int]) -> Iterator[list[int]]:
+        streams: deque[deque[int]] = deque()
+        for index in indices:
+            if not streams or self.sampler.dataset.stream_starts[index]:
+                streams.append(deque())
             streams[-1].append(index)
-        slots: list[list[ClipIndex]] = []
+        slots: list[deque[int]] = []
         while streams or slots:
             while streams and len(slots) < self.batch_size:
-                slots.append(streams.pop())
-            yield [slot.pop() for slot in slots]
+                slots.append(streams.popleft())
+            yield [slot.popleft() for slot in slots]
             slots = [slot for slot in slots if slot]

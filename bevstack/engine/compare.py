@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{len(waiting)} of {len({variant.key for variant in variants})} trainings to do")
         return 0
     to_train = [] if args.page_only else list(waiting.values())
-    failures = run_all(to_train, results, results_path)
+    failures = run_all(to_train, results, results_path) if to_train else {}
     page = args.page or args.work_dir / "comparison.md"
     with atomic_text(page) as file:
         file.write(page_text(cfg, sections, variants, results, failures))

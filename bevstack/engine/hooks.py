@@ -177,10 +177,14 @@ class BudgetSchedule(Hook):
         return f"at most {self._steps(runner)} steps{seconds}"
 
     def progress(self, runner) -> float:
-        """p of the class text, at most 1."""
+        """p of the class text, at most 1; the same on every rank."""
+        return self.progress_at(runner, 0.0 if self.max_seconds is None else _elapsed(runner))
+
+    def progress_at(self, runner, seconds: float) -> float:
+        """p where so many seconds have passed; asks no other process."""
         done = runner.iter / self._steps(runner)
         if self.max_seconds is not None:
-            done = max(done, _elapsed(runner) / self.max_seconds)
+            done = max(done, seconds / self.max_seconds)
         return min(done, 1.0)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
@@ -205,9 +209,12 @@ class BudgetTimerHook(IterTimerHook):
 
     def _after_iter(self, runner, batch_idx: int, data_batch=None, outputs=None, mode: str = "train") -> None:
         super()._after_iter(runner, batch_idx, data_batch, outputs, mode)
-        schedules = [hook for hook in runner.hooks if isinstance(hook, BudgetSchedule)]
-        if mode == "train" and schedules and (done := schedules[0].progress(runner)) > 0:
-            runner.message_hub.update_info("eta", _elapsed(runner) * (1 - done) / done)
+        if mode != "train":
+            return
+        seconds = runner.train_loop.seconds
+        for schedule in (hook for hook in runner.hooks if isinstance(hook, BudgetSchedule)):
+            if (done := schedule.progress_at(runner, seconds)) > 0:
+                runner.message_hub.update_info("eta", seconds * (1 - done) / done)
 
 
 @HOOKS.register_module()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,9 @@ import torch
 
 from bevstack.errors import InputError
 from bevstack.evaluation.coco_precision import THRESHOLDS, coco_precision, mean_of_known
-from bevstack.evaluation.gathering import GatheredMetric, as_dict
-from bevstack.evaluation.keypoint_metric import SIGMAS, object_keypoint_similarity
-from bevstack.evaluation.true_objects import class_ranges, countable, match_by_distance, on_host
+from bevstack.evaluation.gathering import as_dict
+from bevstack.evaluation.keypoint_metric import SimilarityMetric, object_keypoint_similarity
+from bevstack.evaluation.true_objects import countable, match_by_distance, on_host
 from bevstack.geometry.keypoints import KEYPOINT_NAMES, NUM_KEYPOINTS, image_keypoints
 from bevstack.registry import METRICS
 
@@ -48,7 +48,7 @@ class ScoredPoints:
 
 
 @METRICS.register_module()
-class ImageKeypointMetric(GatheredMetric):
+class ImageKeypointMetric(SimilarityMetric):
     """OKS-AP and PCK of each keypoint as a point in the cameras' images; points belong to no object.
 
     Reads ``gt_instances_3d`` (boxes, labels and, where there, ``num_lidar_pts`` and ``num_radar_pts``),
@@ -80,23 +80,8 @@ class ImageKeypointMetric(GatheredMetric):
             a sample comes twice, there is none.
     """
 
-    def __init__(
-        self,
-        classes: Sequence[str] | None = None,
-        sigmas: Sequence[float] = SIGMAS,
-        range_m: Mapping[str, float] | None = None,
-    ) -> None:
-        super().__init__()
-        self._classes = None if classes is None else tuple(classes)
-        self.sigmas, self.range_m = np.asarray(sigmas, float), dict(range_m or {})
-        self._limits: np.ndarray | None = None
-        if self.sigmas.shape != (NUM_KEYPOINTS,) or (self.sigmas <= 0).any():
-            raise InputError("ImageKeypointMetric", "sigmas", f"must be {NUM_KEYPOINTS} positive numbers")
-
     def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
         """Project one batch's boxes and keep the points, true and predicted."""
-        if self._limits is None:
-            self._limits = class_ranges(self.named_classes(self._classes), self.range_m)
         for sample in map(as_dict, data_samples):
             token = sample.get("token")
             hints = dict.fromkeys(_CALIBRATION, "PackBEVInputs brings it")
@@ -116,7 +101,7 @@ class ImageKeypointMetric(GatheredMetric):
                 if bad:
                     raise InputError("ImageKeypointMetric", "pred_image_keypoints", f"sample {token} has {what}")
             self.results.append(
-                ScoredPoints(token, number, *_true_points(sample, self._limits), cameras, kinds, points, scores)
+                ScoredPoints(token, number, *_true_points(sample, self.limits_m), cameras, kinds, points, scores)
             )
 
     def compute_metrics(self, results: list[ScoredPoints]) -> dict[str, float]:

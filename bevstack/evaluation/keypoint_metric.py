@@ -44,8 +44,44 @@ class ScoredPoses:
     scores: np.ndarray
 
 
+class SimilarityMetric(GatheredMetric):
+    """What metrics by object keypoint similarity share: classes, their ranges, and how far each keypoint may stray.
+
+    Args:
+        classes, sigmas, range_m: see :class:`KeypointMetric`.
+
+    Raises:
+        InputError: not one positive sigma for each keypoint.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str] | None = None,
+        sigmas: Sequence[float] = SIGMAS,
+        range_m: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self._classes = None if classes is None else tuple(classes)
+        self.sigmas, self.range_m = np.asarray(sigmas, float), dict(range_m or {})
+        self._limits: np.ndarray | None = None
+        if self.sigmas.shape != (NUM_KEYPOINTS,) or (self.sigmas <= 0).any():
+            raise InputError(type(self).__name__, "sigmas", f"must be {NUM_KEYPOINTS} positive numbers")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels, from the constructor or else from the dataset."""
+        return self.named_classes(self._classes)
+
+    @property
+    def limits_m(self) -> np.ndarray:
+        """(K,) range of each class, metres."""
+        if self._limits is None:
+            self._limits = class_ranges(self.classes, self.range_m)
+        return self._limits
+
+
 @METRICS.register_module()
-class KeypointMetric(GatheredMetric):
+class KeypointMetric(SimilarityMetric):
     """OKS-AP and PCK of six keypoints per object, in the BEV frame.
 
     Reads ``gt_instances_3d`` (boxes, labels and, where there, ``num_lidar_pts`` and ``num_radar_pts``) and
@@ -75,29 +111,9 @@ class KeypointMetric(GatheredMetric):
         InputError: a field is missing, a prediction is not finite, a sample comes twice, there is none.
     """
 
-    def __init__(
-        self,
-        classes: Sequence[str] | None = None,
-        sigmas: Sequence[float] = SIGMAS,
-        range_m: Mapping[str, float] | None = None,
-    ) -> None:
-        super().__init__()
-        self._classes = None if classes is None else tuple(classes)
-        self.sigmas, self.range_m = np.asarray(sigmas, float), dict(range_m or {})
-        self._limits: np.ndarray | None = None
-        if self.sigmas.shape != (NUM_KEYPOINTS,) or (self.sigmas <= 0).any():
-            raise InputError("KeypointMetric", "sigmas", f"must be {NUM_KEYPOINTS} positive numbers")
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the labels, from the constructor or else from the dataset."""
-        return self.named_classes(self._classes)
-
     def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
         """Keep one batch's poses and true objects within range."""
-        if self._limits is None:
-            self._limits = class_ranges(self.classes, self.range_m)
-        limits = self._limits
+        limits = self.limits_m
         for sample in map(as_dict, data_samples):
             token = sample.get("token")
             for field in ("gt_instances_3d", "pred_keypoints"):

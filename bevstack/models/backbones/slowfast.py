@@ -122,8 +122,9 @@ class SlowFastStem(nn.Sequential):
     """7 x 7 convolution of stride 2 over ``temporal`` frames, then max pooling of stride 2: stride 4 in all."""
 
     def __init__(self, width: int, temporal: int) -> None:
-        convolution = FrameConvolution(3, width, 7, 2)
-        if temporal > 1:
+        if temporal == 1:
+            convolution = FrameConvolution(3, width, 7, 2)
+        else:
             convolution = nn.Conv3d(3, width, (temporal, 7, 7), (1, 2, 2), (temporal // 2, 3, 3), bias=False)
         super().__init__(convolution, _norm_relu(width), nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)))
 
