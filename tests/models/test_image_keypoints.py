@@ -49,12 +49,18 @@ def placed(target, camera):
 
 
 def perfect(target, rig, high=12.0):
-    """Raw outputs on cells of 8 px that say exactly what the target asks for."""
+    """Raw outputs on cells of 8 px that say exactly what the target asks for; every cell's offset leads to
+    the nearest keypoint of the kind."""
     heatmap, offset = torch.full((1, 2, 6, 16, 40), -high), torch.zeros(1, 2, 6, 2, 16, 40)
+    centers = torch.stack(torch.meshgrid(torch.arange(40), torch.arange(16), indexing="xy")) + 0.5  # (2, 16, 40)
+    nearest = torch.full((2, 6, 16, 40), math.inf)
     for camera, kind, point in zip(*target, strict=True):
         column, row = (point / 8).long()
         heatmap[0, camera, kind, row, column] = high
-        offset[0, camera, kind, :, row, column] = point / 8 - torch.tensor([column, row]) - 0.5
+        away = (point / 8).view(2, 1, 1) - centers
+        nearer = away.norm(dim=0) < nearest[camera, kind]
+        nearest[camera, kind][nearer] = away.norm(dim=0)[nearer]
+        offset[0, camera, kind, :, nearer] = away[:, nearer]
     return {"heatmap": heatmap, "offset": offset.flatten(2, 3)}
 
 
@@ -136,6 +142,24 @@ def test_losses():
     sum(head.loss(raw, samples, rig).values()).backward()
     assert features[1].grad.abs().sum() > 0
     assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in head.parameters())
+
+
+@pytest.mark.parametrize("reach", [0, 1])
+def test_the_cells_around_learn_the_offset(reach):
+    # Expected: of offsets that are wrong by one cell everywhere, the loss is 2 (u and v) a keypoint, whatever the
+    # reach; the gradient stands in the (2 reach + 1)^2 cells around each of the six, and in the keypoint's most.
+    rig, sample = rig_of(), sample_of(box(2.0, 20.0))
+    target = image_keypoint_targets(0, sample, rig)
+    raw = perfect(target, rig)
+    raw["offset"] = (raw["offset"] + 1.0).requires_grad_()
+    loss = ImageKeypointHead(8, offset_weight=1.0, reach_cells=reach).loss(raw, [sample], rig)["loss_offset"]
+    assert loss.item() == pytest.approx(2.0, abs=1e-4)
+    loss.backward()
+    gradient = raw["offset"].grad.unflatten(2, (6, 2))[0, 0].sum(1)  # of the camera ahead: (6, 16, 40)
+    assert (gradient.flatten(1).count_nonzero(1) == (2 * reach + 1) ** 2).all()
+    for kind, point in zip(target.kinds, target.points_px, strict=True):
+        column, row = (point / 8).long().tolist()
+        assert gradient[kind, row, column] == gradient[kind].max()
 
 
 def test_it_learns_a_scene():

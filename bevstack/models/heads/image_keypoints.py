@@ -17,7 +17,7 @@ from bevstack.geometry.keypoints import NUM_KEYPOINTS, image_keypoints
 from bevstack.losses.dense import heatmap_focal_loss
 from bevstack.losses.functional import mean_across_ranks
 from bevstack.models.layers.conv import ConvNormReLU
-from bevstack.models.layers.heatmaps import gaussian_heatmap, local_peaks
+from bevstack.models.layers.heatmaps import cells_around, gaussian_heatmap, local_peaks
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, CameraRig
 
@@ -49,6 +49,8 @@ class ImageKeypointHead(BaseModule):
         level: index of the level that is read.
         sigma_cells: standard deviation of a keypoint's Gaussian.
         heatmap_weight, offset_weight: of the two losses.
+        reach_cells: how far around a keypoint's cell its offset is learned too
+            (:func:`bevstack.models.layers.heatmaps.cells_around`); 0 for that cell alone.
         max_points: of each keypoint in each camera, kept by score; score_threshold: points below are dropped.
     """
 
@@ -60,13 +62,14 @@ class ImageKeypointHead(BaseModule):
         sigma_cells: float = 0.8,
         heatmap_weight: float = 1.0,
         offset_weight: float = 0.5,
+        reach_cells: int = 1,
         max_points: int = 50,
         score_threshold: float = 0.1,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
         self.level, self.sigma_cells = level, sigma_cells
-        self.heatmap_weight, self.offset_weight = heatmap_weight, offset_weight
+        self.heatmap_weight, self.offset_weight, self.reach_cells = heatmap_weight, offset_weight, reach_cells
         self.max_points, self.score_threshold = max_points, score_threshold
         self.shared = ConvNormReLU(in_channels, channels)
         self.heatmap = nn.Conv2d(channels, NUM_KEYPOINTS, 1)
@@ -84,7 +87,8 @@ class ImageKeypointHead(BaseModule):
         }
 
     def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample], rig: CameraRig) -> dict[str, Tensor]:
-        """``loss_heatmap`` (focal) and ``loss_offset`` (L1 in cells) per visible keypoint of all ranks.
+        """``loss_heatmap`` (focal) and ``loss_offset`` (L1 in cells, by the cells' shares) per visible keypoint of all
+        ranks.
 
         Args:
             raw: of :meth:`forward`.
@@ -100,11 +104,11 @@ class ImageKeypointHead(BaseModule):
         channel = torch.cat([(b * cameras + t.cameras) * NUM_KEYPOINTS + t.kinds for b, t in enumerate(targets)])
         number = mean_across_ranks(float(len(place)), heatmap.device).clamp_min(1.0)
         sigma = place.new_full((len(place),), self.sigma_cells)
-        truth = gaussian_heatmap(corner, sigma, channel, (batch * cameras * NUM_KEYPOINTS, rows, columns))
-        focal = heatmap_focal_loss(heatmap.flatten(0, 2), truth).sum()
-        predicted = offset.reshape(batch * cameras * NUM_KEYPOINTS, 2, rows, columns)
-        predicted = predicted[channel, :, corner[:, 1], corner[:, 0]]
-        error = (predicted - (place - corner - 0.5)).abs().sum()
+        shape = (batch * cameras * NUM_KEYPOINTS, rows, columns)
+        focal = heatmap_focal_loss(heatmap.flatten(0, 2), gaussian_heatmap(corner, sigma, channel, shape)).sum()
+        learning = cells_around(place, channel, shape, self.reach_cells)
+        predicted = offset.unflatten(2, (NUM_KEYPOINTS, 2)).flatten(-2).transpose(-1, -2).flatten(0, 3)[learning.cells]
+        error = ((predicted - learning.offsets).abs().sum(-1) * learning.shares).sum()
         return {
             "loss_heatmap": self.heatmap_weight * focal / number,
             "loss_offset": self.offset_weight * error / number,
