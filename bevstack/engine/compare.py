@@ -11,6 +11,8 @@ The config's ``comparison`` says what is compared::
         sections=[
             dict(title=..., text=..., set={}, data_root=..., columns=[(header, key), ...], variants=[
                 dict(name=..., heads=("detection",), set={}),
+            ], prepare=[               # what its variants start from; run once, in order
+                dict(tool="train", arguments=["configs/a.py"], makes="work_dirs/a/epoch_1.pth"),
             ]),
         ],
     )
@@ -52,7 +54,8 @@ RESULTS_NAME = "comparison.json"
 _PLACED = ("data_root", "version", "index_root")
 _SETTINGS = {"steps", "seeds", "set", "metrics_of_head", "sections", "train_split", "test_split", *_PLACED}
 _SECTION = {
-    "title", "text", "steps", "set", "columns", "rows", "joint", "variants", "train_split", "test_split", *_PLACED
+    "title", "text", "steps", "set", "columns", "rows", "joint", "variants", "prepare", "train_split", "test_split",
+    *_PLACED,
 }  # fmt: skip
 _CALL = "from bevstack.errors import run_tool; from bevstack.engine.{} import main; run_tool(main)"
 
@@ -105,7 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{len(waiting)} of {len({variant.key for variant in variants})} trainings to do")
         return 0
     to_train = [] if args.page_only else list(waiting.values())
-    failures = run_all(to_train, results, results_path) if to_train else {}
+    preparations = {section["title"]: section.get("prepare", ()) for section in sections}
+    failures = run_all(to_train, results, results_path, preparations) if to_train else {}
     page = args.page or args.work_dir / "comparison.md"
     with atomic_text(page) as file:
         file.write(page_text(cfg, sections, variants, results, failures))
@@ -260,8 +264,16 @@ def read_results(path: Path) -> dict[str, dict]:
     return results
 
 
-def run_all(variants: Sequence[Variant], results: dict[str, dict], path: Path) -> dict[str, str]:
-    """Train and score the variants one after another, adding to ``results`` and its file; returns what failed, why."""
+def run_all(
+    variants: Sequence[Variant],
+    results: dict[str, dict],
+    path: Path,
+    preparations: Mapping[str, Sequence[Mapping]],
+) -> dict[str, str]:
+    """Train and score the variants one after another, adding to ``results`` and its file; returns what failed, why.
+
+    ``preparations``: by section title, what is run before the section's first variant.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -282,6 +294,7 @@ def run_all(variants: Sequence[Variant], results: dict[str, dict], path: Path) -
             title = f"{variant.section}: {variant.name}, seed {variant.seed}"
             bar.update(task, description=title)
             try:
+                prepare(preparations.get(variant.section, ()))
                 results[variant.key] = run_variant(variant, path.parent / variant.key[:12])
             except RunFailure as failure:
                 failures[variant.key] = str(failure)
@@ -295,6 +308,21 @@ def run_all(variants: Sequence[Variant], results: dict[str, dict], path: Path) -
 
 class RunFailure(RuntimeError):
     """The training or the test of a variant ended with an error; holds its last line."""
+
+
+def prepare(steps: Sequence[Mapping]) -> None:
+    """Run the steps whose file is not there yet.
+
+    Raises:
+        RunFailure: one did not end well, or did not make what it says.
+    """
+    for step in steps:
+        made = Path(step["makes"])
+        if not made.exists():
+            made.parent.mkdir(parents=True, exist_ok=True)
+            _call(step["tool"], step["arguments"], made.parent)
+        if not made.exists():
+            raise RunFailure(f"{step['tool']} ended well, but there is no {made}")
 
 
 def run_variant(variant: Variant, folder: Path) -> dict:

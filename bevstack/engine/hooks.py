@@ -1,10 +1,11 @@
-"""Hooks: whole checkpoints, a budget for training and the time that is left of it, a progress bar."""
+"""Hooks: whole checkpoints, parts of other models, a budget for training and the time left of it, a progress bar."""
 
 from __future__ import annotations
 
 import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +15,8 @@ from mmengine.hooks import EMAHook as MMEngineEMAHook
 from mmengine.hooks import Hook, IterTimerHook
 from tqdm import tqdm
 
-from bevstack.engine.checkpoint import LAST_CHECKPOINT, atomic_write
+from bevstack.engine.checkpoint import LAST_CHECKPOINT, atomic_write, load_weights, newest_checkpoint, read_checkpoint
+from bevstack.errors import InputError
 from bevstack.registry import HOOKS
 
 
@@ -93,6 +95,47 @@ class EMAHook(MMEngineEMAHook):
         """Put the average into the model."""
         self._copy_model()
         super().before_test_epoch(runner)
+
+
+@HOOKS.register_module()
+class LoadPartsHook(Hook):
+    """Start a new training with parts of another model, such as the trunk and the head of one with another backbone.
+
+    What is not named stays new, even if the file has it; so parts of other shapes do no harm. A resumed run is left
+    alone.
+
+    Args:
+        checkpoint: file; or the work directory of a run, whose last checkpoint is taken.
+        parts: of the model, as ``encoder`` or ``heads.detection``.
+
+    Raises:
+        InputError: when training starts: no such file or part, or a shape that does not fit.
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, checkpoint: str | os.PathLike, parts: Sequence[str]) -> None:
+        self.checkpoint, self.parts = Path(checkpoint), tuple(parts)
+
+    def before_train(self, runner) -> None:
+        """Load them, and say in one line what was loaded."""
+        if runner.iter > 0:
+            return
+        path = self.checkpoint
+        if path.is_dir():
+            newest, _ = newest_checkpoint(path)
+            if newest is None:
+                raise InputError(path, "checkpoint", "this folder has none")
+            path = newest
+        weights = read_checkpoint(path)["state_dict"]
+        for part in self.parts:
+            if not any(name.startswith(f"{part}.") for name in weights):
+                raise InputError(path, part, "the file has no such part of a model")
+        chosen = {
+            name: weight for name, weight in weights.items() if name.startswith(tuple(f"{p}." for p in self.parts))
+        }
+        load_weights(runner.module, chosen, path, strict=False)
+        runner.logger.info(f"loaded {', '.join(self.parts)} ({len(chosen)} weights) of {path}")
 
 
 def _elapsed(runner) -> float:

@@ -1,13 +1,16 @@
 """Velocity from camera sweeps: SlowFast x Swin at 12 Hz against its single-frame twin, by one variable.
 
-    python tools/create_synthetic.py --root data/nuscenes-synthetic-sweeps --train-scenes 24 --val-scenes 6 \
+    python tools/create_synthetic.py --root data/nuscenes-synthetic-sweeps --train-scenes 100 --val-scenes 16 \
         --frames 16 --image-size 256x144 --sweeps --seed 7
     python tools/create_data.py nuscenes --root data/nuscenes-synthetic-sweeps
-    python tools/train.py configs/multitask/video_slowfast_swin.py
-    python tools/train.py configs/multitask/video_slowfast_swin.py --cfg-options model.backbone.fusion=none
+    python tools/train.py configs/multitask/video_single_frame.py
+    python tools/pretrain_motion.py configs/multitask/video_slowfast_swin.py --out work_dirs/motion/serial.pth \
+        --cfg-options load_from=work_dirs/video_single_frame/iter_700.pth
+    python tools/train.py configs/multitask/video_slowfast_swin.py --cfg-options load_from=work_dirs/motion/serial.pth
 
-There is no memory of earlier B_t: what moves is to be seen in the sweeps or not at all. All fusions train for the same
-number of steps from random weights; compare ``mAVE``.
+The first training, of the twin, needs the demo's weights; the slow path starts from it. The fast path starts from
+clips of known motion, which need no labels. There is no memory of earlier B_t: what moves is to be seen in the sweeps
+or not at all. ``tools/compare.py configs/multitask/comparison.py --only SlowFast`` does all that for every fusion.
 """
 
 from mmengine.config import read_base
@@ -36,6 +39,7 @@ model["neck"] = dict(type="TopDownNeck", out_channels=channels, out_levels=(0,))
 model["temporal_fusion"] = None
 model["memory_frames"] = 1
 model["heads"] = dict(detection=model["heads"]["detection"])
+model["heads"]["detection"]["code_weights"] = (1,) * 10  # a metre per second counts as much as a metre
 
 image_pipeline = [
     dict(type="LoadMultiViewImages"),
@@ -49,6 +53,7 @@ train_dataloader["dataset"].update(
 test_dataloader["dataset"].update(data_root=data_root, pipeline=[*image_pipeline, dict(type="PackBEVInputs")])
 test_evaluator = [dict(type="NuScenesDetectionMetric", data_root=data_root, version=version, split="val")]
 
+optim_wrapper["optimizer"]["lr"] = 8e-4  # higher ones undo what the slow path knows when the fast one joins it
 train_cfg = dict(type="StreamingTrainLoop", max_epochs=100)  # the schedule ends it
 default_hooks["checkpoint"].update(interval=1, max_keep_ckpts=1)
 custom_hooks = [

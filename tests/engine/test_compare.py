@@ -178,6 +178,36 @@ def test_finished_variants_are_kept(config, tmp_path, calls, capsys):
     assert len(calls.trained) == 16  # the section with steps of its own stays as it is
 
 
+def test_what_variants_start_from_is_made_once_before_them(config, tmp_path, calls, monkeypatch):
+    # Expected: the section's two steps run in order before its first training, and not again once their files are
+    # there; where one fails, so do the section's variants, and no other.
+    def step(name: str) -> str:
+        made = str(tmp_path / "made" / f"{name}.pth")
+        return f"dict(tool='make', arguments=[r'{made}'], makes=r'{made}')"
+
+    text = config.read_text().replace('title="Widths",', f'title="Widths", prepare=[{step("a")}, {step("b")}],')
+    config.write_text(text)
+    made: list[str] = []
+
+    def call(tool, arguments, folder) -> None:
+        if tool != "make":
+            return calls(tool, arguments, folder)
+        if calls.broken == "make":
+            raise compare.RunFailure("make exited with 2: error: no such thing")
+        made.append(f"{Path(arguments[0]).stem} after {len(calls.trained)}")
+        Path(arguments[0]).touch()
+
+    monkeypatch.setattr(compare, "_call", call)
+    arguments = [str(config), "--work-dir", str(tmp_path / "work")]
+    calls.broken = "make"
+    assert compare.main(arguments) == 1 and len(calls.trained) == 6
+    page = (tmp_path / "work" / "comparison.md").read_text()
+    assert page.count("failed: make exited with 2: error: no such thing") == 2
+    calls.broken = None
+    assert compare.main(arguments) == 0 and len(calls.trained) == 10
+    assert made == ["a after 6", "b after 6"]
+
+
 def test_the_page(config, tmp_path, calls):
     # Expected: means over seeds 0 and 1 (0.1 and 0.12 for one head, 0.2 and 0.22 for two), half their distance.
     assert compare.main([str(config), "--work-dir", str(tmp_path / "work")]) == 0

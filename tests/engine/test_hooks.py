@@ -6,10 +6,12 @@ import math
 import time
 
 import pytest
+import torch
 from mmengine.hooks import Hook
 
 from bevstack.engine.checkpoint import read_checkpoint
 from bevstack.engine.hooks import BudgetSchedule, MaxSecondsHook
+from bevstack.errors import InputError
 from bevstack.registry import HOOKS
 from tests.engine.toy import train_toy
 
@@ -31,6 +33,16 @@ class RemainingTime(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         self.seen.append((runner.iter, runner.train_loop.seconds, runner.message_hub.get_info("eta")))
+
+
+@HOOKS.register_module()
+class WeightsSeen(Hook):
+    """Notes the weights that each step starts from."""
+
+    seen: list[dict] = []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        self.seen.append({name: weight.clone() for name, weight in runner.model.state_dict().items()})
 
 
 def test_factor_closed_form() -> None:
@@ -114,3 +126,34 @@ def test_rate_falls_to_the_end_within_the_budget(tmp_path) -> None:
 def test_budget_must_be_positive(kind, value) -> None:
     with pytest.raises(ValueError, match="positive"):
         kind(max_seconds=value)
+
+
+def test_parts_of_another_model_start_a_training(tmp_path) -> None:
+    """The named parts are the other run's, bit by bit, at the first step; the rest is not, nor is a resumed run."""
+    train_toy(str(tmp_path / "other"), randomness__seed=9)
+    other = read_checkpoint(tmp_path / "other" / "iter_16.pth")["state_dict"]
+    parts = sorted({name.split(".")[0] for name in other})
+
+    def trained(**changes) -> dict:
+        WeightsSeen.seen.clear()
+        hook = {"type": "LoadPartsHook", "checkpoint": str(tmp_path / "other"), "parts": parts[:1]}
+        train_toy(str(tmp_path / "new"), extra_hooks=[hook, {"type": "WeightsSeen"}], **changes)
+        return WeightsSeen.seen[0]
+
+    start = trained()
+    taken = {name for name in other if name.startswith(f"{parts[0]}.")}
+    assert taken and all(torch.equal(start[name], other[name]) == (name in taken) for name in other)
+    resumed = trained(resume=str(tmp_path / "new" / "iter_6.pth"))
+    assert any(not torch.equal(resumed[name], other[name]) for name in taken)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "part", "message"),
+    [("other", "neck", "neck: the file has no such part"), ("empty", "neck", "checkpoint: this folder has none")],
+)
+def test_parts_that_are_not_there(tmp_path, checkpoint, part, message) -> None:
+    (tmp_path / "empty").mkdir()
+    train_toy(str(tmp_path / "other"))
+    hook = {"type": "LoadPartsHook", "checkpoint": str(tmp_path / checkpoint), "parts": [part]}
+    with pytest.raises(InputError, match=message):
+        train_toy(str(tmp_path / "new"), extra_hooks=[hook])

@@ -44,8 +44,20 @@ def tokens_of(frames: Tensor) -> Tensor:
     return frames.permute(0, 2, 3, 4, 1).flatten(0, 1)
 
 
+def start_small(layer: nn.Linear, from_column: int = 0, factor: float = 0.1) -> None:
+    """Scale the weights of a new branch's last layer and clear its bias, so that what it joins is hardly disturbed.
+
+    Without this a trained slow path loses in its first hundred steps with the fast one what it knew.
+    """
+    with torch.no_grad():
+        layer.weight[:, from_column:] *= factor
+        layer.bias.zero_()
+
+
 class TemporalConvolution(nn.Module):
     """Residual convolution over time: LayerNorm, 3 x 1 x 1 to ``hidden`` channels, GELU, 1 x 1 x 1 back.
+
+    It starts small (:func:`start_small`).
 
     Args:
         channels: C.
@@ -57,6 +69,7 @@ class TemporalConvolution(nn.Module):
         self.norm = nn.LayerNorm(channels)
         self.over_time = nn.Conv3d(channels, hidden, (3, 1, 1), padding=(1, 0, 0))
         self.back = nn.Linear(hidden, channels)
+        start_small(self.back)
 
     def forward(self, tokens: Tensor, batch: int) -> Tensor:
         """(B * T, h, w, C) to the same; ``batch`` is B."""
@@ -150,8 +163,9 @@ class LightConvolutionPath(nn.Module):
 class PathJoin(nn.Module):
     """Joins the slow path's tokens with what comes from the fast path.
 
-    ``concat``: a linear layer on both, which starts as the slow path plus a projection of the fast one. ``weights``:
-    a learned weighting of the slow path and a projection of the fast one, channel by channel, that starts at one half.
+    ``concat``: a linear layer on both, which starts as the slow path plus a small projection of the fast one.
+    ``weights``: a learned weighting of the slow path and a projection of the fast one, channel by channel, that starts
+    at one half.
 
     Args:
         channels: C of the slow path.
@@ -166,6 +180,7 @@ class PathJoin(nn.Module):
             self.both = nn.Linear(channels + lateral_channels, channels)
             with torch.no_grad():
                 self.both.weight[:, :channels] = torch.eye(channels)
+            start_small(self.both, from_column=channels)
         else:
             self.project = nn.Linear(lateral_channels, channels)
             self.weights = nn.Parameter(torch.zeros(2, channels))
