@@ -125,6 +125,36 @@ def older_images(
     return images
 
 
+def ego_poses(arrays: Mapping[str, np.ndarray], row: int, camera: int, times_us: np.ndarray) -> np.ndarray:
+    """Where the ego car was when a camera took images at or before a sample's key frame.
+
+    Between the key frames of that camera the position is interpolated linearly and the heading on the shortest arc: at
+    2 Hz and 2 m/s^2 that is off by 6 cm at most. Before the scene's first key frame the car stands there.
+
+    Args:
+        arrays: of the index.
+        row: the sample. camera: number of the camera.
+        times_us: (S,) microseconds.
+
+    Returns:
+        ``global_from_ego`` (S, 4, 4) float64.
+    """
+    from scipy.spatial.transform import Rotation, Slerp
+
+    rows = [row]
+    while arrays["camera_timestamp_us"][rows[0], camera] > times_us.min() and arrays["sample_prev"][rows[0]] >= 0:
+        rows.insert(0, int(arrays["sample_prev"][rows[0]]))
+    known_us = np.asarray(arrays["camera_timestamp_us"][rows, camera]).astype(np.float64)
+    known = np.asarray(arrays["global_from_camera_ego"][rows, camera])
+    times = np.clip(times_us.astype(np.float64), known_us[0], known_us[-1])
+    poses = np.tile(np.eye(4), (len(times), 1, 1))
+    for axis in range(3):
+        poses[:, axis, 3] = np.interp(times, known_us, known[:, axis, 3])
+    turns = Rotation.from_matrix(known[:, :3, :3])
+    poses[:, :3, :3] = (Slerp(known_us, turns)(times) if len(rows) > 1 else turns).as_matrix()
+    return poses
+
+
 def _back_through_time(arrays: Mapping[str, np.ndarray], row: int, camera: int) -> Iterator[tuple[bytes, int]]:
     cameras = arrays["camera_path"].shape[1]
     while True:

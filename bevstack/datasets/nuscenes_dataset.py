@@ -44,7 +44,9 @@ class NuScenesBEVDataset(Dataset):
       ``previous_from_current`` (4, 4) float64 (from this frame's BEV frame to that of the frame before it),
       ``has_previous`` bool, ``seconds`` float since the previous frame, ``can_bus`` (18,) float64, ``token``.
       Where a transform asks for S camera sweeps (``num_sweeps``): ``sweep_paths`` [S][N], oldest first, and
-      ``sweep_seconds`` (S, N) float64, time since the camera's image of the frame (see ``NuScenesIndex.sweeps``).
+      ``sweep_seconds`` (S, N) float64, time since the camera's image of the frame (see ``NuScenesIndex.sweeps``),
+      ``sweep_from_camera`` (S, N, 4, 4) float64 from the camera now to the camera then, and ``height_in_camera`` (N, 4)
+      float64: its product with (x, y, z, 1) of a camera's frame is the height above the ground in metres.
       The frame before the first one is its sample's predecessor in the scene: with T = 1 that is what streaming needs.
     - of the keyframe, which is the last: ``token``, ``prev_token`` and ``next_token`` ("" at the ends of a stream),
       ``scene_token``, ``scene_name``, ``scene_description``, ``timestamp_s``, ``location``, ``has_map``,
@@ -222,7 +224,12 @@ class NuScenesBEVDataset(Dataset):
         sweeps = {}
         if self.num_sweeps:
             paths, times = index.sweeps(row, self.num_sweeps, self.max_gap_seconds)
-            sweeps = {"sweep_paths": paths, "sweep_seconds": times}
+            sweeps = {
+                "sweep_paths": paths,
+                "sweep_seconds": times,
+                "sweep_from_camera": index.sweep_from_camera(row, times),
+                "height_in_camera": index.ego_from_camera(row)[:, 2],
+            }
         return {
             **sweeps,
             "token": index.token(row),

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bevstack.datasets.camera_sweeps import older_images
+from bevstack.datasets.camera_sweeps import ego_poses, older_images
 from bevstack.datasets.can_bus import EgoState
 from bevstack.datasets.index_files import (
     check_contents,
@@ -224,10 +224,25 @@ class NuScenesIndex:
             seconds[:, n] = [(time - own[1]) * 1e-6 for _, time in images[::-1]]
         return [list(moment) for moment in zip(*paths, strict=True)], seconds
 
+    def sweep_from_camera(self, row: int, seconds: np.ndarray) -> np.ndarray:
+        """(S, N, 4, 4) float64: from each camera at its own image of a sample to where it was ``seconds`` (S, N) before
+        (0 or less, as of :meth:`sweeps`), see :func:`bevstack.datasets.camera_sweeps.ego_poses`."""
+        ego_from_camera = self.ego_from_camera(row)
+        moved = np.empty((*seconds.shape, 4, 4))
+        for n, from_camera in enumerate(ego_from_camera):
+            times = self.arrays["camera_timestamp_us"][row, n] + np.rint(seconds[:, n] * 1e6)
+            now = np.array(self.arrays["global_from_camera_ego"][row, n]) @ from_camera
+            for s, ego in enumerate(ego_poses(self.arrays, row, n, times)):
+                moved[s, n] = rigid_inverse(ego @ from_camera) @ now
+        return moved
+
+    def ego_from_camera(self, row: int) -> np.ndarray:
+        """(N, 4, 4) float64: from each camera to the ego frame, whose z = 0 is the ground."""
+        return np.array(self.arrays["ego_from_sensor"][self.arrays["camera_calibration"][row]])
+
     def camera_from_bev(self, row: int) -> np.ndarray:
         """(N, 4, 4) float64: from the BEV frame at lidar time to each camera at its own time."""
-        ego_from_camera = self.arrays["ego_from_sensor"][self.arrays["camera_calibration"][row]]
-        global_from_camera = np.array(self.arrays["global_from_camera_ego"][row]) @ ego_from_camera
+        global_from_camera = np.array(self.arrays["global_from_camera_ego"][row]) @ self.ego_from_camera(row)
         return rigid_inverse(global_from_camera) @ self.global_from_bev(row)
 
     def pixels_from_camera(self, row: int) -> np.ndarray:

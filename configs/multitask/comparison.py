@@ -37,11 +37,18 @@ slowfast_swin = dict(
     window_size=4,
     out_indices=(1, 2),
 )
-sweep_pipeline = [image_pipeline[0], dict(type="LoadCameraSweeps", num_sweeps=num_sweeps), small_images]
+sweep_pipeline = [
+    image_pipeline[0],
+    dict(type="LoadCameraSweeps", num_sweeps=num_sweeps, still_height_m=0.5),
+    small_images,
+]
 video_changes = {
     "model.neck": dict(type="TopDownNeck", out_channels=channels, out_levels=(0,)),
     "model.heads.detection.code_weights": (1,) * 10,
     "optim_wrapper.optimizer.lr": 8e-4,
+    "optim_wrapper.paramwise_cfg": dict(
+        custom_keys={f"backbone.{part}": dict(lr_mult=2.0) for part in ("fast", "laterals", "joins")}
+    ),
     "train_dataloader.dataset.pipeline": [
         *sweep_pipeline,
         *target_pipeline,

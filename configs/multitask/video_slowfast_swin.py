@@ -9,8 +9,10 @@
     python tools/train.py configs/multitask/video_slowfast_swin.py --cfg-options load_from=work_dirs/motion/serial.pth
 
 The first training, of the twin, needs the demo's weights; the slow path starts from it. The fast path starts from
-clips of known motion, which need no labels. There is no memory of earlier B_t: what moves is to be seen in the sweeps
-or not at all. ``tools/compare.py configs/multitask/comparison.py --only SlowFast`` does all that for every fusion.
+clips of known motion, which need no labels. Sweeps are seen from where the camera stands at the keyframe, so that what
+stands still on the ground hardly moves in them. There is no memory of earlier B_t: what moves is to be seen in the
+sweeps or not at all. ``tools/compare.py configs/multitask/comparison.py --only SlowFast`` does all that for every
+fusion.
 """
 
 from mmengine.config import read_base
@@ -43,7 +45,7 @@ model["heads"]["detection"]["code_weights"] = (1,) * 10  # a metre per second co
 
 image_pipeline = [
     dict(type="LoadMultiViewImages"),
-    *([] if fusion == "none" else [dict(type="LoadCameraSweeps", num_sweeps=num_sweeps)]),
+    *([] if fusion == "none" else [dict(type="LoadCameraSweeps", num_sweeps=num_sweeps, still_height_m=0.5)]),
     dict(type="ResizeCropFlipImages", heights_px=(144,), size=(96, 256), bottom=0.0, left=0.5),
 ]
 train_dataloader["dataset"].update(
@@ -54,6 +56,9 @@ test_dataloader["dataset"].update(data_root=data_root, pipeline=[*image_pipeline
 test_evaluator = [dict(type="NuScenesDetectionMetric", data_root=data_root, version=version, split="val")]
 
 optim_wrapper["optimizer"]["lr"] = 8e-4  # higher ones undo what the slow path knows when the fast one joins it
+optim_wrapper["paramwise_cfg"] = dict(
+    custom_keys={f"backbone.{part}": dict(lr_mult=2.0) for part in ("fast", "laterals", "joins")}
+)
 train_cfg = dict(type="StreamingTrainLoop", max_epochs=100)  # the schedule ends it
 default_hooks["checkpoint"].update(interval=1, max_keep_ckpts=1)
 custom_hooks = [

@@ -17,6 +17,7 @@ from mmengine.dataset import pseudo_collate
 from tables import CAMERAS, IMAGE_SIZE_PX, START_US, VERSION, build_root, edit_table
 
 from bevstack.datasets import NuScenesBEVDataset
+from bevstack.datasets.camera_sweeps import ego_poses
 from bevstack.datasets.create_data import create_nuscenes
 from bevstack.datasets.nuscenes_index import NuScenesIndex
 from bevstack.datasets.transforms import (
@@ -26,6 +27,7 @@ from bevstack.datasets.transforms import (
     ResizeCropFlipImages,
     ResizeImages,
 )
+from bevstack.datasets.transforms.loading import stabilised
 from bevstack.errors import InputError
 from bevstack.models.preprocessor import BEVPreprocessor
 
@@ -143,6 +145,27 @@ def test_a_long_pause_ends_the_sequence(copy):
     assert names == ["s0k1", "s0f7", "s0f8", "s0f9", "s0f10", "s0f11"]
 
 
+def test_where_the_camera_was(index):
+    # Expected: at a key frame its own pose; between two the middle of the way and of the turn; before the first one
+    # that one's. All of it as seen from the camera at the sample.
+    arrays, row, n = index.arrays, 3, 2
+    times = arrays["camera_timestamp_us"][:, n]
+    ego = np.array(arrays["global_from_camera_ego"][:4, n])
+    middle = (times[1] + times[2]) / 2
+    found = ego_poses(arrays, row, n, np.array([times[0] - 100_000, times[0], middle, times[2], times[3]], float))
+    np.testing.assert_allclose(found[[0, 1, 3, 4]], ego[[0, 0, 2, 3]], atol=1e-9)
+    np.testing.assert_allclose(found[2, :3, 3], (ego[1, :3, 3] + ego[2, :3, 3]) / 2, atol=1e-9)
+    half = found[2, :3, :3] @ ego[1, :3, :3].T
+    np.testing.assert_allclose(half @ half, ego[2, :3, :3] @ ego[1, :3, :3].T, atol=1e-9)
+    seconds = np.zeros((2, 6))
+    seconds[0, n] = (times[1] - times[3]) * 1e-6
+    from_camera = index.ego_from_camera(row)[n]
+    expected = np.linalg.inv(ego[1] @ from_camera) @ ego[3] @ from_camera
+    moved = index.sweep_from_camera(row, seconds)
+    np.testing.assert_allclose(moved[0, n], expected, atol=1e-9)
+    np.testing.assert_allclose(moved[1], np.tile(np.eye(4), (6, 1, 1)), atol=1e-12)
+
+
 def test_times_of_the_synthetic_generator(tmp_path):
     # Expected: 12 Hz up to the 1.5 ms of jitter that its key frames have; every file is there.
     from bevstack.datasets.synthetic.generate import generate
@@ -236,6 +259,71 @@ def test_a_missing_or_different_sweep_is_one_line(copy):
     path.unlink()
     with pytest.raises(InputError, match="s0f11.jpg: image: No such file"):
         dataset(copy, LoadMultiViewImages(), LoadCameraSweeps(3))[2]
+
+
+# A camera 1.5 m above the ground that looks along y of the car (x right): its z is the car's y, its y is down.
+UPRIGHT = np.array([0.0, -1.0, 0.0, 1.5])  # height of (x, y, z, 1)
+PIXELS = np.array([[200.0, 0.0, 128.0], [0.0, 200.0, 72.0], [0.0, 0.0, 1.0]])
+
+
+def driven(metres: float, degrees: float) -> np.ndarray:
+    """From the camera now to the camera before it went straight on and turned to the right."""
+    angle = np.radians(degrees)
+    pose = np.eye(4)
+    pose[:3, :3] = [[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]]
+    pose[2, 3] = metres
+    return pose
+
+
+def spot(point: np.ndarray) -> np.ndarray:
+    """A white spot on grey where a point (x, y, z) of the camera's frame is seen; its pixel."""
+    u, v, w = PIXELS @ point
+    axis_v, axis_u = np.mgrid[:144, :256] + 0.5
+    bell = np.exp(-0.5 * ((axis_u - u / w) ** 2 + (axis_v - v / w) ** 2) / 2.0**2)
+    return np.repeat((127 + 120 * bell)[..., None], 3, axis=2).astype(np.uint8), np.array([u / w, v / w])
+
+
+@pytest.mark.parametrize(("metres", "degrees"), [(0.0, 6.0), (3.0, 0.0), (2.5, -5.0)])
+@pytest.mark.parametrize("still_height_m", [0.0, 0.5])
+def test_what_stands_still_keeps_its_place(metres, degrees, still_height_m):
+    # Expected: points of the plane, and far ones above the horizon, are seen where the camera now sees them.
+    sweep_from_camera = driven(metres, degrees)
+    plane = 1.5 - still_height_m
+    for point in ([1.0, plane, 14.0], [-4.0, plane, 18.0], [3.0, plane, 25.0], [2e5, -1e5, 1e6]):
+        older, _ = spot((sweep_from_camera @ [*point, 1.0])[:3])
+        _, expected = spot(np.array(point))
+        seen = stabilised(older, PIXELS, sweep_from_camera, UPRIGHT, still_height_m)[..., 0] - 127.0
+        seen[seen < 10] = 0
+        v, u = np.mgrid[:144, :256] + 0.5
+        found = np.array([(u * seen).sum(), (v * seen).sum()]) / seen.sum()
+        np.testing.assert_allclose(found, expected, atol=0.35)
+
+
+def test_what_moves_does_not_and_what_is_not_seen_is_grey():
+    # Expected: 1 m to the right in 20 m are 10 px; driving on by 4 m, the lowest rows were not in the older image; an
+    # image from the same place is returned as it is.
+    sweep_from_camera = driven(2.0, 0.0)
+    older, _ = spot((sweep_from_camera @ [0.0, 1.5, 20.0, 1.0])[:3])
+    seen = stabilised(older, PIXELS, sweep_from_camera, UPRIGHT, 0.0)
+    _, now = spot(np.array([1.0, 1.5, 20.0]))
+    row, column = np.unravel_index(seen[..., 0].argmax(), (144, 256))
+    assert now[0] - column == pytest.approx(10, abs=1) and now[1] - row == pytest.approx(0, abs=1)
+    assert (stabilised(np.zeros_like(older), PIXELS, driven(-4.0, 0.0), UPRIGHT, 0.0)[-1] == 127).all()
+    assert stabilised(older, PIXELS, np.eye(4), UPRIGHT, 0.0) is older
+
+
+def test_stabilised_sweeps_are_loaded(indexed):
+    # Expected: the images that are loaded without, each moved by its own camera's way.
+    plain = dataset(indexed, LoadMultiViewImages(), LoadCameraSweeps(3))[2]["frames"][-1]
+    frame = dataset(indexed, LoadMultiViewImages(), LoadCameraSweeps(3, still_height_m=0.5))[2]["frames"][-1]
+    changed = 0
+    for s, moment in enumerate(plain["sweeps"]):
+        for n, image in enumerate(moment):
+            place = plain["pixels_from_camera"][n], plain["sweep_from_camera"][s, n], plain["height_in_camera"][n]
+            np.testing.assert_array_equal(frame["sweeps"][s][n], stabilised(image, *place, 0.5))
+            changed += not np.array_equal(frame["sweeps"][s][n], image)
+    assert changed == 18
+    np.testing.assert_array_equal(frame["images"][0], plain["images"][0])
 
 
 def test_loading_stands_right_after_the_images(indexed):

@@ -104,19 +104,24 @@ class LoadCameraSweeps(BaseTransform):
     camera's image happens to its sweeps. Reads ``sweep_paths``, which the dataset adds where it finds this transform.
     A file is decoded once, however often a clip shows it.
 
+    With ``still_height_m`` each sweep is seen as if the camera had stood where it stands at the frame, as far as that
+    can be without knowing distances: what lies on the plane at that height above the ground, or infinitely far above
+    the horizon, keeps its place in the image unless it moves by itself. Grey is what the sweep does not show.
+
     Args:
         num_sweeps: S.
         reduced: as :class:`LoadMultiViewImages` was told.
+        still_height_m: of the plane; 0.5 is the middle of the lower half of a car. None: sweeps stay as they are.
 
     Raises:
         InputError: in use: a file is missing, broken, or of another size than the camera's image of the frame.
         ValueError: ``num_sweeps`` below 1; in use: images are not loaded yet, or were changed already.
     """
 
-    def __init__(self, num_sweeps: int, reduced: bool = False) -> None:
+    def __init__(self, num_sweeps: int, reduced: bool = False, still_height_m: float | None = None) -> None:
         if num_sweeps < 1:
             raise ValueError(f"LoadCameraSweeps: num_sweeps: {num_sweeps} must be at least 1")
-        self.num_sweeps, self.reduced = num_sweeps, reduced
+        self.num_sweeps, self.reduced, self.still_height_m = num_sweeps, reduced, still_height_m
 
     def transform(self, results: dict) -> dict:
         """Add ``sweeps`` to every frame; nothing else changes."""
@@ -133,6 +138,11 @@ class LoadCameraSweeps(BaseTransform):
                 [self._image(path, image, decoded) for path, image in zip(paths, frame["images"], strict=True)]
                 for paths in frame["sweep_paths"]
             ]
+            if self.still_height_m is not None:
+                for moment, moved in zip(frame["sweeps"], frame["sweep_from_camera"], strict=True):
+                    for n, image in enumerate(moment):
+                        place = frame["pixels_from_camera"][n], moved[n], frame["height_in_camera"][n]
+                        moment[n] = stabilised(image, *place, self.still_height_m)
         return results
 
     def _image(self, path: str, keyframe: np.ndarray, decoded: dict[str, np.ndarray]) -> np.ndarray:
@@ -143,3 +153,37 @@ class LoadCameraSweeps(BaseTransform):
             (height, width), (rows, columns) = image.shape[:2], keyframe.shape[:2]
             raise InputError(path, "size", f"{width}x{height}, the camera's image of the frame is {columns}x{rows}")
         return image
+
+
+def stabilised(
+    image: np.ndarray,
+    pixels_from_camera: np.ndarray,
+    sweep_from_camera: np.ndarray,
+    height_in_camera: np.ndarray,
+    still_height_m: float,
+) -> np.ndarray:
+    """An older image of a camera as the camera at another place would show it (:class:`LoadCameraSweeps`).
+
+    Args:
+        image: (H, W, 3) uint8, taken where ``sweep_from_camera`` (4, 4) leads.
+        pixels_from_camera: (3, 3); height_in_camera: (4,), its product with (x, y, z, 1) is a height in metres.
+        still_height_m: of the plane that keeps its place.
+    """
+    rotation, way = sweep_from_camera[:3, :3], sweep_from_camera[:3, 3]
+    if not way.any() and np.array_equal(rotation, np.eye(3)):
+        return image
+    # A point of the plane on the ray r is r / w away, w = up.r / below; what is above the horizon has w < 0 and counts
+    # as infinitely far away (w = 0). It lies on the ray (rotation + way up^T / below) r of the older image.
+    up, below = height_in_camera[:3], still_height_m - height_in_camera[3]
+    from_pixels = np.linalg.inv(pixels_from_camera)
+    centre = np.array([[1.0, 0.0, -0.5], [0.0, 1.0, -0.5], [0.0, 0.0, 1.0]])  # OpenCV's pixel i has its centre at i
+    height, width = image.shape[:2]
+    pictures = []
+    for ray in (rotation, rotation + np.outer(way, up) / below):
+        matrix = centre @ pixels_from_camera @ ray @ from_pixels @ np.linalg.inv(centre)
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        pictures.append(cv2.warpPerspective(image, matrix, (width, height), flags=flags, borderValue=(127, 127, 127)))
+    slope = up @ from_pixels / below  # w of the pixel (u, v, 1)
+    columns, rows = np.arange(width) + 0.5, np.arange(height) + 0.5
+    on_plane = slope[0] * columns[None] + slope[1] * rows[:, None] + slope[2] > 0
+    return np.where(on_plane[..., None], pictures[1], pictures[0])
