@@ -3,6 +3,7 @@
 The fast path of a video backbone starts from nothing, and a few object centres a sample teach it little. Here each
 lateral connection, from the fast path to the slow one, learns to tell how many pixels a frame everything moves, on
 :class:`bevstack.datasets.moving_patches.MovingPatches` of the training images. Neither labels nor sweeps are needed.
+The clips are small: it runs on the CPU, in minutes.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found, errors = evaluate(reader, *held_out)
     write_checkpoint({"state_dict": model.state_dict(), "meta": {}}, args.out)
     picture = args.out.with_suffix(".png")
-    draw(picture, held_out[0], held_out[1], found[0])
+    draw(picture, held_out[0], held_out[1], (found[0], found[-1]))
     still = held_out[1].norm(dim=1).mean().item()
     told = ", ".join(f"{error:.2f} at stride {stride}" for stride, error in zip(reader.strides, errors, strict=True))
     print(f"error of motion {told} px a frame (saying that nothing moves: {still:.2f}); {args.out}; {picture}")
@@ -207,18 +208,18 @@ def evaluate(reader: MotionReader, clips: Tensor, motion: Tensor) -> tuple[list[
     return found, [(level - true).norm(dim=1).mean().item() for level, true in zip(found, truth, strict=True)]
 
 
-def draw(path: Path, clips: Tensor, motion: Tensor, found: Tensor, rows: int = 6) -> None:
-    """First and last frame, true and found motion of some clips: hue is the direction, brightness the speed."""
+def draw(path: Path, clips: Tensor, motion: Tensor, readings: Sequence[Tensor], rows: int = 6) -> None:
+    """First and last frame of some clips, the true motion and readings of it: hue is the direction, brightness the
+    speed."""
     from bevstack.visualization.files import write_png
 
     fastest = motion[:rows].norm(dim=1).max().clamp_min(1e-3)
     lines = []
-    for clip, true, seen in zip(clips[:rows], motion[:rows], found[:rows], strict=True):
-        frames = [frame.permute(1, 2, 0) for frame in (clip[0], clip[-1])]
+    for row, (clip, true) in enumerate(zip(clips[:rows], motion[:rows], strict=True)):
         low, high = clip.min(), clip.max()
-        pictures = [((frame - low) / (high - low) * 255).byte().numpy() for frame in frames]
-        seen = F.interpolate(seen[None], size=true.shape[-2:], mode="nearest")[0]
-        pictures += [motion_colors(flow / fastest) for flow in (true, seen)]
+        pictures = [((frame.permute(1, 2, 0) - low) / (high - low) * 255).byte().numpy() for frame in clip[[0, -1]]]
+        for flow in (true[None], *(reading[row : row + 1] for reading in readings)):
+            pictures.append(motion_colors(F.interpolate(flow, size=true.shape[-2:])[0] / fastest))
         lines.append(np.concatenate(pictures, axis=1))
     write_png(path, np.concatenate(lines).repeat(3, 0).repeat(3, 1))
 
