@@ -232,8 +232,7 @@ class NuScenesIndex:
         for n, from_camera in enumerate(ego_from_camera):
             times = self.arrays["camera_timestamp_us"][row, n] + np.rint(seconds[:, n] * 1e6)
             now = np.array(self.arrays["global_from_camera_ego"][row, n]) @ from_camera
-            for s, ego in enumerate(ego_poses(self.arrays, row, n, times)):
-                moved[s, n] = rigid_inverse(ego @ from_camera) @ now
+            moved[:, n] = rigid_inverse(ego_poses(self.arrays, row, n, times) @ from_camera) @ now
         return moved
 
     def ego_from_camera(self, row: int) -> np.ndarray:

@@ -137,15 +137,15 @@ class MotionReader(nn.Module):
     """A linear reading of motion from what each lateral connection of a backbone gives at the keyframe.
 
     Args:
-        backbone: with ``laterals``, which give (B, C, T_slow, h, w) or, where they are flattened, are read as such.
+        backbone: with ``laterals``, which it calls in their order and which give (B, C, T_slow, h, w).
     """
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
-        self._given: dict[int, Tensor] = {}
-        for place, lateral in enumerate(backbone.laterals):
-            lateral.register_forward_hook(lambda module, inputs, output, place=place: self._keep(place, output))
+        self._given: list[Tensor] = []
+        for lateral in backbone.laterals:
+            lateral.register_forward_hook(lambda module, inputs, output: self._given.append(output[:, :, -1]))
         with torch.no_grad():
             backbone.eval()
             size = 64
@@ -154,12 +154,8 @@ class MotionReader(nn.Module):
         self.strides = [size // level.shape[-1] for level in given]
         self.read = nn.ModuleList(nn.Conv2d(level.shape[1], 2, 1) for level in given)
 
-    def _keep(self, place: int, output: Tensor) -> None:
-        self._given[place] = output[:, :, -1]
-
     def _taken(self) -> list[Tensor]:
-        given = [self._given[place] for place in sorted(self._given)]
-        self._given.clear()
+        given, self._given = self._given, []
         return given
 
     def forward(self, clips: Tensor) -> list[Tensor]:
@@ -167,16 +163,16 @@ class MotionReader(nn.Module):
         self.backbone(clips)
         return [read(level.float()) for read, level in zip(self.read, self._taken(), strict=True)]
 
-    def errors(self, found: Sequence[Tensor], motion: Tensor) -> list[Tensor]:
-        """Mean |u| + |v| error of each reading, against the motion (B, 2, H, W) averaged over its cells."""
-        truth = [F.adaptive_avg_pool2d(motion, level.shape[-2:]) for level in found]
-        return [(level - true).abs().sum(1).mean() for level, true in zip(found, truth, strict=True)]
+
+def deviations(found: Sequence[Tensor], motion: Tensor) -> list[Tensor]:
+    """What each reading (B, 2, h, w) adds to the motion (B, 2, H, W) averaged over its cells."""
+    return [level - F.adaptive_avg_pool2d(motion, level.shape[-2:]) for level in found]
 
 
 def learn(
     reader: MotionReader, patches: MovingPatches, steps: int, batch_size: int, lr: float, generator: torch.Generator
 ) -> None:
-    """AdamW on the sum of the readings' errors, one cycle of the learning rate; shows progress."""
+    """AdamW on the sum of the readings' mean errors |u| + |v|, one cycle of the learning rate; shows progress."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     parameters = [p for p in reader.parameters() if p.requires_grad]
@@ -188,7 +184,7 @@ def learn(
         task = bar.add_task("", total=steps, error="")
         for step in range(steps):
             clips, motion = patches.draw(batch_size, generator)
-            errors = reader.errors(reader(clips), motion)
+            errors = [deviation.abs().sum(1).mean() for deviation in deviations(reader(clips), motion)]
             optimizer.zero_grad()
             sum(errors).backward()
             nn.utils.clip_grad_norm_(parameters, 5.0)
@@ -204,8 +200,7 @@ def evaluate(reader: MotionReader, clips: Tensor, motion: Tensor) -> tuple[list[
     """Readings of unseen clips, and the mean length of each one's error, pixels a frame."""
     reader.eval()
     found = reader(clips)
-    truth = [F.adaptive_avg_pool2d(motion, level.shape[-2:]) for level in found]
-    return found, [(level - true).norm(dim=1).mean().item() for level, true in zip(found, truth, strict=True)]
+    return found, [deviation.norm(dim=1).mean().item() for deviation in deviations(found, motion)]
 
 
 def draw(path: Path, clips: Tensor, motion: Tensor, readings: Sequence[Tensor], rows: int = 6) -> None:

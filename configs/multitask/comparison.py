@@ -2,7 +2,8 @@
 
 Every variant is the all-heads config with the heads and changes that stand here, trained for the same number of steps.
 The data are those of the demo, in smaller images, so that some thirty trainings end within two hours on two CPU cores;
-the video backbones need a set with camera sweeps (configs/multitask/video_slowfast_swin.py says how it is made).
+the video backbones need the demo's weights and a set with camera sweeps (configs/multitask/video_slowfast_swin.py says
+how it is made).
 """
 
 from mmengine.config import read_base
@@ -10,9 +11,9 @@ from mmengine.config import read_base
 with read_base():
     from .._base_.backbones import BACKBONES
     from .all_heads import *  # noqa: F403
+    from .video_slowfast_swin import faster_parts, learning_rate, load_sweeps, slowfast_swin
 
 sweeps_root = "data/nuscenes-synthetic-sweeps"
-num_sweeps = 6
 small_images = dict(type="ResizeCropFlipImages", heights_px=(144,), size=(96, 256), bottom=0.0, left=0.5)
 
 detection_columns = [
@@ -26,29 +27,12 @@ detection_columns = [
 
 single_frame = "work_dirs/video_single_frame/iter_700.pth"
 fusions = ("parallel", "serial", "cross")
-slowfast_swin = dict(
-    type="SlowFastSwin",
-    num_sweeps=num_sweeps,
-    alpha=6,
-    beta=1 / 4,
-    embed_dim=48,
-    depths=(1, 1, 2),
-    num_heads=(2, 4, 8),
-    window_size=4,
-    out_indices=(1, 2),
-)
-sweep_pipeline = [
-    image_pipeline[0],
-    dict(type="LoadCameraSweeps", num_sweeps=num_sweeps, still_height_m=0.5),
-    small_images,
-]
+sweep_pipeline = [image_pipeline[0], load_sweeps, small_images]
 video_changes = {
     "model.neck": dict(type="TopDownNeck", out_channels=channels, out_levels=(0,)),
     "model.heads.detection.code_weights": (1,) * 10,
-    "optim_wrapper.optimizer.lr": 8e-4,
-    "optim_wrapper.paramwise_cfg": dict(
-        custom_keys={f"backbone.{part}": dict(lr_mult=2.0) for part in ("fast", "laterals", "joins")}
-    ),
+    "optim_wrapper.optimizer.lr": learning_rate,
+    "optim_wrapper.paramwise_cfg": faster_parts,
     "train_dataloader.dataset.pipeline": [
         *sweep_pipeline,
         *target_pipeline,

@@ -25,9 +25,8 @@ num_sweeps = 6  # with the keyframe 7 frames in 0.5 s: the slow path sees the ke
 steps = 400
 data_root = "data/nuscenes-synthetic-sweeps"
 
-model["backbone"] = dict(
+slowfast_swin = dict(
     type="SlowFastSwin",
-    fusion=fusion,
     num_sweeps=num_sweeps,
     alpha=6,
     beta=1 / 4,
@@ -37,6 +36,11 @@ model["backbone"] = dict(
     window_size=4,
     out_indices=(1, 2),
 )
+load_sweeps = dict(type="LoadCameraSweeps", num_sweeps=num_sweeps, still_height_m=0.5)
+learning_rate = 8e-4  # higher ones undo what the slow path knows when the fast one joins it
+faster_parts = dict(custom_keys={f"backbone.{part}": dict(lr_mult=2.0) for part in ("fast", "laterals", "joins")})
+
+model["backbone"] = dict(fusion=fusion, **slowfast_swin)
 model["neck"] = dict(type="TopDownNeck", out_channels=channels, out_levels=(0,))
 model["temporal_fusion"] = None
 model["memory_frames"] = 1
@@ -45,7 +49,7 @@ model["heads"]["detection"]["code_weights"] = (1,) * 10  # a metre per second co
 
 image_pipeline = [
     dict(type="LoadMultiViewImages"),
-    *([] if fusion == "none" else [dict(type="LoadCameraSweeps", num_sweeps=num_sweeps, still_height_m=0.5)]),
+    *([] if fusion == "none" else [load_sweeps]),
     dict(type="ResizeCropFlipImages", heights_px=(144,), size=(96, 256), bottom=0.0, left=0.5),
 ]
 train_dataloader["dataset"].update(
@@ -55,10 +59,8 @@ train_dataloader["dataset"].update(
 test_dataloader["dataset"].update(data_root=data_root, pipeline=[*image_pipeline, dict(type="PackBEVInputs")])
 test_evaluator = [dict(type="NuScenesDetectionMetric", data_root=data_root, version=version, split="val")]
 
-optim_wrapper["optimizer"]["lr"] = 8e-4  # higher ones undo what the slow path knows when the fast one joins it
-optim_wrapper["paramwise_cfg"] = dict(
-    custom_keys={f"backbone.{part}": dict(lr_mult=2.0) for part in ("fast", "laterals", "joins")}
-)
+optim_wrapper["optimizer"]["lr"] = learning_rate
+optim_wrapper["paramwise_cfg"] = faster_parts
 train_cfg = dict(type="StreamingTrainLoop", max_epochs=100)  # the schedule ends it
 default_hooks["checkpoint"].update(interval=1, max_keep_ckpts=1)
 custom_hooks = [

@@ -275,7 +275,7 @@ def driven(metres: float, degrees: float) -> np.ndarray:
     return pose
 
 
-def spot(point: np.ndarray) -> np.ndarray:
+def spot(point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A white spot on grey where a point (x, y, z) of the camera's frame is seen; its pixel."""
     u, v, w = PIXELS @ point
     axis_v, axis_u = np.mgrid[:144, :256] + 0.5
