@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from bevstack.engine.checkpoint import read_checkpoint
 from tests.engine.test_resume import end_state, same
 from tests.engine.toy import toy_config, train_toy
+from tests.processes import run_captured
 
 ROOT = Path(__file__).resolve().parents[2]
 EXACT = {
@@ -77,7 +77,7 @@ def test_torchrun_ends_when_a_rank_is_killed(tmp_path) -> None:
     command += ["tools/train.py", str(tmp_path / "toy.py"), "--launcher", "pytorch", "--amp"]
     started = time.monotonic()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+    done = run_captured(command, 180, cwd=ROOT, env=environment)
     saved = tmp_path / "run" / "iter_3.pth"
     assert done.returncode != 0 and saved.is_file(), done.stderr
     assert time.time() - saved.stat().st_mtime < 60 and time.monotonic() - started < 180

@@ -6,13 +6,13 @@ import json
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 
 from bevstack.errors import InputError
 from bevstack.evaluation import BEVSegmentationMetric, ImageKeypointMetric, NuScenesDetectionMetric
 from bevstack.geometry import BEVGrid
 from bevstack.structures import BEVRaster
 from tests.evaluation.nuscenes_root import SPLIT, VERSION
+from tests.processes import run_forked_ranks
 
 CLASSES = ("car", "pedestrian", "bicycle")
 TOKENS = [f"tiny-{scene}-{moment}" for scene in range(2) for moment in range(3)]
@@ -81,8 +81,7 @@ def test_two_ranks_equal_one(root, tmp_path):
     alone = evaluate(root, tmp_path / "one", TOKENS)
     assert 0 < alone["image_keypoint_AP"] < 1 and 0 < alone["image_keypoint_PCK@0.1"] < 1
     parts = [TOKENS[4:], TOKENS[3::-1]]
-    # Forked, not spawned: importing mmdet3d and the devkit afresh in each process would take twenty seconds.
-    torch.multiprocessing.start_processes(run_rank, (root, tmp_path, parts), nprocs=2, start_method="fork")
+    run_forked_ranks(run_rank, root, tmp_path, parts)
     for rank in range(2):
         together, refused = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert json.dumps(together) == json.dumps(alone)

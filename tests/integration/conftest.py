@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.processes import run_captured
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRAIN_SCENES, VAL_SCENES, FRAMES = 2, 1, 3
 IMAGE_SIZE = (72, 128)
@@ -37,16 +39,10 @@ class Tiny:
         return self.folder / "trained"
 
 
-def run_command(*arguments: str | Path, timeout_s: float = 600, **environment: str) -> subprocess.CompletedProcess:
+def run_command(*arguments: str | Path, timeout_s: float = 300, **environment: str) -> subprocess.CompletedProcess:
     """Run Python on the arguments as a user would, from the repository; the test fails with what it printed."""
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    done = run_captured([sys.executable, *map(str, arguments)], timeout_s, cwd=REPOSITORY, env=environment)
     printed = f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     assert done.returncode == 0, f"{arguments} exited with {done.returncode}\n{printed}"
     return done
