@@ -39,10 +39,10 @@ class Tiny:
         return self.folder / "trained"
 
 
-def run_command(*arguments: str | Path, timeout_s: float = 300, **environment: str) -> subprocess.CompletedProcess:
+def run_command(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
     """Run Python on the arguments as a user would, from the repository; the test fails with what it printed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    done = run_captured([sys.executable, *map(str, arguments)], timeout_s, cwd=REPOSITORY, env=environment)
+    done = run_captured([sys.executable, *map(str, arguments)], 300, cwd=REPOSITORY, env=environment)
     printed = f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     assert done.returncode == 0, f"{arguments} exited with {done.returncode}\n{printed}"
     return done

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from tests.integration.pages import (
     most_frequent,
     run,
 )
+from tests.processes import run_captured
 
 PAGE = Page("custom_head.md")
 CODE = "crowd/crowd_density.py"
@@ -183,13 +183,8 @@ def test_mistakes_give_one_line(crowd, tmp_path, monkeypatch, capfd, mistake, sa
 
 def test_the_tools_run_with_the_package_on_the_python_path(crowd, tmp_path):
     # A real process, as a user starts it, finds the package and says in one line what is wrong with the config.
-    done = subprocess.run(
-        [sys.executable, "tools/train.py", str(crowd), "--cfg-options", "model.heads.crowd.type=CrowdDensityHed"],
-        cwd=REPOSITORY,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(crowd).parents[1] / "installed")},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    command = [sys.executable, "tools/train.py", str(crowd), "--cfg-options"]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(crowd).parents[1] / "installed")}
+    done = run_captured([*command, "model.heads.crowd.type=CrowdDensityHed"], 300, cwd=REPOSITORY, env=environment)
     assert done.returncode == 2 and "did you mean 'CrowdDensityHead'?" in done.stderr
     assert done.stderr.count("\n") == 1 and done.stdout == ""

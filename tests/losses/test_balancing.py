@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from bevstack.losses.balancing import (
@@ -286,36 +286,29 @@ def test_the_shared_weight_is_the_last_of_the_last_part():
     assert shared_weight_name(model, (), "t*k.weight") == "trunk.weight"
 
 
-def weights_after_four_steps(rule: nn.Module, rank: int) -> list:
-    """Of both tasks and the trunk, trained by the rule on this rank's own data, in DDP."""
-    torch.manual_seed(0)
-    model, x = TwoTasks(), torch.randn(2, 8, 4)[rank]
-    model.balancing = rule
-    model.forward = lambda x: model.balancing(model.losses(x), model.trunk.weight)
-    parallel = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
-    for _ in range(4):
-        model.zero_grad()
-        result = parallel(x)
-        total(result).backward()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter -= 1e-4 * parameter.grad
-    return [result["weight.near"], result["weight.far"], model.trunk.weight.detach()]
-
-
-def run_rank(rank: int, folder: str) -> None:
-    """Every rule on this rank; writes the weights."""
-    torch.set_num_threads(1)  # a forked process has lost the threads of its parent's pool
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    written = {name: weights_after_four_steps(make(TWO), rank) for name, make in RULES.items()}
-    torch.save(written, f"{folder}/rank{rank}.pth")
-    # DDP is gone by now. Were it the last to hold the group, gloo's threads and Python would wait for each other.
-    dist.destroy_process_group()
+def run_rank(rank: int, folder: Path) -> None:
+    """Four steps of every rule on this rank's own data, in DDP; writes the weights."""
+    written = {}
+    for name, make in RULES.items():
+        torch.manual_seed(0)
+        model, x = TwoTasks(), torch.randn(2, 8, 4)[rank]
+        model.balancing = make(TWO)
+        model.forward = lambda x, model=model: model.balancing(model.losses(x), model.trunk.weight)
+        parallel = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+        for _ in range(4):
+            model.zero_grad()
+            result = parallel(x)
+            total(result).backward()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter -= 1e-4 * parameter.grad
+        written[name] = [result["weight.near"], result["weight.far"], model.trunk.weight.detach()]
+    torch.save(written, folder / f"rank{rank}.pth")
 
 
 def test_ranks_agree(tmp_path):
     # Expected: the same weights on both ranks although their data differ, and trunks that stay together.
-    run_forked_ranks(run_rank, str(tmp_path))
+    run_forked_ranks(tmp_path, run_rank, tmp_path)
     one, other = (torch.load(tmp_path / f"rank{rank}.pth", weights_only=True) for rank in range(2))
     for rule in RULES:
         assert all(torch.equal(a, b) for a, b in zip(one[rule], other[rule], strict=True)), rule

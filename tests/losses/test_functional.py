@@ -1,8 +1,6 @@
 """Losses and costs against their formulas written out, and finite differences."""
 
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from bevstack.losses.functional import (
     sigmoid_focal_cost,
     sigmoid_focal_loss,
 )
+from tests.processes import run_forked_ranks
 
 
 def _focal(logit, positive, alpha, gamma):
@@ -94,23 +93,14 @@ def test_mean_across_one_rank_is_the_number():
     assert mean_across_ranks(number) is not number and mean_across_ranks(number).item() == 2.5
 
 
-_TWO_RANKS = """
-import sys, torch, torch.distributed as dist
-from bevstack.losses.functional import mean_across_ranks
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-number = torch.tensor(3.0 + 4 * rank)
-print(mean_across_ranks(number).item(), number.item())
-dist.destroy_process_group()
-"""
+def write_mean(rank, folder):
+    """One process: the mean over both, and the rank's own number after it."""
+    number = torch.tensor(3.0 + 4 * rank)
+    (folder / f"rank{rank}").write_text(f"{mean_across_ranks(number).item()} {number.item()}")
 
 
 def test_mean_across_two_ranks(tmp_path):
     # (3 + 7) / 2, with each rank's own number left as it was.
-    command = [sys.executable, "-c", _TWO_RANKS]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    answers = [rank.communicate(timeout=60)[0].split() for rank in ranks]
+    run_forked_ranks(tmp_path, write_mean, tmp_path)
+    answers = [(tmp_path / f"rank{rank}").read_text().split() for rank in range(2)]
     assert answers == [["5.0", "3.0"], ["5.0", "7.0"]]
