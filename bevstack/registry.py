@@ -6,7 +6,7 @@ from mmengine.registry import Registry
 _MODEL_PLACES = [
     "bevstack.models",
     "bevstack.losses",
-    "bevstack.interop.reference_parts",
+    "bevstack.reference.parts",
 ]
 
 
@@ -16,7 +16,7 @@ def _child(name: str, parent: Registry, locations: list[str]) -> Registry:
 
 MODELS = _child("model", _mmdet3d.MODELS, _MODEL_PLACES)
 TASK_UTILS = _child(
-    "task util", _mmdet3d.TASK_UTILS, ["bevstack.losses", "bevstack.tracking", "bevstack.interop.reference_can_bus"]
+    "task util", _mmdet3d.TASK_UTILS, ["bevstack.losses", "bevstack.tracking", "bevstack.reference.can_bus"]
 )
 DATASETS = _child("dataset", _mmdet3d.DATASETS, ["bevstack.datasets"])
 TRANSFORMS = _child("transform", _mmdet3d.TRANSFORMS, ["bevstack.datasets"])

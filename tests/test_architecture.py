@@ -151,3 +151,45 @@ def test_nothing_is_left_to_do() -> None:
 def test_classes_are_named_by_nouns() -> None:
     names = [node.name for path in FILES for node in ast.walk(TREES[path]) if isinstance(node, ast.ClassDef)]
     assert [name for name in names if re.match(r"_?(My|Custom|New)[A-Z]", name) or name.endswith("V2")] == []
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Which file imports which, imports inside functions counted, those for type checking alone not."""
+    modules = {module_of(path): path for path in FILES}
+    graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        found = graph.setdefault(name, set())
+        for imported in imports(TREES[path]):
+            while imported and imported not in modules:  # a name in a module
+                imported = imported.rpartition(".")[0]
+            if imported not in ("", name, "bevstack"):
+                found.add(imported)
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of more than one node that reach each other."""
+
+    def reached(start: str) -> set[str]:
+        seen, waiting = set(), [start]
+        while waiting:
+            for after in graph[waiting.pop()] - seen:
+                seen.add(after)
+                waiting.append(after)
+        return seen
+
+    reach = {node: reached(node) for node in graph}
+    groups = {tuple(sorted(n for n in reach[node] if node in reach[n])) for node in graph if node in reach[node]}
+    return [list(group) for group in sorted(groups)]
+
+
+def test_no_circles_between_files() -> None:
+    graph = import_graph()
+    assert sum(map(len, graph.values())) > 500, "the graph has edges"
+    assert circles({**graph, "a": {"b"}, "b": {"a"}}) == [["a", "b"]], "a circle would be found"
+    assert circles(graph) == []

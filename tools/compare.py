@@ -4,6 +4,6 @@
 from bevstack.errors import run_tool
 
 if __name__ == "__main__":
-    from bevstack.engine.compare import main
+    from bevstack.experiments.compare import main
 
     run_tool(main)

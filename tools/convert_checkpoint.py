@@ -6,6 +6,6 @@ from pathlib import Path
 from bevstack.errors import run_tool
 
 if __name__ == "__main__":
-    from bevstack.interop.convert import main
+    from bevstack.engine.convert_checkpoint import main
 
     run_tool(lambda: main(Path(__file__).resolve().parents[1] / "configs" / "bevformer"))

@@ -18,7 +18,7 @@ def main() -> int:
     nuscenes.add_argument("--no-maps", action="store_true", help="leave out the map tiles")
     args = parser.parse_args()
 
-    from bevstack.datasets.create_data import create_nuscenes
+    from bevstack.datasets.nuscenes.create_data import create_nuscenes
 
     create_nuscenes(args.root, args.version, args.out, maps=not args.no_maps)
     return 0

@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--frames", type=int, default=20, help="keyframes a scene, at 2 Hz")
     parser.add_argument("--version", default="v1.0-mini", help="name of the folder of tables")
     args = parser.parse_args()
-    from bevstack.datasets.synthetic.generate import generate
+    from bevstack.synthetic.generate import generate
 
     counts = generate(
         args.root,

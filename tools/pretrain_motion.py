@@ -4,6 +4,6 @@
 from bevstack.errors import run_tool
 
 if __name__ == "__main__":
-    from bevstack.engine.pretrain_motion import main
+    from bevstack.experiments.pretrain_motion import main
 
     run_tool(main)

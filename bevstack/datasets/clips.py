@@ -52,7 +52,7 @@ def _filled(chosen: list[int]) -> tuple[list[int], int]:
 
 
 def random_queue(row: int, num_frames: int, previous: np.ndarray, rng: np.random.Generator) -> tuple[list[int], int]:
-    """The paper's training queue (REFERENCE.md 4.5): of the T samples before the keyframe, one is dropped at random.
+    """The paper's training queue (docs/reference.md 4.5): of the T samples before the keyframe, one is dropped.
 
     Args:
         row: the keyframe.

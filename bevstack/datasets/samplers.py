@@ -3,7 +3,7 @@
 Each gives :class:`bevstack.datasets.clips.ClipIndex`, so that workers seed a clip by its epoch. The order depends on
 (seed, epoch) alone; ``start_at(n)`` skips the first n indices of the next pass, for resuming in the middle of an epoch.
 All ask their dataset for ``len``, ``stream_starts`` and ``scene_rows`` (see
-:class:`bevstack.datasets.nuscenes_dataset.NuScenesBEVDataset`).
+:class:`bevstack.datasets.nuscenes.dataset.NuScenesBEVDataset`).
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from bevstack.errors import InputError
-from bevstack.interop.compat import apply_compat
 from bevstack.interop.mmengine_config import import_standard_library_eagerly
+from bevstack.reference.compat import apply_compat
 
 # top-level keys that have a meaning, beside the arguments of mmengine's Runner
 _TOP_LEVEL = (
@@ -44,7 +44,7 @@ def load_config(path: str | os.PathLike, options: Sequence[str] | None = None) -
 
     Raises:
         InputError: no such file, not readable as a config, bad override syntax, or a key path that does not exist
-            (with the nearest that does); an unknown ``compat`` (:mod:`bevstack.interop.compat`).
+            (with the nearest that does); an unknown ``compat`` (:mod:`bevstack.reference.compat`).
     """
     path = Path(path)
     if not path.is_file():

@@ -20,7 +20,6 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 from torch import nn
 
-from bevstack.engine.changes import changed_settings, run_settings
 from bevstack.engine.checkpoint import (
     LAST_CHECKPOINT,
     atomic_write,
@@ -32,6 +31,7 @@ from bevstack.engine.checkpoint import (
     write_checkpoint,
 )
 from bevstack.engine.cpu_memory import keep_freed_memory
+from bevstack.engine.resume_check import changed_settings, run_settings
 from bevstack.engine.train_loops import ResumableTrainLoop
 from bevstack.errors import InputError
 from bevstack.interop.foreign_weights import check_box_convention

@@ -15,17 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from bevstack.datasets.nuscenes.taxonomy import ATTRIBUTES, DETECTION_CLASSES
 from bevstack.errors import InputError
 from bevstack.evaluation.report import atomic_text
 
-DETECTION_CLASSES = (
-    "car", "truck", "bus", "trailer", "construction_vehicle",
-    "pedestrian", "motorcycle", "bicycle", "traffic_cone", "barrier",
-)  # fmt: skip
-ATTRIBUTES = (
-    "pedestrian.moving", "pedestrian.sitting_lying_down", "pedestrian.standing", "cycle.with_rider",
-    "cycle.without_rider", "vehicle.moving", "vehicle.parked", "vehicle.stopped",
-)  # fmt: skip
 MAX_BOXES_PER_SAMPLE = 500
 MOVING_SPEED_MPS = 0.2
 """Above this speed a box counts as moving when its attribute is not predicted."""

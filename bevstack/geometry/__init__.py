@@ -2,6 +2,7 @@
 
 from bevstack.geometry.bev_grid import BEVGrid
 from bevstack.geometry.cameras import crop_pixels, flip_pixels, project_points, resize_pixels, visible_points
+from bevstack.geometry.sampling import sample_bev
 from bevstack.geometry.transforms import (
     apply_transform,
     invert_rigid,
@@ -23,6 +24,7 @@ __all__ = [
     "quaternion_to_matrix",
     "resize_pixels",
     "rigid_transform",
+    "sample_bev",
     "se2_from_rigid",
     "visible_points",
     "yaw_of",

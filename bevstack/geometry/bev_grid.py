@@ -118,7 +118,7 @@ class BEVGrid:
         """(Z,) metres: from half a metre above the pillar's foot to half a metre below its top, evenly spaced.
 
         One height alone stands where the reference's ``linspace`` puts it, half a metre above the foot
-        (REFERENCE.md 4.5, get_reference_points).
+        (docs/reference.md 4.5, get_reference_points).
         """
         low, high = self.z_range_m
         heights = torch.linspace(0.5, (high - low) - 0.5, num_heights, device=device, dtype=torch.float64)

@@ -20,7 +20,7 @@ def project_points(pixels_from_bev: Tensor, points: Tensor) -> tuple[Tensor, Ten
 
     Returns:
         uv (..., N, P, 2) pixels and depth (..., N, P) metres along the optical axis. Depth is clamped to 1e-5 m before
-        the division, so points behind a camera land far outside the image (REFERENCE.md 4.5, point_sampling).
+        the division, so points behind a camera land far outside the image (docs/reference.md 4.5, point_sampling).
         Computed in float32 at least, whatever autocast says.
     """
     with torch.autocast(points.device.type, enabled=False):

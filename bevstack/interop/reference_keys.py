@@ -55,7 +55,7 @@ _RULES = (
 _SETTINGS = ("pts_bbox_head.code_weights",)
 _LAST_REGRESSOR = re.compile(r"(?:^|.*\.)regressors\.\d+\.4\.(weight|bias)")
 
-# Place of each value of a code of mmdet3d 1.x in a code of mmdet3d 0.17, and its sign there (REFERENCE.md 4.7).
+# Place of each value of a code of mmdet3d 1.x in a code of mmdet3d 0.17, and its sign there (docs/reference.md 4.7).
 OLD_PLACES = (0, 1, 3, 2, 4, 5, 7, 6, 8, 9)
 OLD_SIGNS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -1.0, -1.0, 1.0, 1.0)
 
@@ -117,7 +117,7 @@ def unknown_names(published: Iterable[str]) -> list[str]:
 def with_current_boxes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our weights with the box convention of mmdet3d 0.17 turned into that of 1.x in every last regression layer.
 
-    Exact: output channels 2 and 3 change places, 6 and 7 change places and sign (REFERENCE.md 4.7).
+    Exact: output channels 2 and 3 change places, 6 and 7 change places and sign (docs/reference.md 4.7).
     """
     turned = dict(weights)
     for name, tensor in weights.items():

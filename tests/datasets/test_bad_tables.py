@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tables import VERSION, build_root, edit_table, write_json
 
-from bevstack.datasets.create_data import create_nuscenes
+from bevstack.datasets.nuscenes.create_data import create_nuscenes
 from bevstack.errors import InputError
 
 

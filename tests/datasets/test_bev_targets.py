@@ -8,9 +8,10 @@ import pytest
 import torch
 from shapely.geometry import Point, Polygon
 
-from bevstack.datasets import map_tiles
-from bevstack.datasets.bev_targets import MAP_LAYERS, LoadBEVMap, RasteriseBoxes, footprint_cells, rasterise_boxes
+from bevstack.datasets.nuscenes import map_tiles
+from bevstack.datasets.nuscenes.taxonomy import MAP_LAYERS
 from bevstack.datasets.transforms import BEVRotateScaleFlip
+from bevstack.datasets.transforms.bev_targets import LoadBEVMap, RasteriseBoxes, footprint_cells, rasterise_boxes
 from bevstack.errors import InputError
 from bevstack.geometry import BEVGrid
 from bevstack.geometry.boxes3d import box_footprints, points_in_footprint

@@ -17,9 +17,9 @@ from mmengine.dataset import pseudo_collate
 from tables import CAMERAS, IMAGE_SIZE_PX, START_US, VERSION, build_root, edit_table
 
 from bevstack.datasets import NuScenesBEVDataset
-from bevstack.datasets.camera_sweeps import ego_poses
-from bevstack.datasets.create_data import create_nuscenes
-from bevstack.datasets.nuscenes_index import NuScenesIndex
+from bevstack.datasets.nuscenes.camera_sweeps import ego_poses
+from bevstack.datasets.nuscenes.create_data import create_nuscenes
+from bevstack.datasets.nuscenes.index import NuScenesIndex
 from bevstack.datasets.transforms import (
     LoadCameraSweeps,
     LoadMultiViewImages,
@@ -168,7 +168,7 @@ def test_where_the_camera_was(index):
 
 def test_times_of_the_synthetic_generator(tmp_path):
     # Expected: 12 Hz up to the 1.5 ms of jitter that its key frames have; every file is there.
-    from bevstack.datasets.synthetic.generate import generate
+    from bevstack.synthetic.generate import generate
 
     root = tmp_path / "set"
     generate(root, 1, 1, seed=0, image_size=(64, 36), sweeps=True, workers=1, frames=2, progress=False)

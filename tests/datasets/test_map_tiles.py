@@ -11,9 +11,9 @@ import pytest
 from tables import LOCATION, MAP_POLYGONS, VERSION, build_root
 
 from bevstack.datasets import NuScenesBEVDataset
-from bevstack.datasets.bev_targets import MAP_LAYERS
-from bevstack.datasets.create_data import create_nuscenes
-from bevstack.datasets.map_tiles import TILES_FOLDER, MapTiles
+from bevstack.datasets.nuscenes.create_data import create_nuscenes
+from bevstack.datasets.nuscenes.map_tiles import TILES_FOLDER, MapTiles
+from bevstack.datasets.nuscenes.taxonomy import MAP_LAYERS
 from bevstack.errors import InputError
 from bevstack.geometry import BEVGrid
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tables import VERSION, build_root
 
 from bevstack.datasets import NuScenesBEVDataset
-from bevstack.datasets.index_writer import write_index
+from bevstack.datasets.nuscenes.index_writer import write_index
 from bevstack.errors import InputError
 
 TABLES = (

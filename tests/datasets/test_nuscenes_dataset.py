@@ -15,10 +15,10 @@ from tables import VERSION, build_root, edit_table
 from torch.utils.data import DataLoader
 
 from bevstack.datasets import NuScenesBEVDataset
-from bevstack.datasets.can_bus import CorrectedCanBus, EgoState
 from bevstack.datasets.clips import ClipIndex, consecutive_queue, previous_rows, random_queue
-from bevstack.datasets.create_data import create_nuscenes
-from bevstack.datasets.nuscenes_index import NuScenesIndex
+from bevstack.datasets.nuscenes.can_bus import CorrectedCanBus, EgoState
+from bevstack.datasets.nuscenes.create_data import create_nuscenes
+from bevstack.datasets.nuscenes.index import NuScenesIndex
 from bevstack.datasets.samplers import ClipSampler, StreamingSampler
 from bevstack.errors import InputError
 

@@ -13,8 +13,8 @@ import pytest
 from pyquaternion import Quaternion
 from tables import CAMERAS, LOCATION, START_US, VERSION, build_root, edit_table, write_json
 
-from bevstack.datasets.create_data import create_nuscenes
-from bevstack.datasets.nuscenes_index import NuScenesIndex, rigid_inverse
+from bevstack.datasets.nuscenes.create_data import create_nuscenes
+from bevstack.datasets.nuscenes.index import NuScenesIndex, rigid_inverse
 from bevstack.errors import InputError
 
 
@@ -140,7 +140,7 @@ def test_can_bus_starting_late_unsorted_empty_or_of_a_blacklisted_scene(copy):
     messages = [m for m in json.loads(path.read_text()) if m["utime"] > START_US]
     write_json(path, messages[::-1])
     with pytest.warns(UserWarning, match="2 of 2 scenes lack CAN-bus messages"):
-        from bevstack.datasets.index_writer import write_index
+        from bevstack.datasets.nuscenes.index_writer import write_index
 
         write_index(copy, VERSION, progress=lambda text: None)
     index = NuScenesIndex.open(copy, VERSION)
@@ -187,7 +187,7 @@ def test_indexing_again_replaces_the_index(copy):
 
 
 def test_failure_while_writing_keeps_the_old_index(copy, monkeypatch):
-    from bevstack.datasets import index_writer
+    from bevstack.datasets.nuscenes import index_writer
 
     before = {p.name: p.stat().st_mtime_ns for p in folder(copy).iterdir()}
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from bevstack.datasets.bev_targets import RasteriseBoxes, footprint_cells
-from bevstack.datasets.panoptic_targets import STUFF_PRIORITY, MakePanopticMap, thing_masks
 from bevstack.datasets.transforms import BEVRotateScaleFlip, ObjectRangeFilter, PackBEVInputs
+from bevstack.datasets.transforms.bev_targets import RasteriseBoxes, footprint_cells
+from bevstack.datasets.transforms.panoptic_targets import STUFF_PRIORITY, MakePanopticMap, thing_masks
 from bevstack.errors import InputError
 from bevstack.geometry import BEVGrid
 from bevstack.structures import BEVRaster
@@ -119,6 +119,6 @@ def test_what_is_missing_is_named():
 
 def test_stuff_priority_names_every_map_layer():
     # Expected: the layers of the map raster, each once.
-    from bevstack.datasets.bev_targets import MAP_LAYERS
+    from bevstack.datasets.nuscenes.taxonomy import MAP_LAYERS
 
     assert sorted(STUFF_PRIORITY) == sorted(MAP_LAYERS)

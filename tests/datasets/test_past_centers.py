@@ -10,8 +10,8 @@ import pytest
 from tables import INSTANCES, VERSION, build_root
 
 from bevstack.datasets import NuScenesBEVDataset
-from bevstack.datasets.create_data import create_nuscenes
-from bevstack.datasets.nuscenes_index import NuScenesIndex
+from bevstack.datasets.nuscenes.create_data import create_nuscenes
+from bevstack.datasets.nuscenes.index import NuScenesIndex
 from bevstack.datasets.transforms import (
     BEVRotateScaleFlip,
     LoadPastCenters,

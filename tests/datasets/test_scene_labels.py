@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bevstack.datasets.index_writer import write_index
-from bevstack.datasets.nuscenes_dataset import NuScenesBEVDataset
-from bevstack.datasets.table_files import read_json
+from bevstack.datasets.nuscenes.dataset import NuScenesBEVDataset
+from bevstack.datasets.nuscenes.index_writer import write_index
+from bevstack.datasets.nuscenes.table_files import read_json
 from bevstack.datasets.transforms import LoadSceneLabels
 from bevstack.datasets.transforms.scene_labels import scene_conditions
 from bevstack.errors import InputError

@@ -11,7 +11,7 @@ GRIDS = pytest.mark.parametrize("grid", [SQUARE, WIDE], ids=["square", "wide"])
 
 
 def test_cells_of_the_reference():
-    # REFERENCE.md section 5, tiny: 50 cells over 102.4 m are 2.048 m each.
+    # docs/reference.md section 5, tiny: 50 cells over 102.4 m are 2.048 m each.
     assert SQUARE.cell_m == pytest.approx((2.048, 2.048)) and SQUARE.num_cells == 2500
     assert WIDE.cell_m == pytest.approx((1.0, 1.0)) and WIDE.size_m == (80.0, 30.0)
 
@@ -43,7 +43,7 @@ def test_low_edge_is_inside_high_edge_is_not(grid):
 
 
 def test_pillar_heights_are_those_of_the_reference():
-    # REFERENCE.md 4.5, get_reference_points: metres -4.5, -2.167, .167, 2.5 for four heights over (-5, 3).
+    # docs/reference.md 4.5, get_reference_points: metres -4.5, -2.167, .167, 2.5 for four heights over (-5, 3).
     expected = torch.tensor([-4.5, -4.5 + 7 / 3, -4.5 + 14 / 3, 2.5])
     torch.testing.assert_close(SQUARE.pillar_heights(4), expected)
     torch.testing.assert_close(SQUARE.pillar_heights(1), torch.tensor([-4.5]))
@@ -60,7 +60,7 @@ def test_pillar_points_are_centres_at_every_height(grid):
 
 @GRIDS
 def test_reference_points_are_row_major_fractions(grid):
-    # REFERENCE.md 4.5: x = (c + .5) / W, y = (r + .5) / H, index = r * W + c.
+    # docs/reference.md 4.5: x = (c + .5) / W, y = (r + .5) / H, index = r * W + c.
     rows, columns = grid.shape
     reference = grid.reference_points()
     for row, column in [(0, 0), (3, 7), (rows - 1, columns - 1)]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bevstack.datasets import NuScenesBEVDataset
-from bevstack.datasets.create_data import create_nuscenes
+from bevstack.datasets.nuscenes.create_data import create_nuscenes
 from bevstack.engine.streaming import carried_memory, memory_after
 from bevstack.evaluation import BehaviourMetric
 from bevstack.registry import MODELS

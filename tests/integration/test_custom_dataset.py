@@ -42,7 +42,7 @@ def yard(tiny) -> Path:
 
 def test_the_rig_is_read(yard):
     # Expected: what the script writes: cameras in the order of the sensor table, their sizes, AHEAD looking along +y.
-    from bevstack.datasets.nuscenes_index import NuScenesIndex
+    from bevstack.datasets.nuscenes.index import NuScenesIndex
 
     index = NuScenesIndex.open(yard.parents[1] / "data" / "yard", "v1.0-yard")
     assert index.cameras == ["AHEAD", "LEFT", "RIGHT"]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bevstack.datasets.nuscenes_dataset import DETECTION_CLASSES
-from bevstack.datasets.nuscenes_index import NuScenesIndex
+from bevstack.datasets.nuscenes.index import NuScenesIndex
+from bevstack.datasets.nuscenes.taxonomy import DETECTION_CLASSES
 from bevstack.engine import test as test_tool
 from bevstack.engine import train as train_tool
 from bevstack.engine.checkpoint import read_checkpoint

@@ -9,10 +9,10 @@ import torch
 from mmengine.registry import init_default_scope
 from torch.nn import functional as F
 
-from bevstack.datasets.moving_patches import MovingPatches
 from bevstack.engine.config import load_config
-from bevstack.engine.pretrain_motion import MotionReader, evaluate, learn, main, motion_colors, started_model
 from bevstack.errors import InputError
+from bevstack.experiments.moving_patches import MovingPatches
+from bevstack.experiments.pretrain_motion import MotionReader, evaluate, learn, main, motion_colors, started_model
 from bevstack.models.backbones.slowfast import SlowFast
 from bevstack.models.backbones.slowfast_swin import SlowFastSwin
 from bevstack.visualization.files import read_image

@@ -25,7 +25,7 @@ def frames(tmp_path_factory):
     if not ROOT.is_dir():
         pytest.skip(f"no real frames at {ROOT}: set BEVSTACK_REALDATA")
     from bevstack.datasets import NuScenesBEVDataset
-    from bevstack.datasets.create_data import create_nuscenes
+    from bevstack.datasets.nuscenes.create_data import create_nuscenes
     from bevstack.models.preprocessor import BEVPreprocessor
 
     index = tmp_path_factory.mktemp("index")

@@ -7,7 +7,7 @@ import math
 import torch
 from mmengine.structures import InstanceData
 
-from bevstack.datasets.panoptic_targets import thing_masks
+from bevstack.datasets.transforms.panoptic_targets import thing_masks
 from bevstack.geometry import BEVGrid
 from bevstack.structures import BEVDataSample, BEVRaster, CameraRig, EgoMotion, Frame
 from bevstack.structures.panoptic import panoptic_map

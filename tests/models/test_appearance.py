@@ -13,7 +13,7 @@ from bevstack.errors import InputError
 from bevstack.geometry import BEVGrid
 from bevstack.geometry.transforms import invert_rigid
 from bevstack.models.heads import AppearanceHead
-from bevstack.models.heads.tracking import sampled_places
+from bevstack.models.heads.appearance import sampled_places
 from bevstack.structures import BEVDataSample, BEVFeatures, BEVMemory
 
 GRID = BEVGrid(shape=(24, 32), x_range_m=(-32, 32), y_range_m=(-24, 24))

@@ -12,8 +12,8 @@ from mmdet3d.structures import BaseInstance3DBoxes
 from mmengine.structures import InstanceData
 from torch import nn
 
-import bevstack.interop
 import bevstack.models.heads
+import bevstack.reference
 from bevstack.errors import InputError
 from bevstack.geometry import BEVGrid
 from bevstack.models.heads import BEVHead
@@ -109,7 +109,7 @@ CASES = [pytest.param((name, n), id=f"{name}-{n}") for name, entries in HEADS.it
 
 def registered_heads() -> set[str]:
     """Names of this package's heads in the registry, once every module that may hold one is imported."""
-    for package in (bevstack.models.heads, bevstack.interop):
+    for package in (bevstack.models.heads, bevstack.reference):
         for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
             importlib.import_module(module.name)
     return {

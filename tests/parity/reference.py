@@ -9,9 +9,9 @@ import torch
 
 from bevstack.geometry import BEVGrid
 from bevstack.interop.reference_keys import our_weights
-from bevstack.interop.reference_parts import ReferenceShiftAlignment
 from bevstack.models.bev import BEVFormerEncoder
 from bevstack.models.heads.detection3d_query import QueryDetectionHead
+from bevstack.reference.parts import ReferenceShiftAlignment
 from bevstack.structures import BEVMemory, CameraRig, EgoMotion
 
 HEAD = "pts_bbox_head."

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from bevstack.interop.reference_parts import planar_motion_of_can_bus, rotate_bev
+from bevstack.reference.parts import planar_motion_of_can_bus, rotate_bev
 from bevstack.structures import BEVFeatures
 from tests.parity.golden import assert_matches, load_case
 from tests.parity.reference import (
@@ -122,7 +122,7 @@ def test_the_whole_transformer_with_box_refinement(case, encoder, sample):
 
 
 def test_planar_motion_of_can_bus_has_the_published_formulas_values(case):
-    # expected: length and angles as REFERENCE.md 4.5 writes them
+    # expected: length and angles as docs/reference.md 4.5 writes them
     can_bus = torch.tensor([meta["can_bus"] for meta in case.info["img_metas"]], dtype=torch.float64)
     moved, turned = planar_motion_of_can_bus(can_bus)
     for row, (right, forward), angle in zip(can_bus.tolist(), moved.tolist(), turned.tolist(), strict=True):

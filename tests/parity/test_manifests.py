@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from bevstack.interop.convert import build_on_meta
+from bevstack.engine.convert_checkpoint import build_on_meta
 from bevstack.interop.reference_keys import our_names
 from tests.parity.manifests import SIZES, load_manifest, parameter_count
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "bevformer"
-# REFERENCE.md 2.1, millions.
+# docs/reference.md 2.1, millions.
 PUBLISHED_MILLIONS = {"tiny": 33.5, "small": 59.5, "base": 69.0}
 
 

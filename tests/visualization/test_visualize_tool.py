@@ -12,7 +12,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 from PIL import Image
 
-from bevstack.datasets.index_writer import write_index
+from bevstack.datasets.nuscenes.index_writer import write_index
 from bevstack.engine.visualize import build_dataset, camera_views, choose_samples, main
 from bevstack.errors import InputError
 from bevstack.geometry import BEVGrid

@@ -1,13 +1,15 @@
 """Pipeline transforms of a clip: loading, image geometry, BEV augmentation, object filters, packing.
 
-Each works on one dict for the whole clip (keys: :class:`bevstack.datasets.nuscenes_dataset.NuScenesBEVDataset`).
+Each works on one dict for the whole clip (keys: :class:`bevstack.datasets.nuscenes.dataset.NuScenesBEVDataset`).
 """
 
 from bevstack.datasets.transforms.bev_augmentation import BEVRotateScaleFlip
+from bevstack.datasets.transforms.bev_targets import LoadBEVMap, RasteriseBoxes
 from bevstack.datasets.transforms.image_geometry import CropImages, FlipImages, ResizeCropFlipImages, ResizeImages
 from bevstack.datasets.transforms.loading import LoadCameraSweeps, LoadMultiViewImages
 from bevstack.datasets.transforms.object_filters import ObjectNameFilter, ObjectPointsFilter, ObjectRangeFilter
 from bevstack.datasets.transforms.packing import PackBEVInputs
+from bevstack.datasets.transforms.panoptic_targets import MakePanopticMap
 from bevstack.datasets.transforms.past_centers import LoadPastCenters
 from bevstack.datasets.transforms.scene_labels import LoadSceneLabels
 
@@ -15,14 +17,17 @@ __all__ = [
     "BEVRotateScaleFlip",
     "CropImages",
     "FlipImages",
+    "LoadBEVMap",
     "LoadCameraSweeps",
     "LoadMultiViewImages",
     "LoadPastCenters",
     "LoadSceneLabels",
+    "MakePanopticMap",
     "ObjectNameFilter",
     "ObjectPointsFilter",
     "ObjectRangeFilter",
     "PackBEVInputs",
+    "RasteriseBoxes",
     "ResizeCropFlipImages",
     "ResizeImages",
 ]

@@ -40,7 +40,7 @@ def keep_objects(results: dict, keep: np.ndarray) -> dict:
 class ObjectRangeFilter(BaseTransform):
     """Keep the objects whose centre lies on the grid (x and y; height is not looked at).
 
-    Comes after the BEV augmentation, and after :class:`bevstack.datasets.bev_targets.RasteriseBoxes`, for a box may
+    Comes after the BEV augmentation, and after :class:`bevstack.datasets.transforms.RasteriseBoxes`, for a box may
     reach into the grid from outside.
 
     Args:

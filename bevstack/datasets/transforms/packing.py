@@ -62,7 +62,7 @@ class PackBEVInputs(BaseTransform):
 
     The sample holds the keyframe's boxes as ``gt_instances_3d`` (where ``boxes`` are there; with their ``past_centers``
     where :class:`bevstack.datasets.transforms.LoadPastCenters` found them), ``gt_rasters``, and ``gt_panoptic`` where
-    :class:`bevstack.datasets.panoptic_targets.MakePanopticMap` made one.
+    :class:`bevstack.datasets.transforms.panoptic_targets.MakePanopticMap` made one.
     """
 
     def transform(self, results: dict) -> dict:

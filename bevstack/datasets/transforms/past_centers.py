@@ -9,7 +9,7 @@ import numpy as np
 from mmcv.transforms.base import BaseTransform
 
 from bevstack.datasets.clips import previous_rows
-from bevstack.datasets.nuscenes_index import NuScenesIndex, rigid_inverse
+from bevstack.datasets.nuscenes.index import NuScenesIndex, rigid_inverse
 from bevstack.registry import TRANSFORMS
 
 

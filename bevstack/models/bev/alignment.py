@@ -34,7 +34,7 @@ def warp_bev(features: Tensor, grid: BEVGrid, source_from_target: Tensor) -> Ten
 
     Args:
         features: (B, C, Y, X) on ``grid`` in the source frame.
-        source_from_target: (B, 4, 4) metres; only its planar part acts (REFERENCE.md 4.1 J).
+        source_from_target: (B, 4, 4) metres; only its planar part acts (docs/reference.md 4.1 J).
 
     Returns:
         (B, C, Y, X) on ``grid`` in the target frame.

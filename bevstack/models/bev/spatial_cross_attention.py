@@ -49,7 +49,7 @@ class SpatialCrossAttention(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Offsets start as rays in ``num_heads`` directions, weights as ``start`` says (REFERENCE.md 4.5, Init)."""
+        """Offsets start as rays in ``num_heads`` directions, weights as ``start`` says (docs/reference.md 4.5)."""
         sizes = (self.num_heads, self.num_levels, self.num_points)
         init_sampling_offsets(self.sampling_offsets, *sizes, self.start.ring_px)
         nn.init.zeros_(self.attention_weights.weight)

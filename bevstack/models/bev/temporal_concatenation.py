@@ -1,6 +1,6 @@
 """BEVFormerV2's temporal encoder: each frame's BEV is made alone, then brought into the current frame and joined.
 
-Source: Yang et al. 2023 (BEVFormer v2), section 3.3; REFERENCE.md 5, V2.
+Source: Yang et al. 2023 (BEVFormer v2), section 3.3; docs/reference.md 5, V2.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class TemporalSelfAttention(nn.Module):
     """Deformable attention over the pair (previous BEV, current BEV), averaged.
 
     Where a sample has no history both entries are the layer's own query, as in the reference. With history the current
-    entry is the *initial* query in every layer (REFERENCE.md 4.2). The reference averages; the paper sums (4.4).
+    entry is the *initial* query in every layer (docs/reference.md 4.2). The reference averages; the paper sums (4.4).
 
     Args:
         channels: C; num_heads: divides it; num_points: samples per head; dropout: before the residual;
@@ -62,7 +62,7 @@ class TemporalSelfAttention(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Offsets start as rays in ``num_heads`` directions, weights uniform (REFERENCE.md 4.5, Init)."""
+        """Offsets start as rays in ``num_heads`` directions, weights uniform (docs/reference.md 4.5, Init)."""
         init_sampling_offsets(self.sampling_offsets, self.num_heads, 2, self.num_points, self.start.ring_px)
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)

@@ -1,5 +1,6 @@
 """Heads on B_t; none knows another."""
 
+from bevstack.models.heads.appearance import AppearanceHead
 from bevstack.models.heads.base import BEVHead
 from bevstack.models.heads.behaviour import BehaviourHead
 from bevstack.models.heads.detection3d_dense import DenseDetectionHead
@@ -10,7 +11,6 @@ from bevstack.models.heads.mask_segmentation import MaskSegmentationHead
 from bevstack.models.heads.perspective3d import PerspectiveHead
 from bevstack.models.heads.scene import SceneHead
 from bevstack.models.heads.semantic_segmentation import SemanticSegmentationHead
-from bevstack.models.heads.tracking import AppearanceHead
 
 __all__ = [
     "AppearanceHead",

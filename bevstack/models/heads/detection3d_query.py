@@ -27,10 +27,10 @@ LOWEST_THRESHOLD = 0.01
 
 @MODELS.register_module()
 class QueryDetectionHead(BEVHead):
-    """BEVFormer's detection head (REFERENCE.md 4.6, 4.8).
+    """BEVFormer's detection head (docs/reference.md 4.6, 4.8).
 
     The reference's GIoU term has weight 0 and does not exist here. Weights of the reference regress (w, l) and another
-    yaw: see :mod:`bevstack.geometry.box_code` and REFERENCE.md 4.7.
+    yaw: see :mod:`bevstack.geometry.box_code` and docs/reference.md 4.7.
 
     Args:
         in_channels: C of B_t.

@@ -40,7 +40,7 @@ class MaskSegmentationHead(BEVHead):
 
     Args:
         in_channels, grid: see :class:`BEVHead`; masks lie on the head's grid, convolutions run on that of B_t.
-        things, stuff: class names, as :class:`bevstack.datasets.panoptic_targets.MakePanopticMap` has them; K together.
+        things, stuff: class names, as :class:`bevstack.datasets.transforms.MakePanopticMap` has them; K together.
         channels: C of the queries; mask_channels: E of the cell embeddings and width of the convolutions before them.
         num_queries: Q. layers: D. heads, hidden, dropout, head_width: of :class:`MaskDecoderLayer`.
         num_convs: 3 x 3 convolutions on B_t.

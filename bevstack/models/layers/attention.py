@@ -105,7 +105,7 @@ class DeformableCrossAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Each head starts looking in its own direction, point i at i + 1 pixels (REFERENCE.md 4.5, Init)."""
+        """Each head starts looking in its own direction, point i at i + 1 pixels (docs/reference.md 4.5, Init)."""
         init_sampling_offsets(self.sampling_offsets, self.heads, self.levels, self.points)
         nn.init.zeros_(self.attention_logits.weight)
         nn.init.zeros_(self.attention_logits.bias)

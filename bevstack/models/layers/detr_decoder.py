@@ -1,4 +1,4 @@
-"""One layer of the detection decoder, and the arithmetic of iterative refinement (REFERENCE.md 4.6)."""
+"""One layer of the detection decoder, and the arithmetic of iterative refinement (docs/reference.md 4.6)."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def init_sampling_offsets(
         linear: its output is (num_heads, num_groups, num_points, 2) flattened; groups are levels (and queue entries).
         ring_px: distance between the rings on which a head's points start.
 
-    Source: Deformable DETR; REFERENCE.md 4.5, Init.
+    Source: Deformable DETR; docs/reference.md 4.5, Init.
     """
     angle = torch.arange(num_heads, dtype=torch.float32) * (2.0 * math.pi / num_heads)
     direction = torch.stack([angle.cos(), angle.sin()], -1)

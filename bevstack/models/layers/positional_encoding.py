@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class LearnedPositionalEncoding(nn.Module):
-    """One learned vector per column and one per row, joined: C = 2 * channels_half (REFERENCE.md 4.5, bev_pos).
+    """One learned vector per column and one per row, joined: C = 2 * channels_half (docs/reference.md 4.5, bev_pos).
 
     The first half of the channels tells the column (x), the second half the row (y). Both tables start uniform in
     [0, 1), as DETR's learned encoding does.

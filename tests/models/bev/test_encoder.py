@@ -105,7 +105,7 @@ def test_weights_count_the_cameras_that_see_a_cell():
 
 
 def test_padding_moves_the_references_but_not_the_visibility():
-    # features cover the padded image; visibility is tested on the unpadded one (REFERENCE.md 4.1 N)
+    # features cover the padded image; visibility is tested on the unpadded one (docs/reference.md 4.1 N)
     rig = rig_of([[90.0]], (40, 80))
     padded = type(rig)(rig.pixels_from_camera, rig.camera_from_bev, rig.image_size_px, (80, 160))
     pillars = BEVGrid(shape=(6, 6), x_range_m=(-3, 3), y_range_m=(-3, 3)).pillar_points(2).flatten(0, 1)

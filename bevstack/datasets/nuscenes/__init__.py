@@ -1,0 +1,1 @@
+"""nuScenes and whatever comes in its format: tables checked, an index written and read, clips made of it."""

@@ -1,0 +1,148 @@
+"""The ego car's CAN bus: read at index time where there is one, turned into BEVFormer's 18-vector when a clip is made.
+
+The CAN bus is never required. Ego motion always comes from the ego poses; only accelerations, rotation rates and
+velocities come from the bus, and are zero without it.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bevstack.datasets.nuscenes.table_files import read_json
+from bevstack.errors import InputError
+from bevstack.registry import TASK_UTILS
+
+POSE_FIELDS = ("accel", "rotation_rate", "vel")
+STALE_SECONDS = 0.5
+CAN_BUS_SIZE = 18
+
+
+@dataclass(frozen=True)
+class EgoState:
+    """The ego car at one sample: what a CAN-bus form may use.
+
+    Args:
+        raw: (16,) float64: [0:3] ego translation in metres, global axes, at lidar time; [3:7] ego rotation as a
+            quaternion (w, x, y, z), global from ego; [7:10] acceleration in m/s^2, [10:13] rotation rate in rad/s,
+            [13:16] velocity in m/s, the last three in ego axes, NaN where there is no CAN bus.
+        has_can_bus: whether [7:16] are there.
+        global_from_bev: (4, 4) float64.
+    """
+
+    raw: np.ndarray
+    has_can_bus: bool
+    global_from_bev: np.ndarray
+
+    @property
+    def yaw(self) -> float:
+        """Heading of the ego car in radians from the global x axis, in (-pi, pi]."""
+        w, x, y, z = self.raw[3:7]
+        return float(np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)))
+
+
+CanBusForm = Callable[[EgoState, EgoState | None], np.ndarray]
+
+
+@TASK_UTILS.register_module()
+class CorrectedCanBus:
+    """The 18-vector free of the reference's faults (docs/reference.md 4.1 A, G, H, K).
+
+    [0:3] ego translation since the previous frame, metres, in the axes of the current BEV frame; [3:7] ego rotation as
+    a quaternion (w, x, y, z); [7:10] acceleration, [10:13] rotation rate, [13:16] velocity of the newest message at or
+    before the sample (zeros without a CAN bus); [16] zero, as absolute heading says nothing about a scene;
+    [17] change of heading since the previous frame in degrees, in (-180, 180]. Without a previous frame [0:3] and [17]
+    are zero.
+    """
+
+    def __call__(self, current: EgoState, previous: EgoState | None) -> np.ndarray:
+        """(18,) float64 of one frame; ``previous`` is the frame before it, None where there is none."""
+        vector = np.zeros(CAN_BUS_SIZE)
+        vector[3:7] = current.raw[3:7]
+        if current.has_can_bus:
+            vector[7:16] = current.raw[7:16]
+        if previous is not None:
+            bev_from_global = current.global_from_bev[:3, :3].T
+            vector[0:3] = bev_from_global @ (current.raw[0:3] - previous.raw[0:3])
+            turn_deg = np.degrees(current.yaw - previous.yaw)
+            vector[17] = 180.0 - (180.0 - turn_deg) % 360.0
+        return vector
+
+
+def read_can_bus(root: str | Path, scenes: list[tuple[str, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Newest ``pose`` message at or before each sample, through the devkit's CAN-bus API.
+
+    Args:
+        root: dataset root; messages are read from ``can_bus`` below it.
+        scenes: per scene its name and the (n,) int64 timestamps of its samples in microseconds.
+
+    Returns:
+        (S, 9) float64 acceleration, rotation rate, velocity (NaN where there is none), and (S,) bool: whether there is.
+        A sample has none where its scene has no messages (the devkit's blacklist among them), or none of them came
+        in the 0.5 s before it. One warning tells how many scenes are concerned.
+
+    Raises:
+        InputError: a message file is no list of messages, or a message lacks a key.
+    """
+    values, missing = [], []
+    folder = Path(root) / "can_bus"
+    api = None
+    if folder.is_dir():
+        from nuscenes.can_bus.can_bus_api import NuScenesCanBus
+
+        api = NuScenesCanBus(dataroot=str(root))
+    for name, timestamps in scenes:
+        messages = None if api is None else _scene_messages(api, folder, name)
+        rows = np.full((len(timestamps), 9), np.nan) if messages is None else _newest_before(*messages, timestamps)
+        if np.isnan(rows).any():
+            missing.append(name)
+        values.append(rows)
+    if missing and api is not None:
+        few = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        warnings.warn(
+            f"{folder}: {len(missing)} of {len(scenes)} scenes lack CAN-bus messages for some samples ({few}); "
+            "their accelerations and velocities are zero, ego motion comes from the ego poses",
+            stacklevel=2,
+        )
+    table = np.concatenate(values) if values else np.zeros((0, 9))
+    return table, ~np.isnan(table).any(axis=1)
+
+
+def _scene_messages(api, folder: Path, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Times (M,) in microseconds and values (M, 9) of one scene's pose messages, in order of time, or None."""
+    path = folder / f"{name}_pose.json"
+    if not re.fullmatch(r"scene-\d{4}", name) or int(name[-4:]) in api.can_blacklist or not path.exists():
+        return None
+    read_json(path)  # names the place of a fault; the devkit's own reader does not
+    messages = api.get_messages(name, "pose", print_warnings=False)
+    if not isinstance(messages, list):
+        raise InputError(path, "content", "must be a list of messages")
+    rows, times = [], []
+    for row, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise InputError(path, f"[{row}]", "must be a message")
+        for field in ("utime", *POSE_FIELDS):
+            if field not in message:
+                raise InputError(path, f"[{row}].{field}", "is missing")
+        numbers = [v for field in POSE_FIELDS for v in np.atleast_1d(message[field]).tolist()]
+        if len(numbers) != 9 or not all(isinstance(v, (int, float)) and np.isfinite(v) for v in numbers):
+            raise InputError(path, f"[{row}]", "accel, rotation_rate and vel must be 3 finite numbers each")
+        if type(message["utime"]) not in (int, float):
+            raise InputError(path, f"[{row}].utime", "must be a number")
+        times.append(message["utime"])
+        rows.append(numbers)
+    if not rows:
+        return None
+    order = np.argsort(np.array(times), kind="stable")
+    return np.array(times, dtype=np.int64)[order], np.array(rows, dtype=np.float64)[order]
+
+
+def _newest_before(times: np.ndarray, values: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
+    last = np.searchsorted(times, timestamps, side="right") - 1
+    fresh = (last >= 0) & (timestamps - times[last] <= STALE_SECONDS * 1e6)
+    return np.where(fresh[:, None], values[last], np.nan)

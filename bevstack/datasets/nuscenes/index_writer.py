@@ -1,0 +1,333 @@
+"""Writes the index of a nuScenes version: tables in, plain memory-mapped arrays and one JSON file out.
+
+Imports the devkit: import this module only where an index is made. What the arrays hold is told in
+:mod:`bevstack.datasets.nuscenes.index`, which reads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from bevstack.datasets.nuscenes.camera_sweeps import sweep_arrays
+from bevstack.datasets.nuscenes.can_bus import read_can_bus
+from bevstack.datasets.nuscenes.index_files import INDEX_FILE, SCHEMA, SCHEMA_VERSION, index_folder
+from bevstack.datasets.nuscenes.map_rasterizer import write_map_tiles
+from bevstack.datasets.nuscenes.map_tiles import TILES_FOLDER
+from bevstack.datasets.nuscenes.table_files import file_sha256
+from bevstack.datasets.nuscenes.tables import CheckedNuScenes, read_splits
+from bevstack.datasets.nuscenes.taxonomy import CAMERAS
+from bevstack.errors import InputError
+
+Progress = Callable[[str], None]
+
+
+def check_writable(folder: Path) -> None:
+    """Raise :class:`InputError` where ``folder`` cannot come to be; a read-only place is left alone even by root."""
+    place = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not place.is_dir() or not place.stat().st_mode & 0o222 or not os.access(place, os.W_OK):
+        raise InputError(place, "--out", "cannot be written to; name another folder with --out")
+
+
+@contextmanager
+def written_whole(folder: Path):
+    """A temporary folder beside ``folder`` that takes its place when the block ends, and vanishes if it fails.
+
+    Raises:
+        InputError: nothing can be written there, or the disk is full.
+    """
+    check_writable(folder)
+    fresh = not folder.parent.exists()
+    temporary = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        yield temporary
+        temporary.chmod(0o755)
+        if folder.exists():
+            old = temporary.with_name(temporary.name + "-old")
+            os.rename(folder, old)
+            os.rename(temporary, folder)
+            shutil.rmtree(old)
+        else:
+            os.rename(temporary, folder)
+    except OSError as error:
+        raise InputError(folder, "--out", f"cannot be written: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if fresh and folder.parent.is_dir() and not any(folder.parent.iterdir()):
+            folder.parent.rmdir()
+
+
+def write_index(
+    root: str | Path, version: str, out: str | Path | None = None, maps: bool = True, progress: Progress = print
+) -> dict:
+    """Read and check the tables of ``version`` and write its index and the map tiles of its locations.
+
+    Args:
+        root: dataset root.
+        version: folder of the tables.
+        out: folder for indices, ``<root>/bevstack-index`` by default; the index goes to ``<out>/<version>``.
+        maps: whether to rasterise the map expansion.
+        progress: called with a line for each step begun.
+
+    Returns:
+        What was written: scenes, samples, sweeps (camera images between key frames), boxes, boxes_per_class, maps
+        (location -> bytes), bytes (of the index without maps), seconds, folder, has_can_bus.
+
+    Raises:
+        InputError: the tables are wrong, an image is missing, or nothing can be written. Nothing is left behind.
+    """
+    start = time.perf_counter()
+    root, folder = Path(root), index_folder(root, version, out)
+    if root.is_dir():
+        check_writable(folder)
+    nusc = CheckedNuScenes(root, version, progress=lambda table: progress(f"reading {table}"))
+    progress("collecting samples")
+    rows = _SampleRows(nusc)
+    header = {
+        "schema": SCHEMA,
+        "schema_version": SCHEMA_VERSION,
+        "version": version,
+        "tables": nusc.table_files,
+        "tables_sha256": tables_hash(nusc.table_files),
+        "splits": read_splits(nusc),
+        **rows.names(),
+    }
+    splits = Path(nusc.table_root) / "splits.json"
+    header["splits_sha256"] = file_sha256(splits) if splits.exists() else ""
+    progress("collecting sensors")
+    arrays = {**rows.arrays(), **_sensor_arrays(nusc, rows)}
+    progress("checking images")
+    _check_files(root, Path(nusc.table_root) / "sample_data.json", arrays["camera_path"])
+    progress("collecting sweeps")
+    arrays |= sweep_arrays(nusc, root, rows.samples, rows.cameras)
+    progress("collecting boxes")
+    arrays |= _box_arrays(nusc, rows)
+    progress("reading the CAN bus")
+    bus, arrays["can_bus_valid"] = read_can_bus(root, rows.scene_times())
+    arrays["can_bus_raw"] = np.concatenate([arrays.pop("ego_state"), bus], axis=1)
+    header["arrays"] = {name: {"dtype": a.dtype.str, "shape": list(a.shape)} for name, a in arrays.items()}
+    progress("writing")
+    with written_whole(folder) as temporary:
+        for name, array in arrays.items():
+            np.save(temporary / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
+        (temporary / INDEX_FILE).write_text(json.dumps(header, indent=1), encoding="utf-8")
+        size = sum(file.stat().st_size for file in temporary.iterdir())
+        locations = sorted({scene["location"] for scene in header["scenes"]})
+        tiles = write_map_tiles(root, locations, temporary / TILES_FOLDER, progress) if maps else {}
+    categories = np.bincount(arrays["box_category"], minlength=len(header["categories"]))
+    per_class: dict[str, int] = {}
+    for category, count in zip(header["categories"], categories, strict=True):
+        if category["detection_name"] and count:
+            per_class[category["detection_name"]] = per_class.get(category["detection_name"], 0) + int(count)
+    return {
+        "folder": folder,
+        "scenes": len(header["scenes"]),
+        "samples": len(arrays["sample_token"]),
+        "sweeps": len(arrays["sweep_path"]),
+        "boxes": len(arrays["box_category"]),
+        "boxes_per_class": per_class,
+        "maps": tiles,
+        "bytes": size,
+        "seconds": time.perf_counter() - start,
+        "has_can_bus": bool(arrays["can_bus_valid"].any()),
+    }
+
+
+def tables_hash(table_files: dict[str, dict]) -> str:
+    """One SHA-256 over the hashes of all tables."""
+    text = "".join(f"{name}:{table_files[name]['sha256']}\n" for name in sorted(table_files))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _text(values: list[str], shape: tuple[int, ...] = (-1,)) -> np.ndarray:
+    """UTF-8 bytes of fixed width: unlike Python's text, they can be memory-mapped."""
+    return np.array([v.encode() for v in values] or [b""] * 0, dtype=None if values else "S1").reshape(shape)
+
+
+def _matrices(records: list[dict]) -> np.ndarray:
+    """(n, 4, 4) of records with a rotation (w, x, y, z) and a translation."""
+    q = np.array([r["rotation"] for r in records], dtype=np.float64).reshape(-1, 4)
+    w, x, y, z = (q / np.linalg.norm(q, axis=1, keepdims=True)).T
+    matrices = np.zeros((len(records), 4, 4))
+    matrices[:, 0, :3] = np.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], axis=1)
+    matrices[:, 1, :3] = np.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)], axis=1)
+    matrices[:, 2, :3] = np.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], axis=1)
+    matrices[:, :3, 3] = np.array([r["translation"] for r in records], dtype=np.float64).reshape(-1, 3)
+    matrices[:, 3, 3] = 1
+    return matrices
+
+
+class _SampleRows:
+    """Samples scene by scene in order of time, and the sensors that saw every one of them."""
+
+    def __init__(self, nusc: CheckedNuScenes) -> None:
+        self.nusc = nusc
+        self.samples: list[dict] = []
+        self.scenes: list[dict] = []
+        for scene in nusc.scene:
+            first, token = len(self.samples), scene["first_sample_token"]
+            while token:
+                self.samples.append(nusc.get("sample", token))
+                token = self.samples[-1]["next"]
+            log = nusc.get("log", scene["log_token"])
+            self.scenes.append(
+                {
+                    "token": scene["token"],
+                    "name": scene["name"],
+                    "description": str(scene.get("description") or ""),
+                    "log": log["logfile"],
+                    "location": log["location"],
+                    "first_row": first,
+                    "num_samples": len(self.samples) - first,
+                }
+            )
+        self.row_of = {sample["token"]: row for row, sample in enumerate(self.samples)}
+        used = {channel for sample in self.samples for channel in sample["data"]}
+        modality = {sensor["channel"]: sensor["modality"] for sensor in nusc.sensor if sensor["channel"] in used}
+        cameras = [channel for channel, kind in modality.items() if kind == "camera"]
+        self.cameras = list(CAMERAS) if set(cameras) == set(CAMERAS) else cameras
+        lidars = [channel for channel, kind in modality.items() if kind == "lidar"]
+        path = Path(nusc.table_root) / "sample_data.json"
+        if not cameras:
+            raise InputError(path, "calibrated_sensor_token", "no key frame comes from a camera")
+        if not lidars:
+            raise InputError(
+                path, "calibrated_sensor_token", "no key frame comes from a lidar, whose frame is the BEV's"
+            )
+        self.lidar = "LIDAR_TOP" if "LIDAR_TOP" in lidars else lidars[0]
+        for sample in self.samples:
+            for channel in (*self.cameras, self.lidar):
+                if channel not in sample["data"]:
+                    raise InputError(path, f"sample {sample['token']}", f"has no key frame of {channel}")
+
+    def names(self) -> dict:
+        """What the header says about names."""
+        from nuscenes.eval.detection.utils import category_to_detection_name
+
+        return {
+            "cameras": self.cameras,
+            "lidar": self.lidar,
+            "scenes": self.scenes,
+            "categories": [
+                {"name": c["name"], "detection_name": category_to_detection_name(c["name"]) or ""}
+                for c in self.nusc.category
+            ],
+            "attributes": [a["name"] for a in self.nusc.attribute],
+        }
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Arrays with one row a sample."""
+        scene_row = np.repeat(np.arange(len(self.scenes)), [s["num_samples"] for s in self.scenes])
+        return {
+            "sample_token": _text([s["token"] for s in self.samples]),
+            "sample_timestamp_us": np.array([s["timestamp"] for s in self.samples], dtype=np.int64),
+            "sample_scene": scene_row.astype(np.int32),
+            "sample_prev": np.array([self.row_of.get(s["prev"], -1) for s in self.samples], dtype=np.int32),
+            "sample_next": np.array([self.row_of.get(s["next"], -1) for s in self.samples], dtype=np.int32),
+        }
+
+    def scene_times(self) -> list[tuple[str, np.ndarray]]:
+        """Per scene its name and its samples' timestamps."""
+        times = np.array([s["timestamp"] for s in self.samples], dtype=np.int64)
+        return [(s["name"], times[s["first_row"] : s["first_row"] + s["num_samples"]]) for s in self.scenes]
+
+
+def _sensor_arrays(nusc: CheckedNuScenes, rows: _SampleRows) -> dict[str, np.ndarray]:
+    size = (len(rows.samples), len(rows.cameras))
+    frames = [nusc.get("sample_data", s["data"][camera]) for s in rows.samples for camera in rows.cameras]
+    sweeps = [nusc.get("sample_data", s["data"][rows.lidar]) for s in rows.samples]
+    poses = [nusc.get("ego_pose", sweep["ego_pose_token"]) for sweep in sweeps]
+    ego_from_sensor = _matrices(nusc.calibrated_sensor)
+    lidar_calibration = np.array([nusc.getind("calibrated_sensor", s["calibrated_sensor_token"]) for s in sweeps])
+    global_from_lidar_ego = _matrices(poses)
+    intrinsics = [c["camera_intrinsic"] or np.full((3, 3), np.nan) for c in nusc.calibrated_sensor]
+    return {
+        "camera_path": _text([f["filename"] for f in frames], size),
+        "camera_size_px": np.array([[f["height"], f["width"]] for f in frames], dtype=np.int32).reshape(*size, 2),
+        "camera_timestamp_us": np.array([f["timestamp"] for f in frames], dtype=np.int64).reshape(size),
+        "camera_calibration": np.array(
+            [nusc.getind("calibrated_sensor", f["calibrated_sensor_token"]) for f in frames], dtype=np.int32
+        ).reshape(size),
+        "global_from_camera_ego": _matrices([nusc.get("ego_pose", f["ego_pose_token"]) for f in frames]).reshape(
+            *size, 4, 4
+        ),
+        "intrinsics": np.array(intrinsics, dtype=np.float64),
+        "ego_from_sensor": ego_from_sensor,
+        "lidar_path": _text([s["filename"] for s in sweeps]),
+        "lidar_calibration": lidar_calibration.astype(np.int32),
+        "global_from_lidar_ego": global_from_lidar_ego,
+        "global_from_bev": global_from_lidar_ego @ ego_from_sensor[lidar_calibration],
+        "ego_state": np.array([p["translation"] + p["rotation"] for p in poses], dtype=np.float64),
+    }
+
+
+def _check_files(root: Path, table: Path, paths: np.ndarray) -> None:
+    """Every image is a file under the root; folders are listed once instead of asking for each file."""
+    listed: dict[str, set[str]] = {}
+    for path in paths.ravel().tolist():
+        name = PurePosixPath(path.decode())
+        if name.is_absolute() or ".." in name.parts:
+            raise InputError(table, "filename", f"{name} leads out of the root")
+        folder = str(name.parent)
+        if folder not in listed:
+            place = root / folder
+            listed[folder] = {e.name for e in os.scandir(place) if e.is_file()} if place.is_dir() else set()
+        if name.name not in listed[folder]:
+            raise InputError(root / name, "image", f"is missing or no file, yet {table.name} names it")
+
+
+def _box_arrays(nusc: CheckedNuScenes, rows: _SampleRows) -> dict[str, np.ndarray]:
+    boxes = [nusc.get("sample_annotation", token) for sample in rows.samples for token in sample["anns"]]
+    offset = np.cumsum([0] + [len(sample["anns"]) for sample in rows.samples])
+    row_of = {box["token"]: row for row, box in enumerate(boxes)}
+    attribute_of = {a["token"]: i for i, a in enumerate(nusc.attribute)}
+    instance = np.array([nusc.getind("instance", b["instance_token"]) for b in boxes], dtype=np.int32)
+    category = np.array([nusc.getind("category", i["category_token"]) for i in nusc.instance], dtype=np.int16)
+    center = np.array([b["translation"] for b in boxes], dtype=np.float64).reshape(-1, 3)
+    times = 1e-6 * np.array([rows.samples[rows.row_of[b["sample_token"]]]["timestamp"] for b in boxes])
+    return {
+        "box_offset": offset.astype(np.int64),
+        "box_center": center,
+        "box_wlh": np.array([b["size"] for b in boxes], dtype=np.float64).reshape(-1, 3),
+        "box_quaternion": np.array([b["rotation"] for b in boxes], dtype=np.float64).reshape(-1, 4),
+        "box_velocity": _box_velocity(center, times, boxes, row_of),
+        "box_category": category[instance] if len(boxes) else np.zeros(0, dtype=np.int16),
+        "box_attribute": np.array(
+            [attribute_of[b["attribute_tokens"][0]] if b["attribute_tokens"] else -1 for b in boxes], dtype=np.int16
+        ),
+        "box_visibility": np.array([_visibility(b["visibility_token"]) for b in boxes], dtype=np.int8),
+        "box_instance": instance,
+        "box_num_lidar_pts": np.array([b["num_lidar_pts"] for b in boxes], dtype=np.int32),
+        "box_num_radar_pts": np.array([b["num_radar_pts"] for b in boxes], dtype=np.int32),
+        "instance_token": _text([i["token"] for i in nusc.instance]),
+    }
+
+
+def _visibility(token: str) -> int:
+    return int(token) if token.isdecimal() and len(token) == 1 else 0
+
+
+def _box_velocity(center: np.ndarray, times: np.ndarray, boxes: list[dict], row_of: dict[str, int]) -> np.ndarray:
+    """(A, 3) m/s as the devkit's ``box_velocity`` estimates it: centred difference where both neighbours are there,
+    one-sided where one is, NaN without neighbours or where they are more than 1.5 s a step apart."""
+    here = np.arange(len(boxes))
+    first = np.array([row_of[b["prev"]] if b["prev"] else row for row, b in enumerate(boxes)], dtype=np.int64)
+    last = np.array([row_of[b["next"]] if b["next"] else row for row, b in enumerate(boxes)], dtype=np.int64)
+    seconds = times[last] - times[first]
+    limit = np.where((first != here) & (last != here), 3.0, 1.5)
+    known = (first != last) & (seconds <= limit)
+    return np.where(
+        known[:, None], (center[last] - center[first]) / np.where(seconds > 0, seconds, 1.0)[:, None], np.nan
+    )

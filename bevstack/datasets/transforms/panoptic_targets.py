@@ -1,0 +1,115 @@
+"""The panoptic BEV target: annotated objects as things, map layers as stuff, one owner a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from mmcv.transforms.base import BaseTransform
+from torch import Tensor
+
+from bevstack.datasets.transforms.bev_targets import footprint_cells
+from bevstack.errors import InputError
+from bevstack.geometry import BEVGrid
+from bevstack.registry import TRANSFORMS
+
+STUFF_PRIORITY = ("divider", "stop_line", "ped_crossing", "carpark_area", "walkway", "drivable_area")
+"""Map layers as stuff: what is thin or painted upon another layer comes before what it lies on."""
+
+
+def thing_masks(boxes: Tensor, grid: BEVGrid) -> Tensor:
+    """The cells that objects cover, before any cell has one owner.
+
+    Args:
+        boxes: (G, 9) in the grid's frame; they may reach over its border or lie outside.
+        grid: the cells.
+
+    Returns:
+        (G, Y, X) bool: cells whose centres lie in the footprint; where there are none, the cell that holds the box's
+        centre, so that an object smaller than a cell covers one. Nothing for a box that does not touch the grid.
+    """
+    masks = torch.zeros((len(boxes), *grid.shape), dtype=torch.bool)
+    masks[footprint_cells(boxes, grid)] = True
+    centers = boxes[:, :2].double()
+    small = torch.nonzero(grid.contains(centers) & ~masks.flatten(1).any(1)).flatten()
+    column, row = grid.cells_from_metres(centers[small]).long().unbind(-1)
+    masks[small, row, column] = True
+    return masks
+
+
+@TRANSFORMS.register_module()
+class MakePanopticMap(BaseTransform):
+    """Make ``results["panoptic"]``, a :class:`bevstack.structures.PanopticMap`, from the boxes and a map raster.
+
+    Comes after the BEV augmentation and after :class:`bevstack.datasets.transforms.LoadBEVMap`, and before the object
+    filters, for boxes outside may reach into the grid. :func:`bevstack.structures.panoptic.panoptic_map` says who owns
+    a cell.
+
+    Args:
+        grid: a :class:`bevstack.geometry.BEVGrid` or its arguments; the raster must lie on the same.
+        things: classes of objects, in the order of the labels; None for all classes of the dataset.
+        stuff: layers of the raster, in order of priority.
+        raster: name of the map raster.
+        min_visibility: objects below this nuScenes visibility level are left out (0 or 1 keeps all).
+
+    Raises:
+        InputError: in use, a raster that is not there or lies on another grid, a class or a layer that is not there.
+    """
+
+    def __init__(
+        self,
+        grid: BEVGrid | Mapping,
+        things: Sequence[str] | None = None,
+        stuff: Sequence[str] = STUFF_PRIORITY,
+        raster: str = "map",
+        min_visibility: int = 0,
+    ) -> None:
+        self.grid = BEVGrid.build(grid)
+        self.things = None if things is None else tuple(things)
+        self.stuff, self.raster, self.min_visibility = tuple(stuff), raster, min_visibility
+
+    def transform(self, results: dict) -> dict:
+        """Add ``panoptic`` from ``boxes``, ``labels``, ``classes``, ``rasters`` and, where there, ``instance_ids``."""
+        from bevstack.structures.panoptic import panoptic_map
+
+        classes = tuple(results["classes"])
+        things = classes if self.things is None else self.things
+        _refuse_absent("things", things, classes, "the dataset has the classes")
+        labels = np.asarray(results["labels"], dtype=np.int64)
+        new_from_old = np.array([*(things.index(name) if name in things else -1 for name in classes), -1])
+        labels = new_from_old[labels]
+        kept = labels >= 0
+        if self.min_visibility > 1:
+            kept &= np.asarray(results["visibility"]) >= self.min_visibility
+        ids = np.asarray(results.get("instance_ids", np.arange(len(labels))), dtype=np.int64)
+        boxes = torch.from_numpy(np.asarray(results["boxes"], dtype=np.float64).reshape(-1, 9)[kept])
+        results["panoptic"] = panoptic_map(
+            thing_masks(boxes, self.grid),
+            torch.from_numpy(labels[kept]),
+            torch.from_numpy(ids[kept]),
+            self._stuff_layers(results.get("rasters", {})),
+            (things, self.stuff),
+            self.grid,
+        )
+        return results
+
+    def _stuff_layers(self, rasters: Mapping) -> Tensor:
+        """(K, Y, X) the raster's layers in the order of priority."""
+        if not self.stuff:
+            return torch.zeros((0, *self.grid.shape), dtype=torch.uint8)
+        if self.raster not in rasters:
+            reason = f"raster '{self.raster}' is not there: put LoadBEVMap before MakePanopticMap"
+            raise InputError("pipeline", "MakePanopticMap", f"{reason} (there are {sorted(rasters) or 'none'})")
+        raster = rasters[self.raster]
+        if not raster.grid.same_as(self.grid):
+            reason = f"raster '{self.raster}' lies on {raster.grid}, the panoptic map on {self.grid}"
+            raise InputError("pipeline", "MakePanopticMap", f"{reason}: give both the same grid")
+        _refuse_absent("stuff", self.stuff, raster.classes, f"raster '{self.raster}' has the layers")
+        return raster.layers[[raster.classes.index(name) for name in self.stuff]]
+
+
+def _refuse_absent(field: str, wanted: Sequence[str], there: Sequence[str], whose: str) -> None:
+    absent = [name for name in wanted if name not in there]
+    if absent:
+        raise InputError("pipeline", f"MakePanopticMap.{field}", f"'{absent[0]}' is not there: {whose} {list(there)}")

@@ -1,0 +1,1 @@
+"""Studies of what is built here: comparisons at equal steps, counted work, motion taught without labels."""

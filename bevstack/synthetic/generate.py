@@ -1,0 +1,271 @@
+"""Make a whole synthetic dataset: scenes in parallel, then tables, maps and splits, then one rename.
+
+Locations carry nuScenes' four names (its map reader knows no others); each is a generated city of districts, one
+district a scene, so validation scenes lie in districts that no training scene ever saw. In ``boston-seaport`` traffic
+keeps right, in the Singapore ones left, as in nuScenes.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from bevstack.errors import InputError
+from bevstack.synthetic import tables
+from bevstack.synthetic.cameras import CAMERA_NAMES, LIDAR_NAME, NATIVE_SIZE_PX
+from bevstack.synthetic.map_expansion import write_location
+from bevstack.synthetic.plan import DISTRICT_SIZE_M
+from bevstack.synthetic.recorder import SceneTask, token_of
+from bevstack.synthetic.scene import make_scene
+
+LOCATIONS = ("singapore-onenorth", "boston-seaport", "singapore-hollandvillage", "singapore-queenstown")
+CONDITIONS = ("day", "rain", "day", "night", "day")
+FIRST_SCENE_NUMBER = 2001  # beyond nuScenes' own numbers and the CAN bus block list
+MAP_MARGIN_M = 20.0
+
+
+def plan_scenes(
+    root: Path, train: int, val: int, seed: int, image_size: tuple[int, int], sweeps: bool, frames: int
+) -> tuple[list[SceneTask], dict[str, list[str]], dict[str, tuple[float, float]]]:
+    """The scenes to make, the splits, and each location's map extent (width, height) in metres."""
+    total = train + val
+    columns = max(1, int(np.ceil(np.sqrt(np.ceil(total / len(LOCATIONS))))))
+    used: dict[str, int] = {}
+    plan, splits = [], {"train": [], "val": []}
+    for index in range(total):
+        split, place = ("train", index) if index < train else ("val", index - train)
+        location = LOCATIONS[(place + place // len(LOCATIONS)) % len(LOCATIONS)]
+        slot = used.get(location, 0)
+        used[location] = slot + 1
+        pitch = DISTRICT_SIZE_M + 2 * MAP_MARGIN_M
+        origin = (MAP_MARGIN_M + pitch * (slot % columns), MAP_MARGIN_M + pitch * (slot // columns))
+        name = f"scene-{FIRST_SCENE_NUMBER + index:04d}"
+        splits[split].append(name)
+        start_us = 1_735_689_600_000_000 + index * 60_000_000
+        plan.append(
+            SceneTask(
+                str(root),
+                index,
+                seed,
+                name,
+                location,
+                origin,
+                CONDITIONS[place % len(CONDITIONS)],
+                frames,
+                image_size,
+                sweeps,
+                start_us,
+            )
+        )
+    extents = {
+        name: (pitch * min(columns, count), pitch * int(np.ceil(count / columns))) for name, count in used.items()
+    }
+    return plan, splits, extents
+
+
+def _run(plan: list[SceneTask], workers: int, each: Callable[[], None]) -> Iterator[dict]:
+    """Results in the plan's order, whatever order the workers finish in."""
+    if workers <= 1 or len(plan) == 1:
+        for task in plan:
+            yield make_scene(task)
+            each()
+        return
+    # a server that has imported everything once forks the workers: no threads to inherit, no import a worker
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload([make_scene.__module__])
+    with ProcessPoolExecutor(min(workers, len(plan)), mp_context=context) as pool:
+        try:
+            for future in [pool.submit(make_scene, task) for task in plan]:
+                yield future.result()
+                each()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def generate(
+    root: str | os.PathLike,
+    train_scenes: int,
+    val_scenes: int,
+    seed: int = 0,
+    image_size: tuple[int, int] = (800, 450),
+    sweeps: bool = False,
+    workers: int = 0,
+    frames: int = 20,
+    version: str = "v1.0-mini",
+    progress: bool = True,
+) -> dict[str, float]:
+    """Make a dataset at ``root`` (which must not exist, or hold an earlier synthetic dataset, which is replaced).
+
+    ``image_size`` is (width, height) in pixels, at most 1600x900; ``workers`` 0 means one a core. The bytes depend on
+    the other arguments only. Returns counts and seconds. Raises InputError on arguments that cannot work and where the
+    files cannot be written; nothing half written stays.
+    """
+    root = Path(root)
+    _check(root, train_scenes, val_scenes, seed, image_size, frames, version)
+    started = time.perf_counter()
+    work = root.with_name(f".{root.name}.partial-{os.getpid()}")
+    _sweep_up(root)
+    try:
+        for name in (*CAMERA_NAMES, LIDAR_NAME):
+            (work / "samples" / name).mkdir(parents=True)
+            if sweeps and name != LIDAR_NAME:
+                (work / "sweeps" / name).mkdir(parents=True)
+        for folder in ("maps/expansion", "can_bus", version):
+            (work / folder).mkdir(parents=True)
+        plan, splits, extents = plan_scenes(work, train_scenes, val_scenes, seed, image_size, sweeps, frames)
+        workers = workers or os.cpu_count() or 1
+        results = _with_progress(plan, workers) if progress else list(_run(plan, workers, lambda: None))
+        counts = _write(work, version, plan, results, splits, extents)
+        _replace(work, root)
+    except OSError as error:
+        raise InputError(root, "root", f"cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    counts["seconds"] = time.perf_counter() - started
+    return counts
+
+
+def _sweep_up(root: Path) -> None:
+    """Remove what killed runs for the same folder left behind."""
+    for left in root.parent.glob(f".{root.name}.partial-*"):
+        number = left.name.rpartition("-")[2]
+        if number.isdigit() and (int(number) == os.getpid() or not Path(f"/proc/{number}").exists()):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _check(root: Path, train: int, val: int, seed: int, image_size: tuple[int, int], frames: int, version: str) -> None:
+    for field, value, low in (
+        ("--train-scenes", train, 0),
+        ("--val-scenes", val, 0),
+        ("--frames", frames, 2),
+        ("--seed", seed, 0),
+    ):
+        if value < low:
+            raise InputError("create_synthetic", field, f"{value} is below {low}")
+    if train + val < 1:
+        raise InputError("create_synthetic", "--train-scenes", "no scene asked for")
+    if FIRST_SCENE_NUMBER + train + val > 9999:
+        raise InputError(
+            "create_synthetic", "--train-scenes", "scene names have four digits: at most 7999 scenes in all"
+        )
+    if not root.name:
+        raise InputError(root, "root", "names no folder of its own")
+    width, height = image_size
+    if not (32 <= width <= NATIVE_SIZE_PX[0] and 32 <= height <= NATIVE_SIZE_PX[1]):
+        raise InputError("create_synthetic", "--image-size", f"{width}x{height} is not between 32x32 and 1600x900")
+    if not version or os.sep in version or version.startswith("."):
+        raise InputError("create_synthetic", "--version", f"{version!r} is not a folder name")
+    if root.exists() and not (root.is_dir() and ((root / "synthetic.json").exists() or not any(root.iterdir()))):
+        raise InputError(root, "root", "exists and is not a synthetic dataset; remove it or choose another folder")
+    if not os.access(_existing_parent(root), os.W_OK):
+        raise InputError(root, "root", "cannot be written")
+
+
+def _existing_parent(path: Path) -> Path:
+    for parent in path.absolute().parents:
+        if parent.exists():
+            return parent
+    return Path("/")
+
+
+def _with_progress(plan: list[SceneTask], workers: int) -> list[dict]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("rendering scenes"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns) as bar:
+        job = bar.add_task("scenes", total=len(plan))
+        return list(_run(plan, workers, lambda: bar.advance(job)))
+
+
+def _write(
+    work: Path,
+    version: str,
+    plan: list[SceneTask],
+    results: list[dict],
+    splits: dict[str, list[str]],
+    extents: dict[str, tuple[float, float]],
+) -> dict[str, float]:
+    merged = tables.fixed_tables()
+    for name in (
+        "log",
+        "scene",
+        "sample",
+        "calibrated_sensor",
+        "ego_pose",
+        "sample_data",
+        "sample_annotation",
+        "instance",
+    ):
+        merged[name] = [row for result in results for row in result["tables"][name]]
+    merged["map"] = []
+    for location, extent in extents.items():
+        token = token_of("map", location)
+        logs = [row["token"] for row in merged["log"] if row["location"] == location]
+        merged["map"].append(
+            {"category": "semantic_prior", "token": token, "filename": f"maps/{token}.png", "log_tokens": logs}
+        )
+        write_location(
+            work,
+            location,
+            f"maps/{token}.png",
+            [r["map"] for r, t in zip(results, plan, strict=True) if t.location == location],
+            extent,
+        )
+    for name, rows in merged.items():
+        (work / version / f"{name}.json").write_text(json.dumps(rows))
+    named = {**splits, "synthetic_train": splits["train"], "synthetic_val": splits["val"]}
+    (work / version / "splits.json").write_text(json.dumps(named, indent=1))
+    task = plan[0]
+    (work / "synthetic.json").write_text(
+        json.dumps(
+            {
+                "seed": task.seed,
+                "train_scenes": len(splits["train"]),
+                "val_scenes": len(splits["val"]),
+                "image_size": list(task.image_size),
+                "frames": task.frames,
+                "sweeps": task.sweeps,
+            },
+            indent=1,
+        )
+    )
+    return {
+        "scenes": len(plan),
+        "samples": len(merged["sample"]),
+        "images": sum(int(r["images"]) for r in results),
+        "annotations": len(merged["sample_annotation"]),
+    }
+
+
+def _replace(work: Path, root: Path) -> None:
+    if root.exists():
+        old = root.with_name(f".{root.name}.old-{os.getpid()}")
+        os.replace(root, old)
+        os.replace(work, root)
+        shutil.rmtree(old)
+    else:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(work, root)

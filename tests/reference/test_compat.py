@@ -1,0 +1,123 @@
+"""The ``compat`` entry of a config: which parts it puts in, and that it leaves everything else alone."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bevstack.engine.config import load_config
+from bevstack.errors import InputError
+from bevstack.reference.compat import PRESETS, CompatSwitches, apply_compat, compat_switches
+
+TINY = Path(__file__).resolve().parents[2] / "configs" / "bevformer" / "bevformer_tiny.py"
+LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return load_config(TINY)
+
+
+def test_everything_is_off_by_default(plain):
+    assert not any(getattr(CompatSwitches(), name) for name in CompatSwitches.__dataclass_fields__)
+    text = plain.pretty_text
+    for name in ("Reference", "OldBoxes", "PaddingSees", "can_bus_form"):
+        assert name not in text
+    assert apply_compat(copy.deepcopy(plain)).pretty_text == text
+
+
+def test_the_preset_sets_every_switch(plain):
+    assert all(bool(getattr(PRESETS["bevformer_v1"], name)) for name in CompatSwitches.__dataclass_fields__)
+    cfg = load_config(TINY, ["compat=bevformer_v1"])
+    assert dict(cfg.model.encoder.alignment) == {
+        "type": "bevstack.ReferenceShiftAlignment",
+        "rotate_center": (100.0, 100.0),
+        "interpolation": "nearest",
+        "alias_shift": True,
+        "motion": "can_bus",
+    }
+    assert cfg.model.encoder.type == "bevstack.PaddingSeesEncoder"
+    assert cfg.model.heads.detection.type == "bevstack.OldBoxesDetectionHead"
+    for loader in LOADERS:
+        form = cfg[loader].dataset.can_bus_form
+        assert form.type == "bevstack.ReferenceCanBus" and all(value for value in form.values())
+    # and nothing else
+    for part in (cfg, plain := copy.deepcopy(plain)):
+        part.model.encoder.pop("alignment", None)
+        part.model.encoder.type = part.model.heads.detection.type = "x"
+        part.pop("compat", None)
+        for loader in LOADERS:
+            part[loader].dataset.pop("can_bus_form", None)
+    assert cfg.pretty_text == plain.pretty_text
+
+
+@pytest.mark.parametrize("switch", [name for name in CompatSwitches.__dataclass_fields__ if name != "ego_pose"])
+def test_one_switch_alone_changes_one_part(plain, switch):
+    cfg = copy.deepcopy(plain)
+    apply_compat(cfg, {switch: (100, 100) if switch == "rotate_center" else True})
+    changed = {
+        "alignment": "alignment" in cfg.model.encoder,
+        "encoder": cfg.model.encoder.type != plain.model.encoder.type,
+        "head": cfg.model.heads.detection.type != plain.model.heads.detection.type,
+        "can_bus": "can_bus_form" in cfg.test_dataloader.dataset,
+    }
+    part = {
+        "alias_shift": "alignment",
+        "rotate_center": "alignment",
+        "nearest_rotation": "alignment",
+        "visible_padding": "encoder",
+        "old_boxes": "head",
+    }.get(switch, "can_bus")
+    assert [name for name, value in changed.items() if value] == [part]
+
+
+def test_the_published_model_builds_and_applying_twice_changes_nothing(plain):
+    from mmengine.registry import init_default_scope
+
+    from bevstack.reference.parts import OldBoxesDetectionHead, PaddingSeesEncoder, ReferenceShiftAlignment
+    from bevstack.registry import MODELS, TASK_UTILS
+
+    cfg = apply_compat(copy.deepcopy(plain), "bevformer_v1")
+    once = cfg.pretty_text
+    assert apply_compat(cfg, "bevformer_v1").pretty_text == once
+    init_default_scope("bevstack")
+    model = MODELS.build(cfg.model)
+    assert isinstance(model.encoder, PaddingSeesEncoder)
+    assert isinstance(model.encoder.alignment, ReferenceShiftAlignment)
+    assert isinstance(model.heads["detection"], OldBoxesDetectionHead)
+    assert TASK_UTILS.build(cfg.test_dataloader.dataset.can_bus_form).quaternion_w
+
+
+@pytest.mark.parametrize(
+    ("compat", "named"),
+    [
+        ("bevformer_v9", "bevformer_v9"),
+        ({"alias": True}, "alias_shift"),
+        ({"alias_shift": 1}, "True or False"),
+        ({"rotate_center": 100}, "rotate_center"),
+        ({"rotate_center": (1, 2, 3)}, "rotate_center"),
+        ({"ego_pose": True}, "absolute_yaw"),
+    ],
+)
+def test_a_wrong_entry_is_one_line(compat, named):
+    with pytest.raises(InputError, match=named) as error:
+        compat_switches(compat)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_without_the_part_is_an_error(plain):
+    cfg = copy.deepcopy(plain)
+    cfg.model.heads.detection.type = "DenseDetectionHead"
+    with pytest.raises(InputError, match="QueryDetectionHead"):
+        apply_compat(cfg, {"old_boxes": True})
+
+
+def test_importing_the_package_brings_no_compatibility_in():
+    code = (
+        "import sys, bevstack.models.bev, bevstack.datasets.nuscenes.can_bus;"
+        "print(sorted(m for m in sys.modules if m.startswith('bevstack.interop.reference')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
