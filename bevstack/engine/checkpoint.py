@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
 
 from bevstack.errors import InputError
@@ -27,8 +28,6 @@ _PATTERNS = ("epoch_*.pth", "iter_*.pth")
 
 def _mmengine_globals() -> list:
     """What checkpoints of mmengine hold beside tensors and plain values: histories of logged scalars."""
-    from mmengine.logging import HistoryBuffer
-
     scalars = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint32", "bool_")
     dtype_classes = {type(np.dtype(getattr(np, name))) for name in scalars}
     multiarray = np.core.multiarray
@@ -238,8 +237,6 @@ def plain(value: Any) -> Any:
     Tensors go to the CPU, numpy arrays become tensors and numpy scalars numbers, histories of logged scalars become
     ``{"history": (values, counts, max_length)}``, paths text; anything else stays as it is.
     """
-    from mmengine.logging import HistoryBuffer
-
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, np.ndarray):
@@ -259,8 +256,6 @@ def plain(value: Any) -> Any:
 
 def message_hub_state(state: dict[str, Any]) -> dict[str, Any]:
     """What mmengine's ``MessageHub.load_state_dict`` takes, from its :func:`plain` form (or its own)."""
-    from mmengine.logging import HistoryBuffer
-
     scalars = {}
     for name, entry in state["log_scalars"].items():
         if isinstance(entry, dict):

@@ -19,8 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import mmengine.registry as theirs
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import Registry
+from mmengine.runner import Runner
 
+import bevstack.registry as ours
 from bevstack.errors import InputError
 from bevstack.interop.mmengine_config import import_standard_library_eagerly
 from bevstack.reference.compat import apply_compat
@@ -134,8 +138,6 @@ def _require_place(cfg: Config, parts: list[str], path: Path) -> None:
 
 
 def _runner_keys() -> set[str]:
-    from mmengine.runner import Runner
-
     return {*inspect.signature(Runner.__init__).parameters, *_TOP_LEVEL} - {"self", "cfg"}
 
 
@@ -162,11 +164,6 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
 
 def _registries() -> list:
     """Our registries first, then mmengine's for what we add nothing to (optimizers, functions, ...)."""
-    import mmengine.registry as theirs
-    from mmengine.registry import Registry
-
-    import bevstack.registry as ours
-
     return [value for module in (ours, theirs) for value in vars(module).values() if isinstance(value, Registry)]
 
 
