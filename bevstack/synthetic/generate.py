@@ -39,7 +39,8 @@ def plan_scenes(
     total = train + val
     columns = max(1, int(np.ceil(np.sqrt(np.ceil(total / len(LOCATIONS))))))
     used: dict[str, int] = {}
-    plan, splits = [], {"train": [], "val": []}
+    plan: list[SceneTask] = []
+    splits: dict[str, list[str]] = {"train": [], "val": []}
     for index in range(total):
         split, place = ("train", index) if index < train else ("val", index - train)
         location = LOCATIONS[(place + place // len(LOCATIONS)) % len(LOCATIONS)]

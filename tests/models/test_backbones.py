@@ -322,6 +322,13 @@ def test_norms_that_cannot_be_folded_are_told(monkeypatch):
         TimmBackbone("resnet10t", fold_norm=True)
 
 
+def test_a_norm_without_statistics_is_not_folded():
+    # It normalises by each batch: no weights of a convolution do that.
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False))
+    with pytest.raises(ValueError, match="fold_norm: the BatchNorm 1 keeps no statistics"):
+        fold_batch_norms(model)
+
+
 def test_initialising_a_model_leaves_the_weights_of_timm(packaged):
     backbone = copy.deepcopy(packaged)
     nn.ModuleDict({"backbone": backbone})["backbone"].init_weights()
