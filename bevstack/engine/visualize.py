@@ -128,8 +128,8 @@ def build_model(cfg: Any, weights: dict[str, torch.Tensor], checkpoint: str) -> 
 
 def camera_views(index: Any, sample: BEVDataSample) -> list:
     """The sample's cameras with their original images, seen from the (augmented) BEV frame of its boxes."""
+    from bevstack.images import read_image
     from bevstack.visualization import CameraView
-    from bevstack.visualization.files import read_image
 
     row = index.row_of[sample.metainfo["token"]]
     bev_from_augmented = np.linalg.inv(sample.metainfo.get("augmented_from_bev", np.eye(4)))

@@ -17,7 +17,7 @@ import numpy as np
 
 from bevstack.datasets.nuscenes.taxonomy import ATTRIBUTES, DETECTION_CLASSES
 from bevstack.errors import InputError
-from bevstack.evaluation.report import atomic_text
+from bevstack.files import atomic_write
 
 MAX_BOXES_PER_SAMPLE = 500
 MOVING_SPEED_MPS = 0.2
@@ -205,7 +205,7 @@ def write_submission(
     path: str | os.PathLike, submitted: Mapping[str, SubmittedBoxes], meta: Mapping[str, bool]
 ) -> None:
     """Write the official JSON, whole or not at all; samples in the mapping's order."""
-    with atomic_text(path) as file:
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write('{"meta": ' + json.dumps(dict(meta)) + ', "results": {')
         for number, (token, boxes) in enumerate(submitted.items()):
             file.write((",\n" if number else "\n") + json.dumps(token) + ": " + json.dumps(boxes.records()))

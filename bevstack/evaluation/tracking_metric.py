@@ -13,9 +13,9 @@ import numpy as np
 from bevstack.errors import InputError
 from bevstack.evaluation.gathering import GatheredMetric, as_dict
 from bevstack.evaluation.nuscenes_scoring import open_tables, split_tokens
-from bevstack.evaluation.report import atomic_text
 from bevstack.evaluation.submission import SubmittedBoxes, check_submission, global_boxes, require_detection_classes
 from bevstack.evaluation.tracking_scoring import TRACKING_CLASSES, require_motmetrics, score_tracks
+from bevstack.files import atomic_write
 from bevstack.registry import METRICS, TASK_UTILS
 from bevstack.tracking import Detections, Tracker, detections_of
 
@@ -110,7 +110,7 @@ class NuScenesTrackingMetric(GatheredMetric):
     def _write(self, records: Mapping[str, list[dict]]) -> None:
         meta = dict.fromkeys(("use_camera", "use_lidar", "use_radar", "use_map", "use_external"), False)
         meta["use_camera"] = True
-        with atomic_text(self.results_path) as file:
+        with atomic_write(self.results_path) as temporary, open(temporary, "w", encoding="utf-8") as file:
             json.dump({"meta": meta, "results": records}, file)
             file.write("\n")
 
