@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from bevstack.errors import InputError
@@ -129,15 +128,16 @@ def build_model(cfg: Any, weights: dict[str, torch.Tensor], checkpoint: str) -> 
 def camera_views(index: Any, sample: BEVDataSample) -> list:
     """The sample's cameras with their original images, seen from the (augmented) BEV frame of its boxes."""
     from bevstack.images import read_image
+    from bevstack.structures.poses import bev_from_augmented
     from bevstack.visualization import CameraView
 
     row = index.row_of[sample.metainfo["token"]]
-    bev_from_augmented = np.linalg.inv(sample.metainfo.get("augmented_from_bev", np.eye(4)))
+    undone = bev_from_augmented(sample).numpy()
     parts = zip(
         index.cameras, index.image_paths(row), index.pixels_from_camera(row), index.camera_from_bev(row), strict=True
     )
     return [
-        CameraView(name, read_image(path), pixels_from_camera, camera_from_bev @ bev_from_augmented)
+        CameraView(name, read_image(path), pixels_from_camera, camera_from_bev @ undone)
         for name, path, pixels_from_camera, camera_from_bev in parts
     ]
 

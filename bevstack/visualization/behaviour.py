@@ -63,7 +63,7 @@ class BehaviourPainter(BEVPainter):
         line, size = max(1.0, window.size_px / 420), max(10.0, window.size_px / 48)
         texts = []
         wrong = [] if self.truth else self._wrong(sample, agents)
-        footprints = window.pixels(agents.drawn.corners[:, :4])
+        footprints = window.pixels(agents.drawn.footprints)
         for row, (corners, attribute) in enumerate(zip(footprints, agents.attributes, strict=True)):
             style, center = STYLES[attribute], corners.mean(0)
             draw_polygon(image, corners, style.color, 0.55)

@@ -157,8 +157,7 @@ def _draw_ego(image: np.ndarray, window: BEVWindow) -> None:
 def _draw_boxes(
     image: np.ndarray, window: BEVWindow, boxes: DrawnBoxes, line: float, outline_only: bool = False
 ) -> None:
-    footprints = window.pixels(boxes.corners[:, :4])  # front left, front right, rear right, rear left
-    for index, corners in enumerate(footprints):
+    for index, corners in enumerate(window.pixels(boxes.footprints)):
         color = TRUTH if outline_only else color_of(boxes.names[index])
         center, nose = corners.mean(0), corners[:2].mean(0)
         if not outline_only:

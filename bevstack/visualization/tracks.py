@@ -10,7 +10,7 @@ import numpy as np
 
 from bevstack.registry import VISUALIZERS
 from bevstack.structures import BEVDataSample
-from bevstack.tracking.detections import global_from_augmented
+from bevstack.structures.poses import augmented_from_global
 from bevstack.visualization.bev import BEVWindow, draw_bev
 from bevstack.visualization.boxes import DrawnBoxes
 from bevstack.visualization.drawing import Text, draw_outline, draw_polygon, draw_segment, draw_texts
@@ -24,11 +24,6 @@ def color_of_identity(identity: int) -> tuple[int, int, int]:
     """RGB of an identity, the same in every picture; neighbours in number differ strongly in hue."""
     saturation, value = ((0.9, 0.8), (0.7, 0.62), (1.0, 0.92))[(identity // 5) % 3]
     return tuple(round(255 * part) for part in colorsys.hsv_to_rgb((identity * _GOLDEN) % 1.0, saturation, value))
-
-
-def bev_from_global(sample: BEVDataSample) -> np.ndarray:
-    """(4, 4): from the global frame to the (augmented) BEV frame of the sample's boxes."""
-    return np.linalg.inv(global_from_augmented(sample))
 
 
 def fading_line(image: np.ndarray, points: np.ndarray, color: tuple[int, int, int], width_px: float) -> None:
@@ -77,14 +72,14 @@ class TrackPainter(BEVPainter):
         ids = instances.track_ids.cpu().numpy()
         boxes = instances.bboxes_3d.tensor.detach().cpu().double().numpy()
         shown = np.flatnonzero((ids >= 0) & (instances.scores_3d.detach().cpu().numpy() >= self.score_thr))
-        matrix = bev_from_global(sample)
+        matrix = augmented_from_global(sample).numpy()
         texts: list[Text] = []
         for row in shown:
             trail = np.asarray(sample.track_trails[int(ids[row])])
             places = trail @ matrix[:3, :3].T + matrix[:3, 3]
             fading_line(image, window.pixels(places[:, :2]), color_of_identity(int(ids[row])), 1.6 * line)
-        corners = DrawnBoxes(boxes[shown], ("",) * len(shown)).corners[:, :4]
-        for row, footprint in zip(shown, window.pixels(corners), strict=True):
+        footprints = DrawnBoxes(boxes[shown], ("",) * len(shown)).footprints
+        for row, footprint in zip(shown, window.pixels(footprints), strict=True):
             color = color_of_identity(int(ids[row]))
             draw_polygon(image, footprint, color, 0.75)
             draw_outline(image, footprint, color, line)
