@@ -175,26 +175,14 @@ def predicted_samples(
         yield from predicted
 
 
-def build_visualizer(cfg: Any, model: torch.nn.Module | None, args: argparse.Namespace) -> Any:
-    """The config's ``sample_visualizer`` (or the usual one), with a panel for each head that can paint itself
-    or names, as ``painter``, one that does, and one for tracks where the config has a ``tracker``."""
+def build_visualizer(cfg: Any, args: argparse.Namespace) -> Any:
+    """The config's ``sample_visualizer``, or one that draws whatever a sample has."""
     from bevstack.registry import VISUALIZERS
-    from bevstack.visualization.painters import HeadPainter
-    from bevstack.visualization.tracks import TrackPainter
 
     settings = {"type": "SampleVisualizer", "score_thr": args.score_thr, **(cfg.get("sample_visualizer") or {})}
     if args.layout is not None:
         settings["layout"] = args.layout
-    visualizer = VISUALIZERS.build(settings)
-    heads = dict(model.heads.items()) if hasattr(model, "heads") else {}
-    visualizer.painters += [HeadPainter(name, head) for name, head in heads.items() if hasattr(head, "paint")]
-    for name, head in heads.items():
-        if getattr(head, "painter", None) and not any(type(p).__name__ == head.painter for p in visualizer.painters):
-            settings = {"type": head.painter, "score_thr": args.score_thr, "title": name}
-            visualizer.painters.append(VISUALIZERS.build(settings))
-    if cfg.get("tracker") and not any(isinstance(painter, TrackPainter) for painter in visualizer.painters):
-        visualizer.painters.append(TrackPainter(args.score_thr))
-    return visualizer
+    return VISUALIZERS.build(settings)
 
 
 def draw_dataset(
@@ -208,7 +196,7 @@ def draw_dataset(
     from bevstack.tracking import track_samples
     from bevstack.visualization.files import write_clip, write_png
 
-    visualizer = build_visualizer(cfg, model, args)
+    visualizer = build_visualizer(cfg, args)
     pictures: dict[str, list[Path]] = {}
     samples = predicted_samples(cfg, dataset, chosen, model)
     if model is not None and cfg.get("tracker"):

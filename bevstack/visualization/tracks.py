@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -14,7 +13,7 @@ from bevstack.structures.poses import augmented_from_global
 from bevstack.visualization.bev import BEVWindow, draw_bev
 from bevstack.visualization.boxes import DrawnBoxes
 from bevstack.visualization.drawing import Text, draw_outline, draw_polygon, draw_segment, draw_texts
-from bevstack.visualization.painters import BEVPainter, true_boxes
+from bevstack.visualization.painters import PanelPainter, true_boxes
 from bevstack.visualization.palette import GROUND
 
 _GOLDEN = 0.618033988749895  # successive identities get hues far apart
@@ -40,7 +39,7 @@ def fading_line(image: np.ndarray, points: np.ndarray, color: tuple[int, int, in
 
 
 @VISUALIZERS.register_module()
-class TrackPainter(BEVPainter):
+class TrackPainter(PanelPainter):
     """Tracked boxes and their trails.
 
     Reads what :func:`bevstack.tracking.track_samples` sets: ``pred_instances_3d.track_ids``, and ``track_trails``,
@@ -54,17 +53,17 @@ class TrackPainter(BEVPainter):
         title: written on the panel.
     """
 
+    fields = ("track_trails",)
+
     def __init__(
         self, score_thr: float = 0.3, show_truth: bool = True, show_numbers: bool = True, title: str = "tracks"
     ) -> None:
         self.score_thr, self.show_truth, self.show_numbers, self.title = score_thr, show_truth, show_numbers, title
 
-    def paint(self, sample: BEVDataSample, window: BEVWindow) -> np.ndarray | None:
-        """The panel, or None for a sample without identities."""
-        if "track_trails" not in sample or "track_ids" not in sample.pred_instances_3d:
-            return None
+    def paint(self, sample: BEVDataSample, window: BEVWindow) -> np.ndarray:
+        """(height, width, 3) uint8 RGB of the window's shape."""
         nothing = DrawnBoxes(np.zeros((0, 9)), ())
-        image = draw_bev(window, nothing, true_boxes(sample) if self.show_truth else None, title=self.title)
+        image = draw_bev(window, nothing, true_boxes(sample) if self.show_truth else None)
         return self._draw(image, window, sample, max(1.0, window.size_px / 420))
 
     def _draw(self, image: np.ndarray, window: BEVWindow, sample: BEVDataSample, line: float) -> np.ndarray:
@@ -88,7 +87,3 @@ class TrackPainter(BEVPainter):
                 spot = footprint.max(0) + 2
                 texts.append(Text(tuple(spot), str(ids[row]), max(9, window.size_px / 60), color, "lt", halo=GROUND))
         return draw_texts(image, texts)
-
-    def legend(self, sample: BEVDataSample) -> Sequence[str]:
-        """Nothing: colours stand for identities."""
-        return ()
