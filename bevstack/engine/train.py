@@ -13,13 +13,14 @@ import torch
 from mmengine.config import Config
 
 from bevstack.engine.arguments import train_parser
-from bevstack.engine.checkpoint import atomic_write, newest_checkpoint, read_checkpoint
+from bevstack.engine.checkpoint import newest_checkpoint, read_checkpoint
 from bevstack.engine.config import building, check_components, load_config
 from bevstack.engine.faults import RunError
 from bevstack.engine.hooks import BudgetSchedule
 from bevstack.engine.runner import BEVRunner
 from bevstack.engine.work_dir import WorkDirLock
 from bevstack.errors import InputError
+from bevstack.files import atomic_write
 from bevstack.precision import choose_precision
 
 SUMMARY_NAME = "train_summary.json"
@@ -163,6 +164,7 @@ def _finish(runner: BEVRunner, summary: dict, wall_seconds: float) -> dict:
         "checkpoint": checkpoint,
     }
     if runner.rank == 0:
-        atomic_write(Path(runner.work_dir) / SUMMARY_NAME, (json.dumps(summary, indent=2) + "\n").encode())
+        with atomic_write(Path(runner.work_dir) / SUMMARY_NAME) as temporary:
+            temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         print(f"trained {runner.iter} steps in {summary['train_seconds']:.1f} s; checkpoint: {checkpoint}", flush=True)
     return summary

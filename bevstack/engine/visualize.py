@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from bevstack.errors import InputError
@@ -127,16 +126,17 @@ def build_model(cfg: Any, weights: dict[str, torch.Tensor], checkpoint: str) -> 
 
 def camera_views(index: Any, sample: BEVDataSample) -> list:
     """The sample's cameras with their original images, seen from the (augmented) BEV frame of its boxes."""
+    from bevstack.images import read_image
+    from bevstack.structures.poses import bev_from_augmented
     from bevstack.visualization import CameraView
-    from bevstack.visualization.files import read_image
 
     row = index.row_of[sample.metainfo["token"]]
-    bev_from_augmented = np.linalg.inv(sample.metainfo.get("augmented_from_bev", np.eye(4)))
+    undone = bev_from_augmented(sample).numpy()
     parts = zip(
         index.cameras, index.image_paths(row), index.pixels_from_camera(row), index.camera_from_bev(row), strict=True
     )
     return [
-        CameraView(name, read_image(path), pixels_from_camera, camera_from_bev @ bev_from_augmented)
+        CameraView(name, read_image(path), pixels_from_camera, camera_from_bev @ undone)
         for name, path, pixels_from_camera, camera_from_bev in parts
     ]
 
@@ -171,26 +171,14 @@ def predicted_samples(
         yield from predicted
 
 
-def build_visualizer(cfg: Any, model: torch.nn.Module | None, args: argparse.Namespace) -> Any:
-    """The config's ``sample_visualizer`` (or the usual one), with a panel for each head that can paint itself
-    or names, as ``painter``, one that does, and one for tracks where the config has a ``tracker``."""
+def build_visualizer(cfg: Any, args: argparse.Namespace) -> Any:
+    """The config's ``sample_visualizer``, or one that draws whatever a sample has."""
     from bevstack.registry import VISUALIZERS
-    from bevstack.visualization.painters import HeadPainter
-    from bevstack.visualization.tracks import TrackPainter
 
     settings = {"type": "SampleVisualizer", "score_thr": args.score_thr, **(cfg.get("sample_visualizer") or {})}
     if args.layout is not None:
         settings["layout"] = args.layout
-    visualizer = VISUALIZERS.build(settings)
-    heads = dict(model.heads.items()) if hasattr(model, "heads") else {}
-    visualizer.painters += [HeadPainter(name, head) for name, head in heads.items() if hasattr(head, "paint")]
-    for name, head in heads.items():
-        if getattr(head, "painter", None) and not any(type(p).__name__ == head.painter for p in visualizer.painters):
-            settings = {"type": head.painter, "score_thr": args.score_thr, "title": name}
-            visualizer.painters.append(VISUALIZERS.build(settings))
-    if cfg.get("tracker") and not any(isinstance(painter, TrackPainter) for painter in visualizer.painters):
-        visualizer.painters.append(TrackPainter(args.score_thr))
-    return visualizer
+    return VISUALIZERS.build(settings)
 
 
 def draw_dataset(
@@ -204,7 +192,7 @@ def draw_dataset(
     from bevstack.tracking import track_samples
     from bevstack.visualization.files import write_clip, write_png
 
-    visualizer = build_visualizer(cfg, model, args)
+    visualizer = build_visualizer(cfg, args)
     pictures: dict[str, list[Path]] = {}
     samples = predicted_samples(cfg, dataset, chosen, model)
     if model is not None and cfg.get("tracker"):

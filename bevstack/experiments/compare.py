@@ -49,6 +49,7 @@ from mmengine.config import Config
 
 from bevstack.engine.config import check_components, load_config
 from bevstack.errors import InputError
+from bevstack.files import atomic_write
 
 RESULTS_NAME = "comparison.json"
 _PLACED = ("data_root", "version", "index_root")
@@ -97,8 +98,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         InputError: the comparison or one of its variants is not right; before anything is trained.
     """
-    from bevstack.evaluation.report import atomic_text
-
     args = parse_arguments(arguments)
     cfg = load_config(args.config, args.cfg_options)
     sections = chosen_sections(cfg, args.only)
@@ -116,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     preparations = {section["title"]: section.get("prepare", ()) for section in sections}
     failures = run_all(to_train, results, results_path, preparations) if to_train else {}
     page = args.page or args.work_dir / "comparison.md"
-    with atomic_text(page) as file:
+    with atomic_write(page) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(page_text(cfg, sections, variants, results, failures))
     print(f"{len(to_train) - len(failures)} trained, {len(failures)} failed; {page}; raw numbers: {results_path}")
     return 1 if failures else 0
@@ -289,8 +288,6 @@ def run_all(
         TimeRemainingColumn,
     )
 
-    from bevstack.evaluation.report import atomic_text
-
     failures: dict[str, str] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(file=sys.stderr)) as bar:
@@ -305,7 +302,7 @@ def run_all(
                 failures[variant.key] = str(failure)
                 bar.console.print(f"failed: {title}: {failure}", markup=False, highlight=False)
             else:
-                with atomic_text(path) as file:
+                with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
                     json.dump({"results": results}, file, indent=1, sort_keys=True)
             bar.advance(task)
     return failures

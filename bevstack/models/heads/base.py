@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from mmengine.model import BaseModule
 from torch import Tensor
-from torch.nn import functional as F
 
 from bevstack.errors import InputError
-from bevstack.geometry import BEVGrid
+from bevstack.geometry import BEVGrid, sample_bev
 from bevstack.structures import BEVDataSample, BEVFeatures, BEVRaster
 
 
@@ -62,10 +61,7 @@ def resample_bev(bev: BEVFeatures, grid: BEVGrid) -> Tensor:
     """Sample B_t bilinearly at the cell centres of another grid in the same BEV frame; zero outside B_t's extent."""
     if grid.same_as(bev.grid):
         return bev.features
-    places = bev.grid.sampling_grid(grid.cell_centers(bev.features.device))
-    places = places.unsqueeze(0).expand(bev.features.shape[0], -1, -1, -1)
-    with torch.autocast(bev.features.device.type, enabled=False):
-        return F.grid_sample(bev.features.float(), places, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return sample_bev(bev.features, bev.grid, grid.cell_centers(bev.features.device).unsqueeze(0))
 
 
 def target_raster(samples: Sequence[BEVDataSample], name: str, classes: Sequence[str], grid: BEVGrid) -> Tensor:

@@ -9,6 +9,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from bevstack.geometry import BEVGrid
+from bevstack.geometry.box_code import BOX_CODE_SIZE, bottom_centred, decode_boxes, encode_boxes
 from bevstack.losses.dense import heatmap_focal_loss
 from bevstack.losses.functional import masked_l1_loss, mean_across_ranks
 from bevstack.models.heads.base import BEVHead, resample_bev
@@ -19,7 +20,6 @@ from bevstack.structures import BEVDataSample, BEVFeatures
 
 # What the regression branch predicts at a cell: offset of the box's centre from the cell's in cells (x, y), height of
 # the box's centre, log of length, width, height, sine and cosine of yaw, velocity (x, y) in metres per second.
-_BOX_CODE = 10
 
 
 @MODELS.register_module()
@@ -70,7 +70,7 @@ class DenseDetectionHead(BEVHead):
         self.register_buffer("code_weights", torch.tensor(code_weights, dtype=torch.float32), persistent=False)
         self.shared = ConvNormReLU(in_channels, channels, conv=conv)
         self.heatmap = self._branch(channels, len(self.classes), subcells, conv)
-        self.box = self._branch(channels, _BOX_CODE, subcells, conv)
+        self.box = self._branch(channels, BOX_CODE_SIZE, subcells, conv)
         nn.init.constant_(self.heatmap[1].bias, -4.6)  # sigmoid 0.01: nearly every cell is no centre
 
     @staticmethod
@@ -123,10 +123,7 @@ class DenseDetectionHead(BEVHead):
         footprint = (boxes[:, 3] * boxes[:, 4]).clamp_min(1e-4).sqrt() / cell_m
         sigma = (footprint / 6.0).clamp_min(self.min_sigma_cells)
         heatmap = gaussian_heatmap(corner, sigma, labels, (len(self.classes), rows, columns))
-        z_center = boxes[:, 2:3] + boxes[:, 5:6] / 2
-        yaw = boxes[:, 6:7]
-        size = boxes[:, 3:6].clamp_min(1e-3).log()
-        rest = torch.cat([z_center, size, yaw.sin(), yaw.cos(), boxes[:, 7:9]], dim=1)
+        rest = encode_boxes(boxes)[:, [4, 2, 3, 5, 6, 7, 8, 9]]  # all but the place, the centre's height first
         one_map = torch.zeros_like(labels)  # the box branch does not tell classes apart
         around = cells_around(place, one_map, (1, rows, columns), self.box_reach_cells)
         code = torch.cat([around.offsets, rest[around.points]], dim=1)
@@ -149,11 +146,10 @@ class DenseDetectionHead(BEVHead):
         code = boxes[:, cell].t()
         place = torch.stack([cell % columns, cell // columns], -1) + 0.5 + code[:, :2]
         xy = self.grid.metres_from_cells(place)
-        size = code[:, 3:6].clamp(-5, 5).exp()
-        bottom = code[:, 2:3] - size[:, 2:3] / 2
-        yaw = torch.atan2(code[:, 6], code[:, 7]).unsqueeze(1)
+        size = code[:, 3:6].clamp(-5, 5)
+        code = torch.cat([xy, size[:, :2], code[:, 2:3], size[:, 2:], code[:, 6:]], dim=1)
         keep = keep_apart(xy, label, self.nms_radius_m[label])[: self.max_boxes]
-        tensor = torch.cat([xy, bottom, size, yaw, code[:, 8:10]], dim=1)[keep]
+        tensor = bottom_centred(decode_boxes(code))[keep]
         return InstanceData(
             bboxes_3d=LiDARInstance3DBoxes(tensor, box_dim=9), scores_3d=best[keep], labels_3d=label[keep]
         )

@@ -67,12 +67,7 @@ class KeypointHead(BEVHead):
         score_threshold: poses whose centre scores less are dropped; keypoint_threshold: peaks below pull no keypoint.
         nms_radius_m: of two centres of one class nearer than this (by class, or one number) the better stays.
         snap_radius_m: a keypoint moves to a peak at most this far away, and at most half as far as its centre is.
-
-    Attributes:
-        painter: name of the painter that shows what it predicts.
     """
-
-    painter = "PosePainter"
 
     def __init__(
         self,

@@ -13,7 +13,8 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from bevstack.geometry.boxes3d import box_corners, gravity_centers
+from bevstack.geometry.boxes3d import box_corners, oriented_boxes
+from bevstack.geometry.transforms import rigid_transform
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, CameraRig
 
@@ -136,7 +137,8 @@ def camera_targets(
         mirror = linear.new_tensor([-1.0, 1.0, 1.0])
         linear, offset = mirror[:, None] * linear, mirror * offset
         pixels_from_camera = pixels_from_camera * mirror
-    centers = gravity_centers(boxes) @ linear.T + offset
+    moved = oriented_boxes(rigid_transform(linear, offset), boxes)
+    centers, (length, width, height) = moved.centers, moved.sizes.unbind(-1)
     corners = box_corners(boxes) @ linear.T + offset
     centers_2d, depths = _projected(centers, pixels_from_camera)
     corners_2d, _ = _projected(corners, pixels_from_camera)
@@ -146,10 +148,7 @@ def camera_targets(
     seen = (depths > 0.5) & (corners[..., 2] > 0.1).all(1)
     seen &= ((centers_2d > 0) & (centers_2d < limit)).all(1) & ((high - low) >= min_size_px).all(1)
 
-    scale = torch.det(linear).abs() ** (1 / 3)
-    length, width, height = (boxes[:, 3:6] * scale).unbind(-1)
-    heading = torch.stack([boxes[:, 6].cos(), boxes[:, 6].sin(), torch.zeros_like(height)], dim=-1) @ linear.T
-    yaw = torch.atan2(-heading[:, 2], heading[:, 0])
+    yaw = torch.atan2(-moved.rotations[:, 2, 0], moved.rotations[:, 0, 0])
     bottom = centers[:, 1] + height / 2
     in_camera = torch.stack([centers[:, 0], bottom, centers[:, 2], length, height, width, yaw], dim=-1)
     outlines, labels = torch.cat([low, high], dim=-1)[seen], labels[seen]
