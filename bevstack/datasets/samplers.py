@@ -2,8 +2,8 @@
 
 Each gives :class:`bevstack.datasets.clips.ClipIndex`, so that workers seed a clip by its epoch. The order depends on
 (seed, epoch) alone; ``start_at(n)`` skips the first n indices of the next pass, for resuming in the middle of an epoch.
-All ask their dataset for ``len``, ``stream_starts`` and ``scene_rows`` (see
-:class:`bevstack.datasets.nuscenes.dataset.NuScenesBEVDataset`).
+All ask their dataset for ``len``, ``stream_starts`` and ``scene_rows``
+(:class:`bevstack.datasets.base.BEVDataset`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
 from torch.utils.data import Sampler
 
+from bevstack.datasets.base import BEVDataset
 from bevstack.datasets.clips import ClipIndex
 from bevstack.registry import DATA_SAMPLERS
 
@@ -23,7 +24,7 @@ from bevstack.registry import DATA_SAMPLERS
 class _EpochSampler(Sampler):
     """What the samplers share: rank, seed, epoch, and a start in the middle of an epoch."""
 
-    def __init__(self, dataset, seed: int | None) -> None:
+    def __init__(self, dataset: BEVDataset, seed: int | None) -> None:
         self.dataset = dataset
         self.rank, self.world_size = get_dist_info()
         self.seed = sync_random_seed() if seed is None else seed
@@ -61,7 +62,9 @@ class ClipSampler(_EpochSampler):
         round_up: whether ranks get equally many by repeating the first samples; without it some get one fewer.
     """
 
-    def __init__(self, dataset, shuffle: bool = True, seed: int | None = None, round_up: bool = True) -> None:
+    def __init__(
+        self, dataset: BEVDataset, shuffle: bool = True, seed: int | None = None, round_up: bool = True
+    ) -> None:
         super().__init__(dataset, seed)
         self.shuffle, self.round_up = shuffle, round_up
 
@@ -80,7 +83,7 @@ class ClipSampler(_EpochSampler):
         return order[self.rank :: self.world_size].tolist()
 
 
-def streams_of(dataset) -> list[np.ndarray]:
+def streams_of(dataset: BEVDataset) -> list[np.ndarray]:
     """Sample numbers of each stream (a scene, or the part of one between gaps), in order of time."""
     starts = np.flatnonzero(dataset.stream_starts)
     return np.split(np.arange(len(dataset)), starts[1:]) if len(starts) else []
@@ -111,7 +114,7 @@ class StreamingSampler(_EpochSampler):
 
     def __init__(
         self,
-        dataset,
+        dataset: BEVDataset,
         batch_size: int,
         seed: int | None = None,
         max_start_offset: int = 0,
@@ -181,7 +184,7 @@ class SceneShardedSampler(_EpochSampler):
         seed: unused, as nothing is random; taken because mmengine's Runner hands one to every sampler.
     """
 
-    def __init__(self, dataset, seed: int | None = None) -> None:
+    def __init__(self, dataset: BEVDataset, seed: int | None = None) -> None:
         super().__init__(dataset, seed=0 if seed is None else seed)
         scenes, sizes = np.unique(dataset.scene_rows, return_counts=True)
         load = np.zeros(self.world_size, dtype=np.int64)

@@ -1,6 +1,7 @@
 """Pipeline transforms of a clip: loading, image geometry, BEV augmentation, object filters, packing.
 
-Each works on one dict for the whole clip (keys: :class:`bevstack.datasets.nuscenes.dataset.NuScenesBEVDataset`).
+Each works on one dict for the whole clip (keys: :class:`bevstack.datasets.clip_dataset.ClipDataset`) and opens no files
+of a dataset but images; what else it needs it asks of the dict's ``dataset``.
 """
 
 from bevstack.datasets.transforms.bev_augmentation import BEVRotateScaleFlip
