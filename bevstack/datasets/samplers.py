@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import chain
 
 import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
@@ -103,10 +102,8 @@ class StreamingSampler(_EpochSampler):
         dataset: to sample from.
         batch_size: the loader's batch size on one rank; must be that of the data loader.
         seed: of the order; None draws one that all ranks share.
-        max_start_offset: each stream starts at a random frame among its first ``max_start_offset + 1``.
         max_stream_length: streams are cut into pieces of at most so many frames, which are shuffled like streams, so
             that memories start anew more often. None keeps streams whole.
-        infinite: go on with the next epoch instead of ending (for loops that count iterations).
 
     Raises:
         ValueError: a number makes no sense.
@@ -117,19 +114,14 @@ class StreamingSampler(_EpochSampler):
         dataset: BEVDataset,
         batch_size: int,
         seed: int | None = None,
-        max_start_offset: int = 0,
         max_stream_length: int | None = None,
-        infinite: bool = False,
     ) -> None:
         super().__init__(dataset, seed)
         if batch_size < 1:
             raise ValueError(f"batch_size: {batch_size} must be at least 1")
-        if max_start_offset < 0:
-            raise ValueError(f"max_start_offset: {max_start_offset} must not be negative")
         if max_stream_length is not None and max_stream_length < 1:
             raise ValueError(f"max_stream_length: {max_stream_length} must be at least 1")
-        self.batch_size, self.infinite = batch_size, infinite
-        self.max_start_offset, self.max_stream_length = max_start_offset, max_stream_length
+        self.batch_size, self.max_stream_length = batch_size, max_stream_length
         self._streams = streams_of(dataset)
 
     @property
@@ -139,10 +131,6 @@ class StreamingSampler(_EpochSampler):
 
     def __len__(self) -> int:
         return self.steps_per_epoch * self.batch_size
-
-    def __iter__(self) -> Iterator[ClipIndex]:
-        first = super().__iter__()
-        return chain(first, self._epochs_after(self.epoch)) if self.infinite else first
 
     def order(self, epoch: int) -> list[int]:
         """This rank's batches of the epoch, one after the other."""
@@ -158,17 +146,11 @@ class StreamingSampler(_EpochSampler):
         columns = [np.concatenate(pieces)[: self.steps_per_epoch] for pieces in mine]
         return np.stack(columns, axis=1).ravel().tolist()
 
-    def _epochs_after(self, epoch: int) -> Iterator[ClipIndex]:
-        while True:
-            epoch += 1
-            yield from (ClipIndex(i, epoch) for i in self.order(epoch))
-
     def _shuffled(self, rng: np.random.Generator) -> list[np.ndarray]:
         pieces = []
         for stream in self._streams:
-            start = int(rng.integers(min(self.max_start_offset, len(stream) - 1) + 1))
             length = self.max_stream_length or len(stream)
-            pieces += [stream[low : low + length] for low in range(start, len(stream), length)]
+            pieces += [stream[low : low + length] for low in range(0, len(stream), length)]
         return [pieces[i] for i in rng.permutation(len(pieces))]
 
 
