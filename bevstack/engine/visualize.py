@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from bevstack.datasets.base import BEVDataset
 from bevstack.errors import InputError
 from bevstack.structures import BEVDataSample
 
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build_dataset(cfg: Any, split: str | None) -> Any:
+def build_dataset(cfg: Any, split: str | None) -> BEVDataset:
     """The test dataset of a config, in test mode, of another split where one is named.
 
     Args:
@@ -96,17 +97,17 @@ def build_dataset(cfg: Any, split: str | None) -> Any:
     return DATASETS.build(dataset)
 
 
-def choose_samples(dataset: Any, scenes: Sequence[str] | None, max_samples: int | None) -> list[int]:
+def choose_samples(dataset: BEVDataset, scenes: Sequence[str] | None, max_samples: int | None) -> list[int]:
     """Numbers of the dataset's samples that lie in ``scenes``, at most ``max_samples`` of them.
 
     Raises:
         InputError: the split has no such scene (the nearest name is given).
     """
-    names = [dataset.index.scenes[scene]["name"] for scene in dataset.scene_rows]
+    names = dataset.scene_names
     for scene in scenes or ():
         if scene not in names:
             near = difflib.get_close_matches(scene, sorted(set(names)), n=1, cutoff=0.0)
-            raise InputError(dataset.index.folder, "--scenes", f"the split has no scene '{scene}'; nearest: {near[0]}")
+            raise InputError(dataset.source, "--scenes", f"the split has no scene '{scene}'; nearest: {near[0]}")
     return [number for number, name in enumerate(names) if not scenes or name in scenes][:max_samples]
 
 
@@ -124,17 +125,15 @@ def build_model(cfg: Any, weights: dict[str, torch.Tensor], checkpoint: str) -> 
     return model.to(default_device()).eval()
 
 
-def camera_views(index: Any, sample: BEVDataSample) -> list:
+def camera_views(dataset: BEVDataset, sample: BEVDataSample) -> list:
     """The sample's cameras with their original images, seen from the (augmented) BEV frame of its boxes."""
     from bevstack.images import read_image
     from bevstack.structures.poses import bev_from_augmented
     from bevstack.visualization import CameraView
 
-    row = index.row_of[sample.metainfo["token"]]
+    cameras = dataset.camera_views(sample.metainfo["token"])
     undone = bev_from_augmented(sample).numpy()
-    parts = zip(
-        index.cameras, index.image_paths(row), index.pixels_from_camera(row), index.camera_from_bev(row), strict=True
-    )
+    parts = zip(cameras.names, cameras.image_paths, cameras.pixels_from_camera, cameras.camera_from_bev, strict=True)
     return [
         CameraView(name, read_image(path), pixels_from_camera, camera_from_bev @ undone)
         for name, path, pixels_from_camera, camera_from_bev in parts
@@ -200,7 +199,7 @@ def draw_dataset(
     for sample in track(samples, "drawing", total=len(chosen), console=Console(file=sys.stderr)):
         scene = pictures.setdefault(sample.metainfo["scene_name"], [])
         path = args.out / sample.metainfo["scene_name"] / f"{len(scene):04d}_{sample.metainfo['token']}.png"
-        write_png(path, visualizer.draw(sample, camera_views(dataset.index, sample)))
+        write_png(path, visualizer.draw(sample, camera_views(dataset, sample)))
         scene.append(path)
     if args.format != "none":
         for scene, paths in pictures.items():

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bevstack.datasets.nuscenes.taxonomy import ATTRIBUTES, DETECTION_CLASSES
+from bevstack.datasets.nuscenes.taxonomy import ATTRIBUTE_AT_REST, ATTRIBUTE_MOVING, ATTRIBUTES, DETECTION_CLASSES
 from bevstack.errors import InputError
 from bevstack.files import atomic_write
 from bevstack.geometry import matrix_to_quaternion
@@ -24,17 +24,6 @@ from bevstack.geometry.boxes3d import OrientedBoxes
 MAX_BOXES_PER_SAMPLE = 500
 MOVING_SPEED_MPS = 0.2
 """Above this speed a box counts as moving when its attribute is not predicted."""
-
-_AT_REST = {
-    "car": "vehicle.parked", "truck": "vehicle.parked", "trailer": "vehicle.parked",
-    "construction_vehicle": "vehicle.parked", "bus": "vehicle.stopped", "pedestrian": "pedestrian.standing",
-    "motorcycle": "cycle.without_rider", "bicycle": "cycle.without_rider",
-}  # fmt: skip
-_MOVING = {
-    "car": "vehicle.moving", "truck": "vehicle.moving", "trailer": "vehicle.moving",
-    "construction_vehicle": "vehicle.moving", "bus": "vehicle.moving", "pedestrian": "pedestrian.moving",
-    "motorcycle": "cycle.with_rider", "bicycle": "cycle.with_rider",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,7 +66,7 @@ class SubmittedBoxes:
 
 def default_attribute(name: str, speed_mps: float) -> str:
     """The usual attribute of a box whose attribute is not predicted: by class and whether it moves (> 0.2 m/s)."""
-    return (_MOVING if speed_mps > MOVING_SPEED_MPS else _AT_REST).get(name, "")
+    return (ATTRIBUTE_MOVING if speed_mps > MOVING_SPEED_MPS else ATTRIBUTE_AT_REST).get(name, "")
 
 
 def require_detection_classes(classes: Sequence[str], file: str, field: str = "classes") -> None:

@@ -44,12 +44,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 
 from bevstack.engine.config import check_components, load_config
 from bevstack.errors import InputError
 from bevstack.files import atomic_write
+from bevstack.registry import DATASETS
 
 RESULTS_NAME = "comparison.json"
 _PLACED = ("data_root", "version", "index_root")
@@ -500,15 +502,10 @@ def provenance(cfg: Config, variants: Sequence[Variant], done: Sequence[Mapping]
 
 def scenes_of(config: Config) -> str:
     """How many scenes and samples are trained on and scored."""
-    from bevstack.datasets.nuscenes.index import NuScenesIndex
-
     texts = []
     for word, loader in (("trained on", config.train_dataloader), ("scored on", config.test_dataloader)):
-        data = loader.dataset
-        index = NuScenesIndex.open(data.data_root, data.version, data.get("index_root"))
-        rows = index.samples(data.split)
-        scenes = {index.scene(row)["name"] for row in rows}
-        texts.append(f"{word} {len(scenes)} scenes ({len(rows)} samples)")
+        dataset = DATASETS.build({**loader.dataset, "pipeline": []})
+        texts.append(f"{word} {len(np.unique(dataset.scene_rows))} scenes ({len(dataset)} samples)")
     return ", ".join(texts)
 
 

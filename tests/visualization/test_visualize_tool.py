@@ -152,7 +152,7 @@ def test_cameras_see_what_the_index_says(config, root):
     dataset = build_dataset(load_config(config()), "train")
     assert dataset.split == "tiny_train" and dataset.test_mode
     sample = dataset[0]["data_samples"]
-    front = camera_views(dataset.index, sample)[0]
+    front = camera_views(dataset, sample)[0]
     assert (front.name, front.image.shape) == ("CAM_FRONT", (36, 64, 3))
     point = front.pixels_from_camera @ (front.camera_from_bev @ [0, 10.5, -0.3, 1])[:3]
     np.testing.assert_allclose(point[:2] / point[2], [32, 18], atol=1e-6)
@@ -166,9 +166,9 @@ def test_augmented_boxes_are_seen_where_they_are(config):
     dataset = build_dataset(load_config(config()), None)
     sample = dataset[0]["data_samples"]
     turn = np.diag([-1.0, 1.0, 1.0, 1.0])
-    plain = camera_views(dataset.index, sample)[0]
+    plain = camera_views(dataset, sample)[0]
     sample.set_metainfo({"augmented_from_bev": turn})
-    turned = camera_views(dataset.index, sample)[0]
+    turned = camera_views(dataset, sample)[0]
     point = np.array([2.0, 9.0, 1.0, 1.0])
     np.testing.assert_allclose(turned.camera_from_bev @ turn @ point, plain.camera_from_bev @ point)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from nuscenes.eval.detection.utils import category_to_detection_name
 
 from bevstack.datasets.nuscenes.camera_sweeps import sweep_arrays
 from bevstack.datasets.nuscenes.can_bus import read_can_bus
@@ -182,8 +183,6 @@ class _SampleRows:
 
     def names(self) -> dict:
         """What the header says about names."""
-        from nuscenes.eval.detection.utils import category_to_detection_name
-
         return {
             "cameras": self.cameras,
             "lidar": self.lidar,
