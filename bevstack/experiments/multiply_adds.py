@@ -138,7 +138,7 @@ def _counting(model: BEVPerception, counts: dict[str, float], cameras_per_cell: 
                 samples = output[:, 0].numel() * module.in_channels * module.weight[0, 0].numel()
                 counts[DEFORMABLE_CONVOLUTION] += output.numel() * module.weight[0].numel() + 5 * samples
             elif isinstance(module, MultiHeadSelfAttention):
-                queries, width = inputs[0].shape[1], module.value.out_features
+                queries, width = inputs[0].shape[1], module.value_proj.out_features
                 counts[SELF_ATTENTION] += 2 * len(inputs[0]) * queries * queries * width
             elif isinstance(module, SpatialCrossAttention):
                 samples = output.numel() * module.num_levels * module.num_points
@@ -146,7 +146,7 @@ def _counting(model: BEVPerception, counts: dict[str, float], cameras_per_cell: 
             elif isinstance(module, TemporalSelfAttention):
                 counts[SAMPLING] += 5 * output.numel() * 2 * module.num_points
             elif isinstance(module, DeformableCrossAttention):
-                counts[SAMPLING] += 5 * output.numel() * module.levels * module.points
+                counts[SAMPLING] += 5 * output.numel() * module.num_levels * module.num_points
 
         return count
 

@@ -26,7 +26,9 @@ from bevstack.structures.boxes import lidar_boxes
 from tests.models.scenes import motion_of
 
 GRID = BEVGrid(shape=(24, 28), x_range_m=(-14, 14), y_range_m=(-12, 12))
-TEMPORAL = [dict(type="TrackLSTM"), dict(type="TrackConvolution"), dict(type="TrackTransformer", layers=1, heads=2)]
+TEMPORAL = [
+    dict(type="TrackLSTM"), dict(type="TrackConvolution"), dict(type="TrackTransformer", num_layers=1, num_heads=2)
+]  # fmt: skip
 CLASSES = ("car", "pedestrian", "barrier")
 STEPS = [(0.0, 2.0, 6.0), (0.5, 1.5, -4.0)]  # the car's two last motions: x m, y m, yaw deg
 
@@ -235,8 +237,8 @@ def test_what_is_missing_is_named():
         BehaviourHead(4, GRID, ("barrier",), history_channels=4)
     with pytest.raises(ValueError, match="num_frames: 1"):
         BehaviourHead(4, GRID, CLASSES, history_channels=4, num_frames=1)
-    with pytest.raises(ValueError, match="kernel: 2"):
-        MODELS.build(dict(type="TrackConvolution", channels=4, kernel=2))
+    with pytest.raises(ValueError, match="kernel_size: 2"):
+        MODELS.build(dict(type="TrackConvolution", channels=4, kernel_size=2))
 
 
 def test_the_required_heads_name_is_an_argument():

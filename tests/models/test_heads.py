@@ -27,22 +27,22 @@ BEV_GRID = BEVGrid(shape=(8, 12), x_range_m=(-24, 24), y_range_m=(-8, 24))
 SQUARE = BEVGrid(shape=(8, 8), x_range_m=(-16, 16), y_range_m=(-16, 16))
 FINER = BEVGrid(shape=(10, 20), x_range_m=(-20, 20), y_range_m=(-10, 10))  # 2 m cells, in part outside B_t
 
-_queries = dict(classes=CLASSES, num_queries=20, layers=2, heads=2, hidden=16, dropout=0.0)
+_queries = dict(classes=CLASSES, num_queries=20, num_layers=2, num_heads=2, feed_forward_channels=16, dropout=0.0)
 _segmentation = dict(raster="map", classes=LAYERS, channels=6)
 _behaviour = dict(classes=CLASSES, channels=8, history_channels=CHANNELS, history_grid=BEV_GRID, num_frames=3)
-_masks = dict(things=CLASSES, stuff=LAYERS[::-1], channels=8, mask_channels=6, num_queries=12, heads=2, hidden=16)
-_masks |= dict(memory_stride=2, object_threshold=0.0, overlap_threshold=0.0)
+_masks = dict(things=CLASSES, stuff=LAYERS[::-1], channels=8, mask_channels=6, num_queries=12)
+_masks |= dict(num_heads=2, feed_forward_channels=16, token_stride=2, object_threshold=0.0, overlap_threshold=0.0)
 _appearance = dict(embedding_channels=5, channels=6, history_channels=CHANNELS, history_grid=BEV_GRID)
 HEADS = {
     "AppearanceHead": [_appearance],
     "BehaviourHead": [
         {**_behaviour, "on_truth": True},
         {**_behaviour, "temporal": dict(type="TrackConvolution")},
-        {**_behaviour, "temporal": dict(type="TrackTransformer", layers=1, heads=2)},
+        {**_behaviour, "temporal": dict(type="TrackTransformer", num_layers=1, num_heads=2)},
     ],
     "DenseDetectionHead": [
         dict(classes=CLASSES, channels=6, score_threshold=0.0),
-        dict(classes=CLASSES, channels=6, score_threshold=0.0, subcells=2, box_reach_cells=0),
+        dict(classes=CLASSES, channels=6, score_threshold=0.0, upscale=2, box_reach_cells=0),
     ],
     "QueryDetectionHead": [_queries],
     "KeypointHead": [
@@ -50,9 +50,9 @@ HEADS = {
         dict(classes=CLASSES, channels=6, score_threshold=0.0, reach_cells=0),
     ],
     "MaskSegmentationHead": [
-        {**_masks, "layers": 2},
-        {**_masks, "layers": 1, "masked_attention": True},
-        {**_masks, "layers": 2, "head_width": "replicated", "sampled_cells": 40},
+        {**_masks, "num_layers": 2},
+        {**_masks, "num_layers": 1, "masked_attention": True},
+        {**_masks, "num_layers": 2, "head_width": "replicated", "sampled_cells": 40},
     ],
     "OldBoxesDetectionHead": [_queries],
     "SceneHead": [
@@ -62,8 +62,8 @@ HEADS = {
     "SemanticSegmentationHead": [
         _segmentation,
         {**_segmentation, "resample": "logits"},
-        {**_segmentation, "subcells": 2},
-        {**_segmentation, "resample": "logits", "subcells": 2},
+        {**_segmentation, "upscale": 2},
+        {**_segmentation, "resample": "logits", "upscale": 2},
     ],
 }
 SHAPES = {  # of the raw outputs on a grid of Y x X cells for B samples, from the heads' docstrings

@@ -100,7 +100,7 @@ def test_the_whole_transformer_with_box_refinement(case, encoder, sample):
     assert {key.split(".")[0] for key in result.missing_keys} <= {
         "query_positions",
         "query_contents",
-        "classifiers",
+        "cls_branches",
     }
     positions, contents = case["in.object_query_embed"].chunk(2, dim=1)
     head.query_positions.weight.data.copy_(positions)
@@ -112,7 +112,8 @@ def test_the_whole_transformer_with_box_refinement(case, encoder, sample):
     recorded = f"out.fwd_bs1_{sample}"
     one = slice(sample, sample + 1)
     assert_matches(bev[one].transpose(0, 1), case[f"{recorded}.bev_embed"], "B_t")
-    assert_matches(head.reference(positions).sigmoid()[None], case[f"{recorded}.init_reference"], "first references")
+    references = head.reference_points(positions).sigmoid()[None]
+    assert_matches(references, case[f"{recorded}.init_reference"], "first references")
     inter_states = torch.stack(states)[:, one].transpose(1, 2)
     assert_matches(inter_states, case[f"{recorded}.inter_states"], "decoder states")
     low = torch.tensor(case.config["pc_range"][:3])

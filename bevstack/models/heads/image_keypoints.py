@@ -17,7 +17,7 @@ from bevstack.geometry.keypoints import NUM_KEYPOINTS, image_keypoints
 from bevstack.losses.dense import heatmap_focal_loss
 from bevstack.losses.functional import mean_across_ranks
 from bevstack.models.layers.conv import ConvNormReLU
-from bevstack.models.layers.heatmaps import cells_around, gaussian_heatmap, local_peaks
+from bevstack.models.layers.heatmaps import gaussian_heatmap, heatmap_nms, positive_cells
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, CameraRig
 
@@ -50,7 +50,7 @@ class ImageKeypointHead(BaseModule):
         sigma_cells: standard deviation of a keypoint's Gaussian.
         heatmap_weight, offset_weight: of the two losses.
         reach_cells: how far around a keypoint's cell its offset is learned too
-            (:func:`bevstack.models.layers.heatmaps.cells_around`); 0 for that cell alone.
+            (:func:`bevstack.models.layers.heatmaps.positive_cells`); 0 for that cell alone.
         max_points: of each keypoint in each camera, kept by score; score_threshold: points below are dropped.
     """
 
@@ -106,9 +106,9 @@ class ImageKeypointHead(BaseModule):
         sigma = place.new_full((len(place),), self.sigma_cells)
         shape = (batch * cameras * NUM_KEYPOINTS, rows, columns)
         focal = heatmap_focal_loss(heatmap.flatten(0, 2), gaussian_heatmap(corner, sigma, channel, shape)).sum()
-        learning = cells_around(place, channel, shape, self.reach_cells)
-        predicted = offset.unflatten(2, (NUM_KEYPOINTS, 2)).flatten(-2).transpose(-1, -2).flatten(0, 3)[learning.cells]
-        error = ((predicted - learning.offsets).abs().sum(-1) * learning.shares).sum()
+        positives = positive_cells(place, channel, shape, self.reach_cells)
+        predicted = offset.unflatten(2, (NUM_KEYPOINTS, 2)).flatten(-2).transpose(-1, -2).flatten(0, 3)[positives.cells]
+        error = ((predicted - positives.offsets).abs().sum(-1) * positives.shares).sum()
         return {
             "loss_heatmap": self.heatmap_weight * focal / number,
             "loss_offset": self.offset_weight * error / number,
@@ -124,7 +124,7 @@ class ImageKeypointHead(BaseModule):
         """
         heatmap, cell_px = raw["heatmap"].float().sigmoid(), self._cell_px(raw["heatmap"], rig)
         cameras, columns = heatmap.shape[1], heatmap.shape[-1]
-        peaks = local_peaks(heatmap.flatten(0, 1)).unflatten(0, heatmap.shape[:2]).flatten(-2)
+        peaks = heatmap_nms(heatmap.flatten(0, 1)).unflatten(0, heatmap.shape[:2]).flatten(-2)
         scores, cells = peaks.topk(min(self.max_points, peaks.shape[-1]))  # (B, N, 6, P)
         offset = raw["offset"].float().flatten(-2).unflatten(2, (NUM_KEYPOINTS, 2))
         offset = offset.gather(-1, cells.unsqueeze(3).expand(-1, -1, -1, 2, -1)).transpose(-1, -2)
