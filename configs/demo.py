@@ -56,7 +56,6 @@ model = dict(
         embedding_std=0.05,
         start=dict(ring_px=0.1, height_focus=3.0),
     ),
-    memory_frames=2,
     temporal_fusion=dict(type="TemporalConcatenation", channels=channels, num_frames=2, blocks=1),
     bev_neck=dict(type="BEVUNet", in_channels=channels, widths=(channels, 128), out_channels=64),
     heads=dict(

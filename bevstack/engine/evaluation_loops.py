@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from mmengine.model import is_model_wrapper
 from mmengine.runner.loops import TestLoop, ValLoop
 
-from bevstack.engine.streaming import carried_memory, memory_after, require_streams
+from bevstack.engine.streaming import Streams, require_streams
 from bevstack.precision import choose_precision
 from bevstack.registry import LOOPS
-from bevstack.structures import BEVMemory
 
 
 class _AutocastEvaluation:
@@ -32,20 +29,17 @@ class _AutocastEvaluation:
         """Called when the loop starts."""
 
 
-class _Streams:
+class _AlongStreams:
     """Predictions along scenes: memory is carried from each sample to its successor and starts empty."""
 
-    memory: BEVMemory | None = None
+    streams = Streams()
 
     def start_streams(self) -> None:
-        self.memory = None
+        self.streams = Streams()
 
     def predictions(self, module: torch.nn.Module, data: dict) -> list:
-        samples = data["data_samples"]
-        require_streams(samples)
-        clip = replace(data["inputs"], memory=carried_memory(self.memory, samples))
-        predicted, memory = module(inputs=clip, data_samples=samples, mode="stream_predict")
-        self.memory = memory_after(memory, samples)
+        require_streams(data["data_samples"])
+        predicted, self.streams = self.streams.step(module, data, "predict")
         return predicted
 
 
@@ -104,8 +98,8 @@ class AutocastTestLoop(_AutocastEvaluation, TestLoop):
 
 
 @LOOPS.register_module()
-class StreamingValLoop(_Streams, AutocastValLoop):
-    """Validation along scenes; the model is called with ``mode="stream_predict"`` and returns (samples, memory).
+class StreamingValLoop(_AlongStreams, AutocastValLoop):
+    """Validation along scenes, with memory (:class:`bevstack.engine.streaming.Streams`).
 
     Args:
         **kwargs: of :class:`AutocastValLoop`.
@@ -113,8 +107,8 @@ class StreamingValLoop(_Streams, AutocastValLoop):
 
 
 @LOOPS.register_module()
-class StreamingTestLoop(_Streams, AutocastTestLoop):
-    """Test along scenes; the model is called with ``mode="stream_predict"`` and returns (samples, memory).
+class StreamingTestLoop(_AlongStreams, AutocastTestLoop):
+    """Test along scenes, with memory (:class:`bevstack.engine.streaming.Streams`).
 
     Args:
         **kwargs: of :class:`AutocastTestLoop`.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from mmengine.dist import all_reduce, is_distributed
@@ -15,9 +14,8 @@ from torch.utils.data import DataLoader
 
 from bevstack.engine.checkpoint import restore_rng_state, unchanged_rng
 from bevstack.engine.faults import NonFiniteError, SignalWatch, StoppedBySignal, naming_unused
-from bevstack.engine.streaming import carried_memory, memory_after
+from bevstack.engine.streaming import Streams
 from bevstack.registry import LOOPS
-from bevstack.structures import BEVMemory
 
 
 def sample_tokens(data_batch: dict) -> list[str]:
@@ -174,9 +172,9 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
 class StreamingTrainLoop(ResumableTrainLoop):
     """Training on concurrent scenes: slot b of each batch continues slot b of the last one, and so does its memory.
 
-    The model is called with ``mode="stream_loss"`` and returns ``(losses, BEVMemory)``. Memory is cut from the graph
-    between steps, stays in a slot while its samples follow each other (``prev_token``), is dropped at an epoch's start
-    and kept in checkpoints, so that resuming inside an epoch is exact.
+    Memory is cut from the graph between steps, stays in a slot while its samples follow each other (``prev_token``), is
+    dropped at an epoch's start and kept in checkpoints, so that resuming inside an epoch is exact
+    (:class:`bevstack.engine.streaming.Streams`).
 
     Args:
         **kwargs: of :class:`ResumableTrainLoop`.
@@ -184,35 +182,22 @@ class StreamingTrainLoop(ResumableTrainLoop):
 
     def __init__(self, **kwargs) -> None:
         super().__init__(**kwargs)
-        self.memory: BEVMemory | None = None
-        self._resumed_memory: BEVMemory | None = None
+        self.streams, self._resumed = Streams(), Streams()
 
     def start_streams(self) -> None:
         """Forget the last epoch's streams; on resuming inside an epoch continue the checkpoint's."""
-        self.memory, self._resumed_memory = self._resumed_memory, None
+        self.streams, self._resumed = self._resumed, Streams()
 
     def forward_losses(self, model: torch.nn.Module, data: dict) -> dict[str, torch.Tensor]:
         """Losses of a batch whose clips carry the memory of their predecessors."""
-        samples = data["data_samples"]
-        clip = replace(data["inputs"], memory=carried_memory(self.memory, samples))
-        losses, memory = model(inputs=clip, data_samples=samples, mode="stream_loss")
-        self.memory = memory_after(memory, samples)
+        losses, self.streams = self.streams.step(model, data, "loss")
         return losses
 
-    def stream_state(self) -> dict | None:
-        """The streams' memory as plain data, for a checkpoint."""
-        if self.memory is None:
-            return None
-        memory = self.memory.to("cpu")
-        return {
-            "features": memory.features,
-            "newest_from_frame": memory.newest_from_frame,
-            "valid": memory.valid,
-            "tokens": list(memory.tokens),
-            "seconds": memory.seconds,
-        }
+    def stream_state(self) -> dict:
+        """The streams as plain data, for a checkpoint."""
+        return self.streams.plain()
 
     def resume_streams(self, state: dict | None, device: torch.device) -> None:
         """Counterpart of :meth:`stream_state`."""
         if state is not None:
-            self._resumed_memory = BEVMemory(**{**state, "tokens": tuple(state["tokens"])}).to(device)
+            self._resumed = Streams.from_plain(state, device)

@@ -7,7 +7,6 @@ import difflib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from bevstack.errors import InputError
-from bevstack.structures import BEVDataSample, BEVMemory
+from bevstack.structures import BEVDataSample
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -152,7 +151,7 @@ def predicted_samples(
     """
     from mmengine.dataset import pseudo_collate
 
-    from bevstack.engine.streaming import carried_memory, memory_after
+    from bevstack.engine.streaming import Streams
     from bevstack.precision import choose_precision
 
     if model is None:
@@ -161,15 +160,12 @@ def predicted_samples(
     loop = cfg.get("test_cfg") or cfg.get("val_cfg") or {}
     streaming = str(loop.get("type", "")).rpartition(".")[2].startswith("Streaming")
     precision = choose_precision(loop.get("dtype", "float32"))
-    memory: BEVMemory | None = None
+    streams = Streams()
     for number in chosen:
         with torch.no_grad(), precision.autocast():
             data = model.data_preprocessor(pseudo_collate([dataset[number]]), False)
-            samples = data["data_samples"]
             if streaming:
-                clip = replace(data["inputs"], memory=carried_memory(memory, samples))
-                predicted, memory = model(inputs=clip, data_samples=samples, mode="stream_predict")
-                memory = memory_after(memory, samples)
+                predicted, streams = streams.step(model, data, "predict")
             else:
                 predicted = model(**data, mode="predict")
         yield from predicted

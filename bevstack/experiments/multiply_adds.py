@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
-from types import SimpleNamespace
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
-from bevstack.models.bev import VisibilityPlan
-from bevstack.models.layers.attention import MultiHeadSelfAttention
+from bevstack.interop.deform_conv import ModulatedDeformConv2dPack
+from bevstack.models.bev import SpatialCrossAttention, TemporalSelfAttention
+from bevstack.models.layers.attention import DeformableCrossAttention, MultiHeadSelfAttention
 from bevstack.models.perception import BEVPerception
-from bevstack.structures import BEVFeatures, BEVMemory, EgoMotion
+from bevstack.structures import BEVMemory, CameraRig, EgoMotion, Frame
 
 SAMPLING = "deformable attention: bilinear samples"
 DEFORMABLE_CONVOLUTION = "deformable convolutions"
@@ -25,14 +24,15 @@ SELF_ATTENTION = "self-attention of the object queries: products"
 def count_multiply_adds(
     model: BEVPerception, padded_size_px: Sequence[int], cameras_per_cell: float = 1.0
 ) -> dict[str, float]:
-    """Multiply-adds of one frame of one sample, by part.
+    """Multiply-adds of one step of one sample that has its whole history, and of the heads on it, by part.
 
-    Convolutions and linear layers are counted as they run: outputs times inputs per output; normalisation, activation,
-    interpolation, softmax and projection of points are left out, as such counts do. ``backbone``, ``neck``, ``encoder``
-    and each ``heads.<name>`` hold these. Three parts stand for themselves, as many counters miss them: the kernels of
-    deformable convolutions (their offset convolutions belong to the backbone; five multiply-adds for each bilinear
-    sample are counted with the kernels), the sampling of deformable attention (five per channel of a sample), and the
-    matrix products of the object queries' self-attention.
+    What is counted is :meth:`bevstack.models.BEVPerception.step` and each head's ``forward``, as they run. Convolutions
+    and linear layers are counted by their outputs times inputs per output; normalisation, activation, interpolation,
+    softmax and projection of points are left out, as such counts do. ``backbone``, ``neck``, ``encoder`` and each
+    ``heads.<name>`` hold these. Three parts stand for themselves, as many counters miss them: the kernels of deformable
+    convolutions (their offset convolutions belong to the backbone; five multiply-adds for each bilinear sample are
+    counted with the kernels), the sampling of deformable attention (five per channel of a sample), and the matrix
+    products of the object queries' self-attention.
 
     Args:
         model: on the meta device.
@@ -44,20 +44,42 @@ def count_multiply_adds(
     """
     counts: dict[str, float] = defaultdict(float)
     with torch.no_grad(), _counting(model, counts, cameras_per_cell):
-        cameras = model.encoder.num_cameras
-        sweeps = getattr(model.backbone, "num_sweeps", 0)
-        images = torch.empty(1, sweeps + 1, cameras, 3, *padded_size_px, device="meta")
-        levels = model.image_features(SimpleNamespace(images=images[:, -1], sweeps=images[:, :-1]))
-        bev = _bev_of(model, levels)
-        memory = _memory_of(bev, model.memory_frames)
-        if model.temporal_fusion is not None:
-            bev = model.temporal_fusion(bev, memory)
-        if model.bev_neck is not None:
-            bev = model.bev_neck(bev)
-        bev = replace(bev, history=memory, image_features=tuple(levels))
+        bev, _ = model.step(frame_of(model, padded_size_px), full_memory(model))
         for head in model.heads.values():
             head(bev)
     return dict(counts)
+
+
+def frame_of(model: BEVPerception, padded_size_px: Sequence[int]) -> Frame:
+    """A frame of one sample for ``model``, shapes without values: on the meta device.
+
+    Args:
+        model: says how many cameras and sweeps it takes.
+        padded_size_px: (H, W) of the image tensor.
+    """
+    cameras, sweeps = model.encoder.num_cameras, getattr(model.backbone, "num_sweeps", 0)
+    with torch.device("meta"):
+        rig = CameraRig(
+            pixels_from_camera=torch.empty(1, cameras, 3, 3),
+            camera_from_bev=torch.empty(1, cameras, 4, 4),
+            image_size_px=torch.empty(1, cameras, 2, dtype=torch.long),
+            padded_size_px=tuple(padded_size_px),
+        )
+        has_previous = torch.empty(1, dtype=torch.bool)
+        motion = EgoMotion(torch.empty(1, 4, 4), has_previous, torch.empty(1), torch.empty(1, 18))
+        images = torch.empty(1, cameras, 3, *padded_size_px)
+        return Frame(images, rig, motion, torch.empty(1, sweeps, *images.shape[1:]) if sweeps else None)
+
+
+def full_memory(model: BEVPerception) -> BEVMemory | None:
+    """As many past frames of one sample as ``model`` reads, on the meta device; None where it reads none."""
+    grid, frames = model.encoder.grid, model.memory_frames
+    if frames == 0:
+        return None
+    with torch.device("meta"):
+        features = torch.empty(1, frames, model.encoder.channels, *grid.shape)
+        valid = torch.empty(1, frames, dtype=torch.bool)
+        return BEVMemory(features, grid, torch.empty(1, frames, 4, 4), valid, torch.empty(1, frames))
 
 
 def count_operators(module: nn.Module, *inputs: Tensor) -> float:
@@ -85,44 +107,8 @@ def published_count(counts: dict[str, float]) -> float:
     return sum(count for part, count in counts.items() if part not in left_out)
 
 
-def _bev_of(model: BEVPerception, levels: list[Tensor]) -> BEVFeatures:
-    """B_t of a frame without history; which cameras see what is left open."""
-    encoder, grid = model.encoder, model.encoder.grid
-    tokens, shapes = encoder.image_tokens(levels)
-    motion = EgoMotion(
-        torch.empty(1, 4, 4, device="meta"),
-        torch.zeros(1, dtype=torch.bool, device="meta"),
-        torch.empty(1, device="meta"),
-        torch.empty(1, 18, device="meta"),
-    )
-    query = encoder.initial_queries(motion)
-    heights = encoder.pillars.shape[1]
-    plan = VisibilityPlan(
-        torch.empty(1, grid.num_cells, 1, dtype=torch.long, device="meta"),
-        torch.empty(1, grid.num_cells, 1, heights, 2, device="meta"),
-        torch.empty(1, grid.num_cells, 1, device="meta"),
-    )
-    bev = encoder.run_layers(query, tokens, shapes, plan, encoder.temporal_context(query, motion, None))
-    return BEVFeatures(bev.transpose(1, 2).unflatten(2, grid.shape), grid)
-
-
-def _memory_of(bev: BEVFeatures, frames: int) -> BEVMemory:
-    """A full memory of frames like this one."""
-    features = bev.features.unsqueeze(1).expand(-1, frames, -1, -1, -1)
-    return BEVMemory(
-        features,
-        torch.empty(1, frames, 4, 4, device="meta"),
-        torch.empty(1, frames, dtype=torch.bool, device="meta"),
-        seconds=torch.empty(1, frames, device="meta"),
-    )
-
-
 @contextmanager
 def _counting(model: BEVPerception, counts: dict[str, float], cameras_per_cell: float) -> Iterator[None]:
-    from bevstack.interop.deform_conv import ModulatedDeformConv2dPack
-    from bevstack.models.bev import SpatialCrossAttention, TemporalSelfAttention
-    from bevstack.models.layers.attention import DeformableCrossAttention
-
     def part_of(name: str) -> str:
         return ".".join(name.split(".")[: 2 if name.startswith("heads.") else 1])
 

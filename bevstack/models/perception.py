@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -12,12 +13,15 @@ from torch import Tensor, nn
 
 from bevstack.losses.balancing import LossBalancing, shared_weight_name
 from bevstack.models.backbones.base import fitted_config, require_declared
+from bevstack.models.bev.alignment import WarpAlignment
 from bevstack.models.bev.memory import push_memory
 from bevstack.models.freezing import freeze, keep_evaluating
 from bevstack.models.heads.base import BEVHead
 from bevstack.models.layers.evaluation_mode import evaluating
 from bevstack.registry import MODELS
-from bevstack.structures import BEVDataSample, BEVFeatures, BEVMemory, Clip, Frame
+from bevstack.structures import AlignedHistory, BEVDataSample, BEVFeatures, BEVMemory, Clip, Frame
+
+MODES = ("tensor", "loss", "predict", "stream_loss", "stream_predict")
 
 
 @MODELS.register_module()
@@ -28,12 +32,13 @@ class BEVPerception(BaseModel):
         backbone: (B * N, 3, H, W) images to a list of feature maps; or a video backbone, which says so by an attribute
             ``num_sweeps`` S > 0 and gets (B * N, S + 1, 3, H, W): what each camera took just before, oldest first, and
             the keyframe's image at the end.
-        encoder: feature maps, a frame and the memory to B_t (:class:`bevstack.models.bev.BEVFormerEncoder`).
-        heads: by name; each a :class:`BEVHead`. Any can be left out.
+        encoder: feature maps, a frame and the past frames to B_t (:class:`bevstack.models.bev.BEVFormerEncoder`).
+        heads: by name; each a :class:`BEVHead`. Any can be left out. Where a head takes ``history_channels`` and its
+            config does not give them, it gets the encoder's.
         neck: feature maps to feature maps, or None; what its config leaves out of ``in_channels`` and ``in_strides`` is
             what the backbone declares (:mod:`bevstack.models.backbones.base`).
         bev_neck: B_t to the B_t that the heads see, or None; the memory holds what the encoder made.
-        temporal_fusion: joins the encoder's B_t with the memory's frames, before ``bev_neck``
+        temporal_fusion: joins the encoder's B_t with the past frames', before ``bev_neck``
             (:class:`bevstack.models.bev.TemporalConcatenation`); the encoder then makes every frame alone. None leaves
             the history to the encoder.
         image_heads: by name; heads on the image features of the keyframe. They add losses in training
@@ -45,8 +50,13 @@ class BEVPerception(BaseModel):
             ``loss_weights``; without one these alone count, and no weights are logged.
         frozen: names of parts that training leaves bit for bit as they are, as ``backbone`` or ``heads.detection``
             (:func:`bevstack.models.freezing.freeze`).
-        memory_frames: past frames the memory keeps.
+        alignment: brings past frames into the current one, once for all that read them
+            (:class:`bevstack.models.bev.WarpAlignment` where not given). The encoder alone takes one that leaves a
+            shift to its attention.
         data_preprocessor: collated data to a :class:`Clip` and samples.
+
+    Attributes:
+        memory_frames: past frames that the memory keeps: as many as the encoder, the fusion and the heads read.
     """
 
     def __init__(
@@ -62,7 +72,7 @@ class BEVPerception(BaseModel):
         loss_weights: Mapping[str, float] | None = None,
         loss_balancing: Mapping | None = None,
         frozen: Sequence[str] = (),
-        memory_frames: int = 1,
+        alignment: Mapping | None = None,
         data_preprocessor: Mapping | None = None,
         init_cfg: Mapping | None = None,
     ) -> None:
@@ -74,13 +84,14 @@ class BEVPerception(BaseModel):
         self.heads = nn.ModuleDict({name: self._built_head(name, head) for name, head in heads.items()})
         self.temporal_fusion = None if temporal_fusion is None else MODELS.build(temporal_fusion)
         self.image_heads = nn.ModuleDict({name: MODELS.build(head) for name, head in (image_heads or {}).items()})
-        self.memory_frames, self.bev_levels = memory_frames, bev_levels
-        readers = {"the temporal fusion": getattr(self.temporal_fusion, "num_frames", 1)}
-        readers |= {f"head '{name}'": head.history_frames for name, head in self.heads.items()}
-        for reader, wanted in readers.items():
-            if wanted > memory_frames:
-                reason = f"{memory_frames}, but {reader} reads {wanted}; set memory_frames={wanted}"
-                raise ValueError(f"memory_frames: {reason}")
+        self.bev_levels = bev_levels
+        encoder_frames = 0 if self.temporal_fusion is not None else getattr(self.encoder, "history_frames", 0)
+        other_frames = [getattr(self.temporal_fusion, "history_frames", 0)]
+        other_frames += [head.history_frames for head in self.heads.values()]
+        self.memory_frames = max(encoder_frames, *other_frames)
+        self.alignment = WarpAlignment() if alignment is None else MODELS.build(alignment)
+        aligned_apart = max(other_frames) > 0 and getattr(self.alignment, "leaves_shift", False)
+        self.alignment_of_others = WarpAlignment() if aligned_apart else None
         names = [*self.heads, *self.image_heads]
         unknown = set(loss_weights or {}) - set(names)
         if unknown:
@@ -94,7 +105,7 @@ class BEVPerception(BaseModel):
 
     def _built_head(self, name: str, config: Mapping) -> BEVHead:
         """The head that a config names, where it fits the B_t that this model hands to heads."""
-        head = MODELS.build(config)
+        head = MODELS.build(with_history_channels(config, self.encoder))
         if not isinstance(head, BEVHead):
             reason = f"{type(head).__name__} is no head; derive it from bevstack.models.heads.BEVHead"
             raise TypeError(f"head '{name}': {reason}")
@@ -116,53 +127,82 @@ class BEVPerception(BaseModel):
         keep_evaluating(self, self.frozen)
         return self
 
+    def step(self, frame: Frame, memory: BEVMemory | None = None) -> tuple[BEVFeatures, BEVMemory | None]:
+        """One moment: images and what is remembered, to B_t and what is to be remembered. The model keeps nothing.
+
+        Args:
+            frame: B samples of N cameras.
+            memory: what the step of the previous frame returned; None at a stream's start.
+
+        Returns:
+            B_t as the heads read it, and the memory for the next frame; None where nothing in the model looks back.
+        """
+        features = self.image_features(frame)
+        past = None if memory is None else memory.moved(frame.motion)
+        encoded, history = self.encoded(features, frame, past)
+        bev = encoded if self.temporal_fusion is None else self.temporal_fusion(encoded, history)
+        bev = bev if self.bev_neck is None else self.bev_neck(bev)
+        bev = replace(
+            bev,
+            encoded=BEVFeatures(encoded.features.detach(), encoded.grid),
+            history=history,
+            image_features=tuple(features),
+            rig=frame.rig,
+        )
+        return bev, push_memory(past, encoded, self.memory_frames)
+
+    def remember(self, frame: Frame, memory: BEVMemory | None = None) -> BEVMemory | None:
+        """The memory after a frame of which nothing else is wanted: a :meth:`step` without fusion, neck and heads.
+
+        Runs in evaluation mode without gradient, as the reference trains its history (docs/reference.md 4.5).
+        """
+        with torch.no_grad(), evaluating(self):
+            past = None if memory is None else memory.moved(frame.motion)
+            encoded, _ = self.encoded(self.image_features(frame), frame, past)
+            return push_memory(past, encoded, self.memory_frames)
+
+    def encoded(
+        self, features: Sequence[Tensor], frame: Frame, past: BEVMemory | None
+    ) -> tuple[BEVFeatures, AlignedHistory | None]:
+        """The encoder's B_t of a frame, and the past frames as fusion and heads read them.
+
+        Args:
+            features: levels (B, N, C, h, w) of the frame's images.
+            frame: its rig and motion.
+            past: the memory as this frame sees it (:meth:`BEVMemory.moved`), or None.
+        """
+        history = None if past is None else self.alignment(past, frame.motion)
+        read = history if self.temporal_fusion is None else None
+        encoded = self.encoder(features[: self.bev_levels], frame, read)
+        if past is not None and self.alignment_of_others is not None:
+            history = self.alignment_of_others(past, frame.motion)
+        return encoded, history
+
     def forward(
         self, inputs: Clip, data_samples: Sequence[BEVDataSample] | None = None, mode: str = "tensor"
     ) -> object:
-        """Run the model on a clip; nothing is kept between calls.
+        """mmengine's way in: the steps of a clip, and what is asked of the last one.
 
         Args:
             inputs: T frames of B samples, and the memory of what came before, if any.
             data_samples: labels and metainfo of the B keyframes.
             mode: ``loss`` (losses by name), ``predict`` (samples with predictions), ``tensor`` (B_t and memory), or
                 ``stream_loss`` / ``stream_predict``: the same with the new memory, (result, memory).
+
+        Raises:
+            ValueError: another mode.
         """
-        memory = self.memory_before(inputs)
-        keyframe = inputs.frames[-1]
-        features = self.image_features(keyframe)
-        bev = self.bev_of(features, keyframe, memory)
-        tokens = [sample.metainfo.get("token", "") for sample in data_samples or ()]
-        memory = push_memory(memory, bev.features.detach(), keyframe.motion, self.memory_frames, tokens)
-        if self.temporal_fusion is not None:
-            bev = self.temporal_fusion(bev, memory)
+        if mode not in MODES:
+            raise ValueError(f"unknown mode {mode!r}; there are {', '.join(MODES)}")
+        memory = inputs.memory
+        for frame in inputs.frames[:-1]:
+            memory = self.remember(frame, memory)
+        bev, memory = self.step(inputs.frames[-1], memory)
         if mode == "tensor":
             return bev, memory
-        seen_by_heads = bev if self.bev_neck is None else self.bev_neck(bev)
-        seen_by_heads = replace(seen_by_heads, history=memory, image_features=tuple(features))
-        if mode in ("loss", "stream_loss"):
-            result = self.losses(seen_by_heads, data_samples, keyframe)
-        elif mode in ("predict", "stream_predict"):
-            result = self.predictions(seen_by_heads, data_samples)
-            self.set_image_predictions(features, result, keyframe)
-        else:
-            raise ValueError(f"unknown mode {mode!r}")
+        ask = self.losses if mode.endswith("loss") else self.predictions
+        result = ask(bev, data_samples)
         return (result, memory) if mode.startswith("stream_") else result
-
-    def memory_before(self, clip: Clip) -> BEVMemory | None:
-        """The memory that the clip's last frame meets.
-
-        Earlier frames run in evaluation mode without gradient, as the reference trains (docs/reference.md 4.5).
-        """
-        memory = clip.memory
-        for frame in clip.frames[:-1]:
-            with torch.no_grad(), evaluating(self):
-                bev = self.bev_of(self.image_features(frame), frame, memory)
-            memory = push_memory(memory, bev.features, frame.motion, self.memory_frames)
-        return memory
-
-    def bev_of(self, features: Sequence[Tensor], frame: Frame, memory: BEVMemory | None) -> BEVFeatures:
-        """The encoder's B_t of one frame from its image features."""
-        return self.encoder(features[: self.bev_levels], frame, memory if self.temporal_fusion is None else None)
 
     def image_features(self, frame: Frame) -> list[Tensor]:
         """A frame's images (B, N, 3, H, W), and its sweeps for a video backbone, to levels (B, N, C, h, w).
@@ -184,34 +224,30 @@ class BEVPerception(BaseModel):
             features = self.neck(features)
         return [level.unflatten(0, batch) for level in features]
 
-    def losses(self, bev: BEVFeatures, samples: Sequence[BEVDataSample], keyframe: Frame) -> dict[str, Tensor]:
-        """Losses of every head, those on image features included, as ``<head>.<loss>``, weighted and balanced."""
+    def losses(self, bev: BEVFeatures, samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
+        """Losses of every head on a :meth:`step`'s B_t, those on image features included, weighted and balanced.
+
+        Returns:
+            Scalars as ``<head>.<loss>``, and what the balancing logs.
+        """
         losses = {name: head.loss(head(bev), samples) for name, head in self.heads.items()}
         for name, head in self.image_heads.items():
-            losses[name] = head.loss(head(bev.image_features), samples, keyframe.rig)
+            losses[name] = head.loss(head(bev.image_features), samples, bev.rig)
         shared = None if self.shared_weight is None else self.get_parameter(self.shared_weight)
         return self.balancing(losses, shared)
 
     def predictions(self, bev: BEVFeatures, samples: Sequence[BEVDataSample]) -> list[BEVDataSample]:
-        """Copies of the samples with every head's predictions set on them; heads after those they require."""
+        """Copies of the samples with every head's predictions of a :meth:`step` set on them.
+
+        Heads come after those they require, those on image features last.
+        """
         results = [sample.new() for sample in samples]
         for head in self.heads_in_order():
-            for result, fields in zip(results, head.predict(head(bev), results), strict=True):
-                for name, value in fields.items():
-                    if name == "pred_rasters" and "pred_rasters" in result:
-                        value = {**result.pred_rasters, **value}
-                    result.set_field(value, name)
-        return results
-
-    def set_image_predictions(
-        self, features: Sequence[Tensor], results: Sequence[BEVDataSample], keyframe: Frame
-    ) -> None:
-        """Set on the results what those heads on image features that have a ``predict(raw, rig)`` predict."""
+            set_fields(results, head.predict(head(bev), results))
         for head in self.image_heads.values():
             if hasattr(head, "predict"):
-                for result, fields in zip(results, head.predict(head(features), keyframe.rig), strict=True):
-                    for name, value in fields.items():
-                        result.set_field(value, name)
+                set_fields(results, head.predict(head(bev.image_features), bev.rig))
+        return results
 
     def heads_in_order(self) -> list[BEVHead]:
         """The heads, each after those it requires.
@@ -237,3 +273,20 @@ class BEVPerception(BaseModel):
                 hint = f"did you mean '{near[0]}'?" if near else f"add it to the config, or leave '{name}' out"
                 return f"head '{name}' requires head '{absent}', which is not there; {hint}"
         return f"heads {sorted(waiting)} require each other in a circle"
+
+
+def with_history_channels(config: Mapping, encoder: nn.Module) -> dict:
+    """A head's config with the encoder's channels as ``history_channels``, where the head takes and lacks them."""
+    component = MODELS.get(config["type"]) if isinstance(config["type"], str) else config["type"]
+    taken = {} if component is None else inspect.signature(component).parameters  # the builder tells unknown names
+    missing = "history_channels" in taken and config.get("history_channels") is None
+    return {**config, "history_channels": encoder.channels} if missing else dict(config)
+
+
+def set_fields(samples: Sequence[BEVDataSample], predicted: Sequence[Mapping[str, object]]) -> None:
+    """Set what a head predicts on the samples, one mapping a sample; rasters are added to those of other heads."""
+    for sample, fields in zip(samples, predicted, strict=True):
+        for name, value in fields.items():
+            if name == "pred_rasters" and "pred_rasters" in sample:
+                value = {**sample.pred_rasters, **value}
+            sample.set_field(value, name)

@@ -134,7 +134,7 @@ def apply_compat(config: Config, compat: str | Mapping[str, Any] | None = None) 
     switches, file = compat_switches(compat), config.filename or "config"
     model = config.get("model") or {}
     if switches.changes_alignment or switches.visible_padding:
-        _use_reference_encoder(model.get("encoder"), switches, file)
+        _use_reference_encoder(model, switches, file)
     if switches.old_boxes:
         heads = [head for head in (model.get("heads") or {}).values() if _name(head) in _HEADS]
         if not heads:
@@ -155,13 +155,14 @@ def apply_compat(config: Config, compat: str | Mapping[str, Any] | None = None) 
     return config
 
 
-def _use_reference_encoder(encoder: Any, switches: CompatSwitches, file: str) -> None:
+def _use_reference_encoder(model: Any, switches: CompatSwitches, file: str) -> None:
+    encoder = model.get("encoder")
     if _name(encoder) not in _ENCODERS:
         raise InputError(file, "compat", f"model.encoder must be a {_ENCODERS[0]} for these switches")
     if switches.visible_padding:
         encoder["type"] = "bevstack.PaddingSeesEncoder"
     if switches.changes_alignment:
-        encoder["alignment"] = {
+        model["alignment"] = {
             "type": "bevstack.ReferenceShiftAlignment",
             "rotate_center": switches.rotate_center,
             "interpolation": "nearest" if switches.nearest_rotation else "bilinear",

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bevstack.geometry import BEVGrid, yaw_of
+from bevstack.geometry import yaw_of
 from bevstack.interop.reference_keys import code_from_old_code
-from bevstack.models.bev import AlignedHistory, BEVFormerEncoder
+from bevstack.models.bev import BEVFormerEncoder
 from bevstack.models.bev.visibility import VisibilityPlan
 from bevstack.models.heads.detection3d_query import QueryDetectionHead
 from bevstack.registry import MODELS
-from bevstack.structures import BEVMemory, CameraRig, EgoMotion
+from bevstack.structures import AlignedHistory, BEVMemory, CameraRig, EgoMotion
 
 MOTIONS = ("bev", "can_bus")
 INTERPOLATIONS = ("nearest", "bilinear")
@@ -73,6 +73,8 @@ def planar_motion_of_bev(previous_from_current: Tensor) -> tuple[Tensor, Tensor]
 class ReferenceShiftAlignment(nn.Module):
     """The published alignment: rotate the previous BEV, then shift the references into it.
 
+    For the encoder's temporal attention alone: whoever else reads past frames gets the corrected alignment.
+
     Args:
         rotate_center: (column, row) in cells about which to rotate; None is where the BEV frame's origin lies. The
             published code says (100, 100) whatever the grid (docs/reference.md 4.1 B).
@@ -84,6 +86,8 @@ class ReferenceShiftAlignment(nn.Module):
     Raises:
         ValueError: unknown interpolation or motion; in use: ``motion="can_bus"`` without ``can_bus`` vectors.
     """
+
+    leaves_shift = True
 
     def __init__(
         self,
@@ -98,17 +102,23 @@ class ReferenceShiftAlignment(nn.Module):
         self.rotate_center = None if rotate_center is None else tuple(float(v) for v in rotate_center)
         self.interpolation, self.alias_shift, self.motion = interpolation, alias_shift, motion
 
-    def forward(self, memory: BEVMemory, motion: EgoMotion, grid: BEVGrid) -> AlignedHistory:
-        """Rotate the newest memory frame; the translation is left as a shift of the references."""
+    def forward(self, memory: BEVMemory, motion: EgoMotion) -> AlignedHistory:
+        """Rotate the previous frame; the translation is left as a shift of the references.
+
+        Args:
+            memory: as the current frame sees it; of its M frames the previous one alone is brought along.
+            motion: that led to the current frame.
+        """
         moved, turned = self.planar_motion(motion)
+        grid, previous = memory.grid, memory.features[:, 0]
         center = self.rotate_center
         if center is None:
             center = tuple(grid.cells_from_metres(torch.zeros(2)).tolist())
-        features = rotate_bev(memory.newest, turned, center, self.interpolation)
+        features = rotate_bev(previous, turned, center, self.interpolation).unsqueeze(1)
         shift = (moved / moved.new_tensor(grid.size_m)).to(torch.float32)
         still = shift if self.alias_shift else torch.zeros_like(shift)
-        valid = memory.valid[:, 0] & motion.has_previous
-        return AlignedHistory(features, valid, torch.stack([shift, still], dim=1))
+        shifts = torch.stack([shift, still], dim=1)
+        return AlignedHistory(features, grid, memory.valid[:, :1], memory.seconds[:, :1], shifts)
 
     def planar_motion(self, motion: EgoMotion) -> tuple[Tensor, Tensor]:
         """(B, 2) metres moved (x, y of the current BEV frame) and (B,) radians turned."""

@@ -1,11 +1,12 @@
 """The vocabulary of the package: what one part hands to the next."""
 
-from bevstack.structures.bev import BEVFeatures, BEVMemory
+from bevstack.structures.bev import AlignedHistory, BEVFeatures, BEVMemory
 from bevstack.structures.clip import CameraRig, Clip, EgoMotion, Frame
 from bevstack.structures.panoptic import PanopticMap
 from bevstack.structures.sample import BEVDataSample, BEVRaster
 
 __all__ = [
+    "AlignedHistory",
     "BEVDataSample",
     "BEVFeatures",
     "BEVMemory",

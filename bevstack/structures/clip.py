@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bevstack.geometry.transforms import full_precision
+from bevstack.structures.batched import Batched
 from bevstack.structures.bev import BEVMemory
 
 
-def _moved(value, device):
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    return value.to(device) if hasattr(value, "to") else value
-
-
-class _OnDevice:
-    """Dataclasses of tensors that move to a device as one."""
-
-    def to(self, device: torch.device | str):
-        """A copy whose tensors live on ``device``."""
-        return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
-
-
 @dataclass(frozen=True)
-class CameraRig(_OnDevice):
+class CameraRig(Batched):
     """Calibration of N cameras, after every image and BEV augmentation.
 
     Args:
@@ -55,7 +42,7 @@ class CameraRig(_OnDevice):
 
 
 @dataclass(frozen=True)
-class EgoMotion(_OnDevice):
+class EgoMotion(Batched):
     """How the BEV frame moved since the previous frame of the same scene.
 
     Args:
@@ -72,7 +59,7 @@ class EgoMotion(_OnDevice):
 
 
 @dataclass(frozen=True)
-class Frame(_OnDevice):
+class Frame(Batched):
     """One moment of a batch.
 
     Args:
@@ -89,7 +76,7 @@ class Frame(_OnDevice):
 
 
 @dataclass(frozen=True)
-class Clip(_OnDevice):
+class Clip(Batched):
     """T frames of a batch, oldest first, and the memory that came before them.
 
     Args:
@@ -99,11 +86,6 @@ class Clip(_OnDevice):
 
     frames: tuple[Frame, ...]
     memory: BEVMemory | None = None
-
-    def to(self, device: torch.device | str) -> Clip:
-        """A copy whose tensors live on ``device``."""
-        memory = None if self.memory is None else self.memory.to(device)
-        return Clip(tuple(frame.to(device) for frame in self.frames), memory)
 
     @property
     def batch_size(self) -> int:

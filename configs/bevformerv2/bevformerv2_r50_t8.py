@@ -7,5 +7,4 @@ with read_base():
 
 num_frames = 8
 model["temporal_fusion"] = dict(type="TemporalConcatenation", channels=channels, num_frames=num_frames)
-model["memory_frames"] = num_frames
 train_dataloader["dataset"]["num_frames"] = num_frames

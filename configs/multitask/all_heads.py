@@ -2,7 +2,7 @@
 
 Detection, map and vehicle segmentation, masks (panoptic), keypoints, behaviour, scene and appearance (for tracking)
 are trained together with ``python tools/train.py configs/multitask/all_heads.py``. Any head can be left out, but
-behaviour and appearance describe what detection finds. Behaviour looks at four frames, so the memory keeps four.
+behaviour and appearance describe what detection finds.
 """
 
 from mmengine.config import read_base
@@ -15,7 +15,6 @@ things = classes
 stuff = ("ped_crossing", "carpark_area", "walkway", "drivable_area")  # the first one that lies on a cell owns it
 scene_tasks = dict(time=("day", "night"), weather=("dry", "rain"))
 
-model["memory_frames"] = history_frames
 model["heads"]["masks"] = dict(
     type="MaskSegmentationHead",
     in_channels=64,
@@ -35,8 +34,6 @@ model["heads"]["behaviour"] = dict(
     in_channels=64,
     grid=bev_grid,
     classes=classes,
-    history_channels=channels,
-    history_grid=bev_grid,
     num_frames=history_frames,
     on_truth=True,
 )
@@ -44,7 +41,7 @@ model["heads"]["scene"] = dict(
     type="SceneHead", in_channels=64, grid=bev_grid, tasks=scene_tasks, image_channels=channels
 )
 model["heads"]["appearance"] = dict(
-    type="AppearanceHead", in_channels=64, grid=bev_grid, history_channels=channels, history_grid=bev_grid
+    type="AppearanceHead", in_channels=64, grid=bev_grid
 )
 
 # The panoptic map is made of map layers on its own grid; the raster of that name is then drawn anew on the finer one.

@@ -42,7 +42,6 @@ video_changes = {
     "test_dataloader.dataset.pipeline": [*sweep_pipeline, *target_pipeline, dict(type="PackBEVInputs")],
     # one frame alone: what moves is to be seen in the sweeps, not in the memory
     "model.temporal_fusion": None,
-    "model.memory_frames": 1,
 }
 every_head = ("detection", "map", "vehicle", "masks", "keypoints", "behaviour", "scene", "appearance")
 

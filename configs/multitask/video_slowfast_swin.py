@@ -43,7 +43,6 @@ faster_parts = dict(custom_keys={f"backbone.{part}": dict(lr_mult=2.0) for part 
 model["backbone"] = dict(fusion=fusion, **slowfast_swin)
 model["neck"] = dict(type="TopDownNeck", out_channels=channels, out_levels=(0,))
 model["temporal_fusion"] = None
-model["memory_frames"] = 1
 model["heads"] = dict(detection=model["heads"]["detection"])
 model["heads"]["detection"]["code_weights"] = (1,) * 10  # a metre per second counts as much as a metre
 

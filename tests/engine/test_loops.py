@@ -10,8 +10,9 @@ import torch
 
 from bevstack.engine.checkpoint import read_checkpoint
 from bevstack.engine.faults import NonFiniteError
-from bevstack.engine.streaming import carried_memory, memory_after, require_streams
+from bevstack.engine.streaming import Streams, require_streams
 from bevstack.errors import InputError
+from bevstack.geometry import BEVGrid
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVMemory
 from tests.engine.toy import SCENE_LENGTH, ToyDataset, exit_code_of, toy_config, train_toy
@@ -21,43 +22,48 @@ def sample(token: str, prev_token: str = "") -> BEVDataSample:
     return BEVDataSample(metainfo={"token": token, "prev_token": prev_token})
 
 
-def memory_of(*tokens: str) -> BEVMemory:
-    """Memory whose features are 0, 1, ... by slot."""
+def streams_of(*tokens: str) -> Streams:
+    """Streams whose memory's features are 0, 1, ... by slot."""
     count = len(tokens)
     features = torch.arange(count, dtype=torch.float32).view(count, 1, 1, 1, 1)
     poses = torch.eye(4).expand(count, 1, 4, 4)
-    return BEVMemory(features, poses, torch.ones(count, 1, dtype=torch.bool), tuple(tokens))
+    return Streams(BEVMemory(features, BEVGrid((1, 1)), poses, torch.ones(count, 1, dtype=torch.bool)), tokens)
 
 
 def test_memory_stays_with_its_stream() -> None:
     """Slot 0 goes on, slot 1 starts a scene, slot 2 takes up the stream that slot 1 held."""
     samples = [sample("a2", "a1"), sample("d1"), sample("b2", "b1")]
-    carried = carried_memory(memory_of("a1", "b1", "c1"), samples)
+    carried = streams_of("a1", "b1", "c1").carried(samples)
     assert carried.valid[:, 0].tolist() == [True, False, True]
-    assert carried.tokens == ("a1", "", "b1") and carried.features.flatten()[[0, 2]].tolist() == [0.0, 1.0]
+    assert carried.features.flatten()[[0, 2]].tolist() == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("chosen", [[1], [1, 0, 2]])
 def test_batch_sizes_may_change(chosen) -> None:
     """A smaller last batch, or a larger one after it."""
     samples = [sample("a2", "a1"), sample("b2", "b1"), sample("c1")]
-    carried = carried_memory(memory_of("a1", "b1"), [samples[i] for i in chosen])
+    carried = streams_of("a1", "b1").carried([samples[i] for i in chosen])
     assert carried.valid[:, 0].tolist() == [True, True, False][: len(chosen)]
     assert carried.features.flatten()[:2].tolist() == [1.0, 0.0][: len(chosen)]
-    assert carried.features.shape[0] == len(chosen) == len(carried.tokens)
+    assert carried.features.shape[0] == len(chosen)
 
 
 @pytest.mark.parametrize("samples", [[sample("c1")], [sample("c2", "c1")]])
 def test_no_memory_of_other_scenes(samples) -> None:
-    assert carried_memory(memory_of("a1", ""), samples) is None
-    assert carried_memory(None, samples) is None
+    assert streams_of("a1", "").carried(samples) is None
+    assert Streams().carried(samples) is None
 
 
-def test_memory_is_cut_from_the_graph() -> None:
-    memory = memory_of("x")
-    features = memory.features.clone().requires_grad_() * 2
-    kept = memory_after(BEVMemory(features, memory.newest_from_frame, memory.valid), [sample("a1")])
-    assert not kept.features.requires_grad and kept.tokens == ("a1",)
+def test_streams_survive_a_checkpoint(tmp_path) -> None:
+    """As plain data, read with ``weights_only``: every field as it was; also where nothing is remembered."""
+    for streams in (streams_of("a1", "b1"), Streams(None, ("a1",))):
+        torch.save(streams.plain(), tmp_path / "streams.pth")
+        again = Streams.from_plain(torch.load(tmp_path / "streams.pth", weights_only=True), "cpu")
+        assert again.tokens == streams.tokens and (again.memory is None) == (streams.memory is None)
+        if streams.memory is not None:
+            assert again.memory.grid == streams.memory.grid
+            for name in ("features", "now_from_frame", "valid"):
+                assert torch.equal(getattr(again.memory, name), getattr(streams.memory, name))
 
 
 def test_consecutive_frames_in_one_batch_are_refused() -> None:
@@ -67,18 +73,12 @@ def test_consecutive_frames_in_one_batch_are_refused() -> None:
 
 def _stream(model: torch.nn.Module, dataset: ToyDataset, scenes: list[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Losses and gradients of scenes streamed side by side, the loss of each step summed over samples."""
-    from dataclasses import replace
-
     model.zero_grad()
-    memory, losses = None, []
+    streams, losses = Streams(), []
     for frame in range(SCENE_LENGTH):
         items = [dataset[scene * SCENE_LENGTH + frame] for scene in scenes]
         batch = {key: [item[key] for item in items] for key in ("inputs", "data_samples")}
-        data = model.data_preprocessor(batch, True)
-        samples = data["data_samples"]
-        clip = replace(data["inputs"], memory=carried_memory(memory, samples))
-        loss, memory = model(clip, samples, "stream_loss")
-        memory = memory_after(memory, samples)
+        loss, streams = streams.step(model, model.data_preprocessor(batch, True), "loss")
         (loss["loss_toy"] * len(scenes)).backward()
         losses.append(loss["loss_toy"].detach() * len(scenes))
     return torch.stack(losses), [p.grad.clone() for p in model.parameters() if p.grad is not None]

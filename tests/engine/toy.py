@@ -23,6 +23,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import bevstack.engine.runner  # noqa: F401 - imported once, before processes fork
+from bevstack.geometry import BEVGrid
 from bevstack.registry import DATA_SAMPLERS, DATASETS, HOOKS, METRICS, MODELS
 from bevstack.structures import BEVDataSample, BEVMemory, CameraRig, Clip, EgoMotion, Frame
 
@@ -113,10 +114,11 @@ class ToyModel(BaseModel):
         images, memory = inputs.frames[-1].images, inputs.memory
         features = self.embed(images.flatten(1))
         valid = torch.zeros(len(features), 1, dtype=torch.bool) if memory is None else memory.valid[:, :1]
-        before = self.mix(torch.zeros_like(features) if memory is None else memory.newest[:, :, 0, 0])
+        before = self.mix(torch.zeros_like(features) if memory is None else memory.features[:, 0, :, 0, 0])
         features = features + torch.where(valid, before, torch.zeros_like(before))  # every parameter gets a gradient
         after = BEVMemory(
-            features[:, None, :, None, None].float(),
+            features[:, None, :, None, None].detach().float(),
+            BEVGrid((1, 1)),
             torch.eye(4).expand(len(features), 1, 4, 4),
             torch.ones(len(features), 1, dtype=torch.bool),
         )

@@ -5,15 +5,13 @@ World of ``tests/datasets/tables.py``: scene-0001 has four samples 0.5 s apart, 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
 from bevstack.datasets import NuScenesBEVDataset
 from bevstack.datasets.nuscenes.create_data import create_nuscenes
-from bevstack.engine.streaming import carried_memory, memory_after
+from bevstack.engine.streaming import Streams
 from bevstack.evaluation import BehaviourMetric
 from bevstack.registry import MODELS
 from bevstack.visualization import BehaviourPainter, BEVWindow
@@ -46,18 +44,18 @@ def model():
         bev_neck=dict(type="BEVUNet", in_channels=8, widths=(8, 8), blocks=1, out_channels=6),
         heads=dict(
             behaviour=dict(
-                type="BehaviourHead", in_channels=6, grid=GRID, classes=CLASSES, history_channels=8, num_frames=FRAMES,
+                type="BehaviourHead", in_channels=6, grid=GRID, classes=CLASSES, num_frames=FRAMES,
                 channels=8, detection="boxes", on_truth=True,
             ),
             boxes=dict(type="DenseDetectionHead", in_channels=6, grid=GRID, classes=CLASSES, channels=6),
         ),
-        memory_frames=FRAMES, _scope_="bevstack",
+        _scope_="bevstack",
     )  # fmt: skip
     return MODELS.build(config)
 
 
-def stream(model, root, mode: str, augmented: bool = True):
-    """(result, memory, sample) of each sample of scene-0001, the memory carried along."""
+def stream(model, root, ask: str, augmented: bool = True):
+    """(answer, memory, sample) of each sample of scene-0001, the memory carried along."""
     augmentation = dict(
         type="BEVRotateScaleFlip", rotation_range_deg=(20, 20), scale_range=(1.1, 1.1), constant_along_stream=True
     )
@@ -68,37 +66,36 @@ def stream(model, root, mode: str, augmented: bool = True):
         dict(type="PackBEVInputs"),
     ]
     dataset = NuScenesBEVDataset(root, VERSION, "tiny_train", pipeline, classes=CLASSES, test_mode=True)
-    memory = None
+    streams = Streams()
     for item in dataset:
         data = model.data_preprocessor(
             {"inputs": {key: [value] for key, value in item["inputs"].items()}, "data_samples": [item["data_samples"]]},
-            mode == "stream_loss",
+            ask == "loss",
         )
-        clip = replace(data["inputs"], memory=carried_memory(memory, data["data_samples"]))
-        result, memory = model(inputs=clip, data_samples=data["data_samples"], mode=mode)
-        yield result, memory, data["data_samples"][0]
-        memory = memory_after(memory, data["data_samples"])
+        answer, streams = streams.step(model, data, ask)
+        yield answer, streams.memory, data["data_samples"][0]
 
 
 def test_tracks_and_memory_mean_the_same_ground(model, root):
     # Expected: past centres come from the tables, the memory's transforms from ego motion. A past centre brought into
     # its frame by the memory is where that frame's own sample had the same object (both augmented alike).
     own: list[dict] = []
-    for k, (losses, memory, sample) in enumerate(stream(model.train(), root, "stream_loss")):
+    past = FRAMES - 1  # what the head reads beside the current frame
+    for k, (losses, memory, sample) in enumerate(stream(model.train(), root, "loss")):
         assert losses["behaviour.loss_attribute"].isfinite()
-        assert memory.valid.tolist() == [[True] * min(k + 1, FRAMES)]
-        np.testing.assert_allclose(memory.seconds[0], [0.0, 0.5, 1.0][: k + 1], atol=1e-5)
+        assert memory.valid.tolist() == [[True] * min(k + 1, past)]
+        np.testing.assert_allclose(memory.seconds[0], [0.0, 0.5][: k + 1], atol=1e-5)
         truth = sample.gt_instances_3d
         boxes = truth.bboxes_3d.tensor[:, :2]
         own.append(dict(zip(truth.instance_ids.tolist(), boxes, strict=True)))
-        for age in range(1, min(k + 1, FRAMES)):
-            frame_from_newest = torch.linalg.inv(memory.newest_from_frame[0, age])
+        for age in range(1, min(k + 1, past)):
+            frame_from_now = torch.linalg.inv(memory.now_from_frame[0, age])
             seen = 0
             for instance, places in zip(truth.instance_ids.tolist(), truth.past_centers, strict=True):
                 there = instance in own[k - age]
                 assert there == bool(places[age].isfinite().all())
                 if there:
-                    moved = frame_from_newest @ torch.tensor([*places[age].tolist(), 0.0, 1.0])
+                    moved = frame_from_now @ torch.tensor([*places[age].tolist(), 0.0, 1.0])
                     torch.testing.assert_close(moved[:2], own[k - age][instance], rtol=1e-4, atol=1e-3)
                     seen += 1
             assert seen >= 2
@@ -111,7 +108,7 @@ def test_a_stream_is_predicted_scored_and_drawn(model, root):
     model.eval()
     metric = BehaviourMetric()
     boxes = model.heads["boxes"]
-    truth_of = [sample for _, _, sample in stream(model, root, "stream_predict", augmented=False)]
+    truth_of = [sample for _, _, sample in stream(model, root, "predict", augmented=False)]
     answers = iter(truth_of)
 
     def found(raw, samples):
@@ -123,7 +120,7 @@ def test_a_stream_is_predicted_scored_and_drawn(model, root):
 
     boxes.predict = found
     try:
-        predicted = [result[0] for result, _, _ in stream(model, root, "stream_predict", augmented=False)]
+        predicted = [result[0] for result, _, _ in stream(model, root, "predict", augmented=False)]
     finally:
         del boxes.predict
     metric.process(None, [sample.to_dict() for sample in predicted])

@@ -9,7 +9,17 @@ from mmengine.structures import InstanceData
 
 from bevstack.datasets.transforms.panoptic_targets import thing_masks
 from bevstack.geometry import BEVGrid
-from bevstack.structures import BEVDataSample, BEVRaster, CameraRig, EgoMotion, Frame
+from bevstack.models.bev import WarpAlignment, push_memory
+from bevstack.structures import (
+    AlignedHistory,
+    BEVDataSample,
+    BEVFeatures,
+    BEVMemory,
+    BEVRaster,
+    CameraRig,
+    EgoMotion,
+    Frame,
+)
 from bevstack.structures.panoptic import panoptic_map
 
 CLASSES = ("car", "pedestrian", "barrier")
@@ -43,6 +53,19 @@ def motion_of(steps: list[tuple[float, float, float] | None]) -> EgoMotion:
             matrix[:2, 3] = torch.tensor([x, y])
     has = torch.tensor([step is not None for step in steps])
     return EgoMotion(matrices, has, has * 0.5, torch.randn(len(steps), 18))
+
+
+def pushed(
+    memory: BEVMemory | None, features: torch.Tensor, motion: EgoMotion, grid: BEVGrid, size: int = 1
+) -> BEVMemory:
+    """The memory after a frame (B, C, Y, X) to which ``motion`` leads from the memory's own, as a step makes it."""
+    seen = None if memory is None else memory.moved(motion)
+    return push_memory(seen, BEVFeatures(features, grid), size)
+
+
+def aligned(memory: BEVMemory, motion: EgoMotion) -> AlignedHistory:
+    """The memory's frames in the frame to which ``motion`` leads."""
+    return WarpAlignment()(memory.moved(motion), motion)
 
 
 def two_samples(cameras: int = 3, size_px: tuple[int, int] = (32, 64)) -> Frame:

@@ -9,21 +9,21 @@ import torch
 from torch import nn
 
 from bevstack.engine.optim_wrapper import AutocastOptimWrapper
-from bevstack.engine.streaming import carried_memory, memory_after
+from bevstack.engine.streaming import Streams
 from bevstack.geometry import BEVGrid
-from bevstack.models.bev import WarpAlignment, plan_visibility, push_memory
+from bevstack.models.bev import plan_visibility
 from bevstack.models.heads import BEVHead
 from bevstack.models.perception import BEVPerception
 from bevstack.registry import MODELS
 from bevstack.structures import Clip, Frame
-from tests.models.scenes import CLASSES, LAYERS, labels_of, motion_of, only, rig_of, two_samples
+from tests.models.scenes import CLASSES, LAYERS, aligned, labels_of, motion_of, only, pushed, rig_of, two_samples
 
 GRID = BEVGrid(shape=(6, 10), x_range_m=(-15, 15), y_range_m=(-9, 9))
 CAMERAS, SIZE_PX = 3, (32, 64)
 
 
 def config(**changes) -> dict:
-    """Two levels, one encoder layer, two frames of memory, three heads."""
+    """Two levels, two encoder layers, three heads."""
     raster = dict(type="SemanticSegmentationHead", in_channels=12, grid=GRID, channels=6, num_convs=1)
     settings = dict(
         type="BEVPerception",
@@ -50,7 +50,6 @@ def config(**changes) -> dict:
             map=dict(raster, raster="map", classes=LAYERS),
             vehicle=dict(raster, raster="vehicle", classes=("vehicle",)),
         ),
-        memory_frames=2,
     )
     return {**settings, **changes}
 
@@ -154,18 +153,16 @@ def test_streams_of_two_equal_two_streams(history):
     frames[1] = replace(frames[1], motion=motion_of([(0.0, 2.0, 5.0), None]))
 
     def run(slots: list[int]) -> list[list[dict]]:
-        memory, steps = None, []
+        streams, steps = Streams(), []
         for frame, names, before in zip(frames, tokens, previous, strict=True):
             samples = labels_of(GRID, [1, 1])
             for b, sample in enumerate(samples):
                 sample.set_metainfo(dict(token=names[b], prev_token=before[b]))
             samples = [samples[b] for b in slots]
             clip = Clip((frame,)) if len(slots) == 2 else only(Clip((frame,)), slots[0])
-            clip = replace(clip, memory=carried_memory(memory, samples))
             with torch.no_grad():
-                results, memory = model(clip, samples, mode="stream_predict")
-            assert memory.tokens == tuple(names[b] for b in slots)
-            memory = memory_after(memory, samples)
+                results, streams = streams.step(model, {"inputs": clip, "data_samples": samples}, "predict")
+            assert streams.tokens == tuple(names[b] for b in slots)
             steps.append([predicted(result) for result in results])
         return steps
 
@@ -189,7 +186,7 @@ def test_a_clip_is_history_without_gradient_and_then_one_frame(history):
     model.load_state_dict(statistics, strict=False)
     model.eval()
     with torch.no_grad():
-        memory = model(Clip(tuple(frames[:2])), samples)[1]
+        memory = model(Clip(tuple(frames[:2])))[1]
     model.train()
     alone = gradients(model, total(model(Clip((frames[2],), memory), samples, mode="loss")))
     assert_same(alone, whole)
@@ -220,20 +217,51 @@ def test_modes_are_restored_and_history_runs_in_evaluation_mode():
 
 
 def test_memory_is_a_value():
-    # M = 2: newest first, tokens of the keyframes, no graph; inputs stay as they were; the model keeps nothing.
-    model, frames, samples = build().eval(), frames_of(3), labels_of(GRID, [1, 1])
+    # M = 2 (a fusion of three frames): the frame just done first, no graph; inputs stay as they were; nothing is kept.
+    fusion = dict(type="TemporalConcatenation", channels=16, num_frames=3, blocks=1)
+    model, frames = build(**{**HISTORIES["concatenation"], "temporal_fusion": fusion}).eval(), frames_of(3)
+    assert model.memory_frames == 2
     with torch.no_grad():
-        _, memory = model(Clip((frames[0],)), samples)
+        first, memory = model.step(frames[0])
         kept = memory.features.clone()
-        bev, later = model(Clip((frames[1],), memory), samples)
-        again, _ = model(Clip((frames[1],), memory), samples)
-    assert torch.equal(memory.features, kept) and torch.equal(bev.features, again.features)
+        second, later = model.step(frames[1], memory)
+        again, _ = model.step(frames[1], memory)
+    assert torch.equal(memory.features, kept) and torch.equal(second.features, again.features)
     assert memory.features.shape == (2, 1, 16, 6, 10) and later.features.shape == (2, 2, 16, 6, 10)
-    assert torch.equal(later.newest, bev.features) and torch.equal(later.features[:, 1], memory.newest)
-    assert later.tokens == ("t0", "t1") and later.valid.all()
+    assert torch.equal(later.features[:, 0], second.encoded.features)
+    assert torch.equal(later.features[:, 1], memory.features[:, 0])
+    assert later.valid.all() and later.grid is model.encoder.grid
+    assert first.history is None and second.history.features.shape == (2, 1, 16, 6, 10)
     model.train()
-    _, memory = model(Clip((frames[0],)), samples, mode="stream_loss")
+    _, memory = model(Clip((frames[0],)), labels_of(GRID, [1, 1]), mode="stream_loss")
     assert not memory.features.requires_grad
+
+
+def test_the_memory_holds_what_is_read():
+    # By the parts' own arguments: temporal attention reads one past frame, a fusion of T frames T - 1, a head its own.
+    assert build().memory_frames == 1
+    assert build(encoder={**config()["encoder"], "temporal_points": 0}).memory_frames == 0
+    assert build(**HISTORIES["concatenation"]).memory_frames == 1
+    behaviour = dict(type="BehaviourHead", in_channels=12, grid=GRID, classes=CLASSES, channels=8, num_frames=4)
+    model = build(heads={**config()["heads"], "behaviour": behaviour})
+    assert model.memory_frames == 3 and model.heads["behaviour"].history_frames == 3
+    with torch.no_grad():
+        static = build(encoder={**config()["encoder"], "temporal_points": 0}).eval()
+        assert static.step(frames_of(1)[0])[1] is None
+
+
+def test_a_step_knows_no_samples():
+    # What the adapter gives in mode "tensor" is the step's, of the last frame; losses and predictions come from it.
+    model, frames, samples = build().eval(), frames_of(2), labels_of(GRID, [1, 2])
+    with torch.no_grad():
+        bev, memory = model.step(frames[1], model.remember(frames[0]))
+        clip = Clip(tuple(frames))
+        adapted, after = model(clip)
+        assert torch.equal(bev.features, adapted.features) and torch.equal(memory.features, after.features)
+        losses, expected = model.losses(bev, samples), model(clip, samples, mode="loss")
+        assert all(torch.equal(value, expected[name]) for name, value in losses.items())
+        for one, other in zip(model.predictions(bev, samples), model(clip, samples, mode="predict"), strict=True):
+            assert_same(predicted(one), predicted(other))
 
 
 @pytest.mark.parametrize("kept", [["detection"], ["map"], ["vehicle", "detection"]], ids="-".join)
@@ -324,13 +352,12 @@ def test_geometry_is_exact_under_autocast():
     # Places in metres and pixels need more than bfloat16's 8 bits: at 50 m these are 0.25 m.
     grid, frame = BEVGrid(shape=(32, 32)), frames_of(2)[1]
     rig = rig_of([[0.0, 100.0], [10.0, -70.0]], (256, 704), focal_px=371.3)
-    memory = push_memory(None, torch.randn(2, 4, *grid.shape), frame.motion)
+    memory = pushed(None, torch.randn(2, 4, *grid.shape), frame.motion, grid)
 
     def compute() -> list[torch.Tensor]:
         plan = plan_visibility(rig, grid.pillar_points(2).flatten(0, 1))
-        aligned = WarpAlignment()(memory, frame.motion, grid).features
-        older = push_memory(memory, memory.newest, frame.motion, 2).newest_from_frame
-        return [plan.slots, plan.references, aligned, older]
+        older = pushed(memory, memory.features[:, 0], frame.motion, grid, 2).now_from_frame
+        return [plan.slots, plan.references, aligned(memory, frame.motion).features, older]
 
     exact = compute()
     with torch.autocast("cpu", torch.bfloat16):

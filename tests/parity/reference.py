@@ -100,14 +100,18 @@ def motion_of(metas, dtype=torch.float32):
     )
 
 
-def memory_of(previous, grid):
-    """(B, Q, C) recorded previous BEV as a memory."""
+def history_of(previous, motion, grid, config):
+    """(B, Q, C) recorded previous BEV, aligned as in the recordings; None for None."""
+    if previous is None:
+        return None
     batch = len(previous)
-    return BEVMemory(
+    memory = BEVMemory(
         previous.transpose(1, 2).unflatten(2, grid.shape).unsqueeze(1),
+        grid,
         torch.eye(4).expand(batch, 1, 4, 4),
         torch.ones(batch, 1, dtype=torch.bool),
     )
+    return reference_alignment(config)(memory.moved(motion), motion)
 
 
 def context_with_position(context, position):

@@ -29,7 +29,7 @@ def _run(case, attention, valid):
     context = TemporalContext(
         case["in.prev_bev"], query, valid, torch.cat([previous, current], dim=2), case["in.query_pos"]
     )
-    return attention(query, context, tuple(case.config["bev_hw"]))
+    return query + attention(query, context, tuple(case.config["bev_hw"]))
 
 
 @pytest.mark.parametrize("history", ["prev", "noprev"])

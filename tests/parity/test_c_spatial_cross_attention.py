@@ -33,7 +33,7 @@ def _run(case, attention, mask):
     seen = mask.any(-1).transpose(0, 1)  # (camera, batch, query, height) to (B, N, Q)
     plan = plan_from_mask(seen, case["in.reference_points_cam"].transpose(0, 1))
     tokens = case["in.key"].permute(2, 0, 1, 3).flatten(0, 1)  # (camera, token, batch, channel) to (B * N, tokens, C)
-    return attention(case["in.query"], tokens, _shapes(case), plan)
+    return case["in.query"] + attention(case["in.query"], tokens, _shapes(case), plan)
 
 
 def test_every_sample_of_a_batch_with_its_own_cameras(case, attention):

@@ -16,10 +16,9 @@ from tests.parity.reference import (
     context_with_position,
     encoder_of,
     head_of,
-    memory_of,
+    history_of,
     motion_of,
     recorded_outputs,
-    reference_alignment,
     rig_of,
     weights_of,
 )
@@ -45,10 +44,8 @@ def encoder(case):
     module = encoder_of(
         case.config,
         num_cameras=len(metas[0]["lidar2img"]),
-        alignment=None,
         motion_embedding={"type": "bevstack.MotionEmbedding", "channels": case.config["dim"]},
     )
-    module.alignment = reference_alignment(case.config)
     result = module.load_state_dict(weights_of(case, HEAD, "encoder."), strict=False)
     assert not result.unexpected_keys
     assert {key.split(".")[0] for key in result.missing_keys} == {"queries", "position"}  # these come as inputs
@@ -62,8 +59,8 @@ def _encode(case, encoder, previous):
     tokens, shapes = encoder.image_tokens(levels)
     motion = motion_of(metas)
     query = encoder.initial_queries(motion)
-    memory = None if previous is None else memory_of(previous, encoder.grid)
-    context = context_with_position(encoder.temporal_context(query, motion, memory), case["in.bev_pos"])
+    history = history_of(previous, motion, encoder.grid, case.config)
+    context = context_with_position(encoder.temporal_context(query, history), case["in.bev_pos"])
     return tokens, query, context, encoder.run_layers(query, tokens, shapes, encoder.visibility(rig_of(metas)), context)
 
 

@@ -17,10 +17,9 @@ from tests.parity.reference import (
     encoder_in_float64,
     encoder_of,
     head_of,
+    history_of,
     in_float64,
-    memory_of,
     motion_of,
-    reference_alignment,
     rig_of,
 )
 
@@ -38,7 +37,6 @@ def model(case):
         num_cameras=len(case.info["img_metas"][0]["lidar2img"]),
         motion_embedding={"type": "bevstack.MotionEmbedding", "channels": config["dim"]},
     )
-    encoder.alignment = reference_alignment(config)
     head = head_of(config, code_weights=case["weights.code_weights"].tolist(), unknown_targets="row")
     model = nn.ModuleDict({"encoder": encoder, "heads": nn.ModuleDict({"detection": head})})
     model.load_state_dict(our_weights({HEAD + name: tensor for name, tensor in case.group("weights").items()}))
@@ -54,8 +52,8 @@ def _forward(case, model, samples, previous):
     tokens, shapes = encoder.image_tokens(levels)
     motion = motion_of(metas, torch.float64)
     query = encoder.initial_queries(motion)
-    memory = memory_of(case["in.prev_bev"][samples], encoder.grid) if previous else None
-    context = encoder.temporal_context(query, motion, memory)
+    history = history_of(case["in.prev_bev"][samples] if previous else None, motion, encoder.grid, case.config)
+    context = encoder.temporal_context(query, history)
     bev = encoder.run_layers(query, tokens, shapes, encoder.visibility(rig_of(metas, torch.float64)), context)
     features = BEVFeatures(bev.transpose(1, 2).unflatten(2, encoder.grid.shape), encoder.grid)
     return bev.transpose(0, 1), head(features)

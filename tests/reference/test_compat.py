@@ -31,7 +31,7 @@ def test_everything_is_off_by_default(plain):
 def test_the_preset_sets_every_switch(plain):
     assert all(bool(getattr(PRESETS["bevformer_v1"], name)) for name in CompatSwitches.__dataclass_fields__)
     cfg = load_config(TINY, ["compat=bevformer_v1"])
-    assert dict(cfg.model.encoder.alignment) == {
+    assert dict(cfg.model.alignment) == {
         "type": "bevstack.ReferenceShiftAlignment",
         "rotate_center": (100.0, 100.0),
         "interpolation": "nearest",
@@ -45,7 +45,7 @@ def test_the_preset_sets_every_switch(plain):
         assert form.type == "bevstack.ReferenceCanBus" and all(value for value in form.values())
     # and nothing else
     for part in (cfg, plain := copy.deepcopy(plain)):
-        part.model.encoder.pop("alignment", None)
+        part.model.pop("alignment", None)
         part.model.encoder.type = part.model.heads.detection.type = "x"
         part.pop("compat", None)
         for loader in LOADERS:
@@ -58,7 +58,7 @@ def test_one_switch_alone_changes_one_part(plain, switch):
     cfg = copy.deepcopy(plain)
     apply_compat(cfg, {switch: (100, 100) if switch == "rotate_center" else True})
     changed = {
-        "alignment": "alignment" in cfg.model.encoder,
+        "alignment": "alignment" in cfg.model,
         "encoder": cfg.model.encoder.type != plain.model.encoder.type,
         "head": cfg.model.heads.detection.type != plain.model.heads.detection.type,
         "can_bus": "can_bus_form" in cfg.test_dataloader.dataset,
@@ -85,7 +85,7 @@ def test_the_published_model_builds_and_applying_twice_changes_nothing(plain):
     init_default_scope("bevstack")
     model = MODELS.build(cfg.model)
     assert isinstance(model.encoder, PaddingSeesEncoder)
-    assert isinstance(model.encoder.alignment, ReferenceShiftAlignment)
+    assert isinstance(model.alignment, ReferenceShiftAlignment)
     assert isinstance(model.heads["detection"], OldBoxesDetectionHead)
     assert TASK_UTILS.build(cfg.test_dataloader.dataset.can_bus_form).quaternion_w
 

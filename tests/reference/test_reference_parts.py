@@ -46,8 +46,12 @@ def motion_between(previous, current, form):
 def memory_on(grid, features):
     batch = len(features)
     return BEVMemory(
-        features.unsqueeze(1), torch.eye(4).expand(batch, 1, 4, 4), torch.ones(batch, 1, dtype=torch.bool)
+        features.unsqueeze(1), grid, torch.eye(4).expand(batch, 1, 4, 4), torch.ones(batch, 1, dtype=torch.bool)
     )
+
+
+def aligned_by(alignment, memory, motion):
+    return alignment(memory.moved(motion), motion)
 
 
 def places_on(grid):
@@ -63,24 +67,23 @@ START, TURNED = ego_state(3.0, -2.0, 0.4), ego_state(6.0, -1.0, 0.4 + math.radia
 def test_alias_shift_moves_both_references_or_only_the_first(alias):
     alignment = ReferenceShiftAlignment(alias_shift=alias)
     motion = motion_between(START, TURNED, CorrectedCanBus())
-    shift = alignment(memory_on(SMALL_GRID, places_on(SMALL_GRID)), motion, SMALL_GRID).reference_shift
+    shift = aligned_by(alignment, memory_on(SMALL_GRID, places_on(SMALL_GRID)), motion).reference_shift
     assert shift[0, 0].abs().min() > 1e-3
     torch.testing.assert_close(shift[0, 1], shift[0, 0] if alias else torch.zeros(2))
 
     encoder = BEVFormerEncoder(SMALL_GRID, channels=8, num_levels=1, num_layers=1, num_heads=2)
-    encoder.alignment = alignment
-    memory = memory_on(SMALL_GRID, torch.zeros(1, 8, 40, 40))
-    context = encoder.temporal_context(torch.zeros(1, 1600, 8), motion, memory)
+    history = aligned_by(alignment, memory_on(SMALL_GRID, torch.zeros(1, 8, 40, 40)), motion)
+    context = encoder.temporal_context(torch.zeros(1, 1600, 8), history)
     moved = context.references[0] - encoder.references[:, None]
     torch.testing.assert_close(moved, shift[0].expand(1600, -1, -1), atol=1e-6, rtol=0)
 
 
 def test_without_history_nothing_is_shifted_even_when_aliased():
     encoder = BEVFormerEncoder(SMALL_GRID, channels=8, num_levels=1, num_layers=1, num_heads=2)
-    encoder.alignment = ReferenceShiftAlignment(alias_shift=True)
     motion = replace(motion_between(START, TURNED, CorrectedCanBus()), has_previous=torch.tensor([False]))
     memory = memory_on(SMALL_GRID, torch.zeros(1, 8, 40, 40))
-    context = encoder.temporal_context(torch.zeros(1, 1600, 8), motion, memory)
+    history = aligned_by(ReferenceShiftAlignment(alias_shift=True), memory, motion)
+    context = encoder.temporal_context(torch.zeros(1, 1600, 8), history)
     torch.testing.assert_close(context.references[0], encoder.references[:, None].expand(-1, 2, -1))
 
 
@@ -102,7 +105,7 @@ def test_rotate_center_of_100_misplaces_small_grids_and_the_true_one_does_not(ce
     memory = memory_on(grid, places_on(grid))
     middle = slice(cells // 2 - 1, cells // 2 + 1)
     for alignment, expected in ((published, off_m), (corrected, 0.0)):
-        came_from = alignment(memory, still, grid).features[0, :, middle, middle].mean((1, 2))
+        came_from = aligned_by(alignment, memory, still).features[0, 0, :, middle, middle].mean((1, 2))
         assert came_from.norm().item() == pytest.approx(expected, abs=0.006)
 
 
@@ -119,8 +122,8 @@ def test_bilinear_rotation_about_the_origin_is_the_corrected_warp():
     motion = motion_between(START, TURNED, CorrectedCanBus())
     motion.previous_from_current[:, :3, 3] = 0
     memory = memory_on(SMALL_GRID, torch.randn(1, 3, 40, 40, generator=torch.Generator().manual_seed(0)))
-    ours = ReferenceShiftAlignment()(memory, motion, SMALL_GRID)
-    warped = WarpAlignment()(memory, motion, SMALL_GRID)
+    ours = aligned_by(ReferenceShiftAlignment(), memory, motion)
+    warped = aligned_by(WarpAlignment(), memory, motion)
     torch.testing.assert_close(ours.features, warped.features, atol=1e-4, rtol=0)
     assert (ours.reference_shift == 0).all()
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from bevstack.geometry import BEVGrid
 from bevstack.structures import BEVMemory, CameraRig, Clip, EgoMotion, Frame
 
 
@@ -35,7 +36,8 @@ def test_pixels_from_bev_is_intrinsics_after_extrinsics():
 
 
 def test_a_clip_moves_as_one():
-    memory = BEVMemory(torch.zeros(2, 1, 4, 5, 6), torch.eye(4).expand(2, 1, 4, 4), torch.ones(2, 1, dtype=torch.bool))
+    valid = torch.ones(2, 1, dtype=torch.bool)
+    memory = BEVMemory(torch.zeros(2, 1, 4, 5, 6), BEVGrid((5, 6)), torch.eye(4).expand(2, 1, 4, 4), valid)
     clip = Clip((frame(), frame(can_bus=False)), memory).to("meta")
     assert isinstance(clip, Clip) and clip.batch_size == 2 and len(clip.frames) == 2
     for moved in clip.frames:

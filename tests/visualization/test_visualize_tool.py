@@ -55,7 +55,8 @@ class MemoryProbe(BaseModel):
     def forward(self, inputs, data_samples=None, mode="tensor"):
         assert not self.training and self.weight.item() == 3.0
         memory = inputs.memory
-        seen.append((data_samples[0].token, "" if memory is None or not memory.valid.any() else memory.tokens[0]))
+        remembered = memory is not None and bool(memory.valid.any())
+        seen.append((data_samples[0].token, data_samples[0].prev_token if remembered else ""))
         for sample in data_samples:
             sample.pred_instances_3d = InstanceData(
                 bboxes_3d=LiDARInstance3DBoxes(torch.tensor([[0, 10, -1.5, 4, 2, 2, 1.57, 0, 0]]), box_dim=9),
@@ -63,8 +64,7 @@ class MemoryProbe(BaseModel):
                 labels_3d=torch.tensor([0]),
             )
         grid = BEVGrid((2, 2))
-        tokens = tuple(sample.token for sample in data_samples)
-        memory = BEVMemory(torch.zeros(1, 1, 1, *grid.shape), torch.eye(4)[None, None], torch.ones(1, 1) > 0, tokens)
+        memory = BEVMemory(torch.zeros(1, 1, 1, *grid.shape), grid, torch.eye(4)[None, None], torch.ones(1, 1) > 0)
         return (data_samples, memory) if mode == "stream_predict" else data_samples
 
 

@@ -1,6 +1,6 @@
 """From image features to B_t: the BEVFormer encoder, its attentions, its temporal alignment and memory."""
 
-from bevstack.models.bev.alignment import AlignedHistory, WarpAlignment, warp_bev
+from bevstack.models.bev.alignment import WarpAlignment, warp_bev
 from bevstack.models.bev.encoder import BEVFormerEncoder, BEVFormerLayer
 from bevstack.models.bev.memory import push_memory
 from bevstack.models.bev.motion_embedding import MotionEmbedding
@@ -10,7 +10,6 @@ from bevstack.models.bev.temporal_self_attention import TemporalContext, Tempora
 from bevstack.models.bev.visibility import VisibilityPlan, plan_visibility
 
 __all__ = [
-    "AlignedHistory",
     "BEVFormerEncoder",
     "BEVFormerLayer",
     "MotionEmbedding",

@@ -18,7 +18,7 @@ from bevstack.models.layers.feed_forward import FeedForward
 from bevstack.models.layers.initialization import SamplingStart
 from bevstack.models.layers.positional_encoding import LearnedPositionalEncoding
 from bevstack.registry import MODELS
-from bevstack.structures import BEVFeatures, BEVMemory, CameraRig, EgoMotion, Frame
+from bevstack.structures import AlignedHistory, BEVFeatures, CameraRig, EgoMotion, Frame
 
 
 class BEVFormerLayer(nn.Module):
@@ -63,8 +63,8 @@ class BEVFormerLayer(nn.Module):
     ) -> Tensor:
         """(B, Q, C) to (B, Q, C); arguments as in the two attentions."""
         if self.temporal is not None:
-            query = self.temporal_norm(self.temporal(query, context, bev_shape))
-        query = self.spatial_norm(self.spatial(query, image_tokens, shapes, plan))
+            query = self.temporal_norm(query + self.temporal(query, context, bev_shape))
+        query = self.spatial_norm(query + self.spatial(query, image_tokens, shapes, plan))
         return self.feed_forward_norm(query + self.feed_forward(query))
 
 
@@ -83,12 +83,14 @@ class BEVFormerEncoder(BaseModule):
         temporal_points: temporal samples per head; 0 leaves temporal attention out.
         feed_forward_channels: hidden width of the layers' feed-forward networks.
         dropout: in attentions and feed-forward networks.
-        alignment: how the previous BEV is brought into the current frame (registry MODELS).
         motion_embedding: adds the ego motion to the queries (registry MODELS), or None.
         with_checkpoint: recompute each layer in the backward pass instead of storing it.
         embedding_std: of the initial queries, camera and level embeddings. The reference draws them with 1; where a
             small model is trained from nothing, less noise lets it see the image features sooner.
         start: where the attentions sample at initialisation, or the arguments of a :class:`SamplingStart`.
+
+    Attributes:
+        history_frames: how many past frames it reads: the previous one, or none without temporal attention.
     """
 
     def __init__(
@@ -104,7 +106,6 @@ class BEVFormerEncoder(BaseModule):
         temporal_points: int = 4,
         feed_forward_channels: int = 512,
         dropout: float = 0.1,
-        alignment: Mapping | None = None,
         motion_embedding: Mapping | None = None,
         with_checkpoint: bool = False,
         embedding_std: float = 1.0,
@@ -121,7 +122,7 @@ class BEVFormerEncoder(BaseModule):
         self.camera_embedding = nn.Parameter(torch.randn(num_cameras, channels) * embedding_std)
         self.level_embedding = nn.Parameter(torch.randn(num_levels, channels) * embedding_std)
         nn.init.normal_(self.queries.weight, std=embedding_std)
-        self.alignment = MODELS.build(alignment or dict(type="bevstack.WarpAlignment"))
+        self.history_frames = 1 if temporal_points else 0
         self.motion_embedding = None if motion_embedding is None else MODELS.build(motion_embedding)
         self.layers = nn.ModuleList(
             BEVFormerLayer(
@@ -140,13 +141,15 @@ class BEVFormerEncoder(BaseModule):
         self.register_buffer("pillars", self.grid.pillar_points(num_heights).flatten(0, 1), persistent=False)
         self.register_buffer("references", self.grid.reference_points(), persistent=False)
 
-    def forward(self, image_features: Sequence[Tensor], frame: Frame, memory: BEVMemory | None) -> BEVFeatures:
+    def forward(
+        self, image_features: Sequence[Tensor], frame: Frame, history: AlignedHistory | None
+    ) -> BEVFeatures:
         """Build B_t of one frame.
 
         Args:
             image_features: L tensors (B, N, C, h, w).
             frame: its rig and motion (its images are not looked at).
-            memory: of the frame before, or None.
+            history: past frames in the current one, of which the previous is read; None: no sample has any.
 
         Returns:
             B_t (B, C, Y, X).
@@ -158,7 +161,7 @@ class BEVFormerEncoder(BaseModule):
         tokens, shapes = self.image_tokens(image_features)
         plan = self.visibility(frame.rig)
         query = self.initial_queries(frame.motion)
-        bev = self.run_layers(query, tokens, shapes, plan, self.temporal_context(query, frame.motion, memory))
+        bev = self.run_layers(query, tokens, shapes, plan, self.temporal_context(query, history))
         return BEVFeatures(bev.transpose(1, 2).unflatten(2, self.grid.shape), self.grid)
 
     def visibility(self, rig: CameraRig) -> VisibilityPlan:
@@ -180,17 +183,17 @@ class BEVFormerEncoder(BaseModule):
             tokens.append(features.flatten(3).transpose(2, 3) + embedding)  # (B, N, h * w, C)
         return torch.cat(tokens, dim=2).flatten(0, 1), [tuple(f.shape[-2:]) for f in image_features]
 
-    def temporal_context(self, query: Tensor, motion: EgoMotion, memory: BEVMemory | None) -> TemporalContext:
-        """Align the memory to this frame; without one, no sample has history."""
-        batch = query.shape[0]
+    def temporal_context(self, query: Tensor, history: AlignedHistory | None) -> TemporalContext:
+        """What temporal attention over (B, Q, C) queries looks at; without a history, no sample has any."""
         position = self.position().flatten(1).transpose(0, 1).unsqueeze(0)
-        here = self.references[None, :, None].expand(batch, -1, 2, -1)
-        if memory is None:
-            valid = torch.zeros(batch, dtype=torch.bool, device=query.device)
-            return TemporalContext(query, query, valid, here, position)
-        history = self.alignment(memory, motion, self.grid)
-        references = here + torch.where(history.valid[:, None, None], history.reference_shift, 0.0).unsqueeze(1)
-        return TemporalContext(history.features.flatten(2).transpose(1, 2), query, history.valid, references, position)
+        references = self.references[None, :, None].expand(query.shape[0], -1, 2, -1)
+        if history is None:
+            valid = torch.zeros(query.shape[0], dtype=torch.bool, device=query.device)
+            return TemporalContext(query, query, valid, references, position)
+        valid = history.valid[:, 0]
+        if history.reference_shift is not None:
+            references = references + torch.where(valid[:, None, None], history.reference_shift, 0.0).unsqueeze(1)
+        return TemporalContext(history.features[:, 0].flatten(2).transpose(1, 2), query, valid, references, position)
 
     def run_layers(
         self,

@@ -2,47 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor
 
-from bevstack.geometry.transforms import full_precision
-from bevstack.structures import BEVMemory, EgoMotion
+from bevstack.structures import BEVFeatures, BEVMemory
 
 
-def push_memory(
-    memory: BEVMemory | None, features: Tensor, motion: EgoMotion, size: int = 1, tokens: Sequence[str] = ()
-) -> BEVMemory:
-    """Put a frame's BEV in front of the memory and drop what is older than ``size`` frames.
+def push_memory(memory: BEVMemory | None, bev: BEVFeatures, size: int = 1) -> BEVMemory | None:
+    """Put a frame's BEV in front of the memory and drop what is older than ``size`` frames: the end of every step.
 
     Args:
-        memory: of the frames before, or None.
-        features: (B, C, Y, X) of the frame just done.
-        motion: the motion that led from ``memory``'s newest frame to this one.
-        size: frames to keep, M.
-        tokens: per sample, this frame's token.
+        memory: as this frame sees it (:meth:`bevstack.structures.BEVMemory.moved`), or None.
+        bev: what the encoder made of the frame just done; its gradient is cut.
+        size: frames to keep, M; 0 where nothing reads them.
 
     Returns:
-        A memory whose newest frame is this one; older frames are re-expressed relative to it, are as much older as
-        ``motion.seconds`` says, and are valid only where ``motion.has_previous`` says that the chain is unbroken.
+        A memory whose index 0 is this frame, for the next one to call previous; None for a size of 0.
     """
-    batch, device = features.shape[0], features.device
-    identity = torch.eye(4, device=device).expand(batch, 1, 4, 4)
-    now = torch.zeros(batch, 1, device=device)
-    new = features.unsqueeze(1), identity, torch.ones(batch, 1, dtype=torch.bool, device=device), now
-    if memory is None or size == 1:
-        return BEVMemory(*new[:3], tokens=tuple(tokens), seconds=now)
-    # newest_from_frame: frame -> old newest (= previous) -> current, by the inverse of previous_from_current.
-    current_from_previous = torch.linalg.inv(motion.previous_from_current.float())
-    with full_precision(current_from_previous):
-        newest_from_frame = current_from_previous.unsqueeze(1) @ memory.newest_from_frame
-    old = (
-        memory.features,
-        newest_from_frame,
-        memory.valid & motion.has_previous.unsqueeze(1),
-        memory.seconds + motion.seconds.float().unsqueeze(1),
+    if size == 0:
+        return None
+    features, device = bev.features.detach().unsqueeze(1), bev.features.device
+    batch = features.shape[0]
+    new = (
+        features,
+        torch.eye(4, device=device).expand(batch, 1, 4, 4),
+        torch.ones(batch, 1, dtype=torch.bool, device=device),
+        torch.zeros(batch, 1, device=device),
     )
-    joined = (torch.cat([fresh, kept.to(fresh.dtype)], dim=1)[:, :size] for fresh, kept in zip(new, old, strict=True))
-    *parts, seconds = joined
-    return BEVMemory(*parts, tokens=tuple(tokens), seconds=seconds)
+    if memory is not None and size > 1:
+        old = (memory.features, memory.now_from_frame, memory.valid, memory.seconds)
+        pairs = zip(new, old, strict=True)
+        new = tuple(torch.cat([fresh, kept.to(fresh.dtype)], dim=1)[:, :size] for fresh, kept in pairs)
+    features, now_from_frame, valid, seconds = new
+    return BEVMemory(features, bev.grid, now_from_frame, valid, seconds)

@@ -22,7 +22,7 @@ class SpatialCrossAttention(nn.Module):
         num_points: samples per head and level, a multiple of ``num_heights``; point p samples around height
             ``p mod num_heights`` of the pillar.
         num_heights: pillar heights in the visibility plan.
-        dropout: on the projected output, before the residual.
+        dropout: on the projected output.
         start: where the samples lie at initialisation.
     """
 
@@ -65,7 +65,7 @@ class SpatialCrossAttention(nn.Module):
     def forward(
         self, query: Tensor, image_tokens: Tensor, shapes: Sequence[tuple[int, int]], plan: VisibilityPlan
     ) -> Tensor:
-        """Attend and add the result to the query.
+        """Update of the queries, without residual.
 
         Args:
             query: (B, Q, C).
@@ -74,7 +74,7 @@ class SpatialCrossAttention(nn.Module):
             plan: which cameras see which query, and where.
 
         Returns:
-            (B, Q, C); a query that no camera sees gets itself plus the output projection's bias.
+            (B, Q, C); a query that no camera sees gets the output projection's bias.
         """
         heads, levels, points = self.num_heads, self.num_levels, self.num_points
         sampled = deformable_attention(
@@ -86,4 +86,4 @@ class SpatialCrossAttention(nn.Module):
             self.attention_weights(query).unflatten(-1, (1, heads, levels * points)),
             plan.weights,
         )
-        return query + self.dropout(self.output_proj(sampled))
+        return self.dropout(self.output_proj(sampled))

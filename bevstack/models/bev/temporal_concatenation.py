@@ -11,55 +11,53 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from bevstack.geometry import invert_rigid
-from bevstack.models.bev.alignment import warp_bev
 from bevstack.models.layers.conv import ResidualBlock
 from bevstack.registry import MODELS
-from bevstack.structures import BEVFeatures, BEVMemory
+from bevstack.structures import AlignedHistory, BEVFeatures
 
 
 @MODELS.register_module()
 class TemporalConcatenation(BaseModule):
-    """The current BEV and those of T - 1 past frames, warped onto its grid, concatenated and convolved.
+    """The current BEV and those of T - 1 past frames, on its grid and in its frame, concatenated and convolved.
 
     A frame that a sample lacks is replaced by its current BEV, as if the ego had stood still in an unchanged scene.
 
     Args:
         channels: C of every frame's BEV and of the result.
-        num_frames: T, the current one included; the model's ``memory_frames`` must be as many.
+        num_frames: T, the current one included.
         blocks: residual blocks after the concatenation.
+
+    Attributes:
+        history_frames: T - 1, the past frames that it reads.
     """
 
     def __init__(self, channels: int, num_frames: int, blocks: int = 2, init_cfg: Mapping | None = None) -> None:
         super().__init__(init_cfg)
         if num_frames < 2:
             raise ValueError(f"num_frames: {num_frames}: with one frame there is nothing to join, leave the fusion out")
-        self.channels, self.num_frames = channels, num_frames
+        self.channels, self.history_frames = channels, num_frames - 1
         widths = [num_frames * channels] + [channels] * blocks
         self.blocks = nn.Sequential(*(ResidualBlock(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)))
         self.norm = nn.LayerNorm(channels)
 
-    def forward(self, bev: BEVFeatures, memory: BEVMemory) -> BEVFeatures:
+    def forward(self, bev: BEVFeatures, history: AlignedHistory | None) -> BEVFeatures:
         """Join the frames.
 
         Args:
             bev: of the current frame (B, C, Y, X).
-            memory: after the current frame was put into it; its frames 1 ... T - 1 are the past ones.
+            history: the past frames in the current one, (B, M, C, Y, X); None where there is none at all.
 
         Returns:
             (B, C, Y, X) on the grid of ``bev``.
         """
-        frames = [bev.features]
-        for age in range(1, self.num_frames):
-            frames.append(self._past_frame(bev, memory, age))
+        frames = [bev.features, *(self._past_frame(bev, history, index) for index in range(self.history_frames))]
         joined = self.blocks(torch.cat(frames, dim=1))
         return BEVFeatures(self.norm(joined.movedim(1, -1)).movedim(-1, 1), bev.grid)
 
     @staticmethod
-    def _past_frame(bev: BEVFeatures, memory: BEVMemory, age: int) -> Tensor:
-        """(B, C, Y, X) of the frame ``age`` steps back in the current frame's coordinates."""
-        if age >= memory.features.shape[1]:
+    def _past_frame(bev: BEVFeatures, history: AlignedHistory | None, index: int) -> Tensor:
+        """(B, C, Y, X) of a past frame, the current one where a sample lacks it."""
+        if history is None or index >= history.valid.shape[1]:
             return bev.features
-        current_from_frame = memory.newest_from_frame[:, age].float()
-        warped = warp_bev(memory.features[:, age], bev.grid, invert_rigid(current_from_frame))
-        return torch.where(memory.valid[:, age, None, None, None], warped.to(bev.features.dtype), bev.features)
+        past = history.features[:, index].to(bev.features.dtype)
+        return torch.where(history.valid[:, index, None, None, None], past, bev.features)

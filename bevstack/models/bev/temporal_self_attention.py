@@ -37,7 +37,7 @@ class TemporalSelfAttention(nn.Module):
     entry is the *initial* query in every layer (docs/reference.md 4.2). The reference averages; the paper sums (4.4).
 
     Args:
-        channels: C; num_heads: divides it; num_points: samples per head; dropout: before the residual;
+        channels: C; num_heads: divides it; num_points: samples per head; dropout: on the projected output;
             start: where the samples lie at initialisation.
     """
 
@@ -71,7 +71,7 @@ class TemporalSelfAttention(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, query: Tensor, context: TemporalContext, shape: tuple[int, int]) -> Tensor:
-        """Attend and add the result to the query.
+        """Update of the queries, without residual.
 
         Args:
             query: (B, Q, C) of this layer.
@@ -102,4 +102,4 @@ class TemporalSelfAttention(nn.Module):
             per_entry(self.attention_weights(both), points),
             query.new_full((1, 1, 1), 0.5, dtype=torch.float32).expand(batch, queries, 2),
         )
-        return query + self.dropout(self.output_proj(sampled))
+        return self.dropout(self.output_proj(sampled))

@@ -30,7 +30,8 @@ def plan_visibility(rig: CameraRig, pillars: Tensor) -> VisibilityPlan:
     """Project the pillars into every camera and list, per query, those in which any of its points is visible.
 
     A point is visible in front of the camera and strictly inside the unpadded image; its place is divided by the padded
-    size, which is what the features cover (docs/reference.md 4.1 N, 4.5). Every sample of a batch has its own plan. S is the largest number of cameras that see one cell (at least 1).
+    size, which is what the features cover (docs/reference.md 4.1 N, 4.5). Every sample of a batch has its own plan. S
+    is the largest number of cameras that see one cell, at least 1; on the meta device, which knows no values, it is 1.
 
     Args:
         rig: of B samples with N cameras.
@@ -48,7 +49,7 @@ def plan_from_mask(seen: Tensor, places: Tensor) -> VisibilityPlan:
     """Plan of given visibility: ``seen`` (B, N, Q) bool, ``places`` (B, N, Q, Z, 2) fractions of the padded image."""
     batch, cameras, queries = seen.shape
     count = seen.sum(1)  # (B, Q)
-    num_slots = max(int(count.max()), 1)
+    num_slots = 1 if count.is_meta else max(int(count.max()), 1)
     # Seeing cameras first, in camera order: a stable sort of 0 (sees) before 1 (does not).
     order = (~seen).to(torch.uint8).argsort(dim=1, stable=True)[:, :num_slots].transpose(1, 2)  # (B, Q, S)
     occupied = torch.arange(num_slots, device=seen.device) < count.unsqueeze(-1)

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bevstack.errors import InputError
-from bevstack.geometry import BEVGrid
+from bevstack.geometry import BEVGrid, sample_bev
 from bevstack.geometry.boxes3d import turned
-from bevstack.geometry.transforms import apply_transform, full_precision, invert_rigid
 from bevstack.losses.functional import mean_across_ranks
 from bevstack.models.heads.base import BEVHead, resample_bev
 from bevstack.models.layers.conv import ConvNormReLU
@@ -47,7 +46,6 @@ class AppearanceHead(BEVHead):
         channels: width of the features that are sampled.
         history_channels: C of ``bev.history`` (of the encoder); None trains without the frame before, from two
             differently disturbed samplings alone.
-        history_grid: grid of the history, which is the encoder's; the head's own by default.
         temperature: of the contrast.
         jitter_m, jitter_yaw: standard deviation by which true boxes are displaced in training, as detected ones are.
         requires: name of the head whose boxes are described.
@@ -60,7 +58,6 @@ class AppearanceHead(BEVHead):
         embedding_channels: int = 64,
         channels: int = 64,
         history_channels: int | None = None,
-        history_grid: BEVGrid | Mapping | None = None,
         temperature: float = 0.1,
         jitter_m: float = 0.4,
         jitter_yaw: float = 0.15,
@@ -69,8 +66,8 @@ class AppearanceHead(BEVHead):
     ) -> None:
         super().__init__(in_channels, grid, init_cfg)
         self.requires = tuple(requires)
-        self.history_frames = 0 if history_channels is None else 2
-        self.history_grid = None if history_grid is None else BEVGrid.build(history_grid)
+        self.history_frames = 0 if history_channels is None else 1
+        self.history_grid = self.grid
         self.temperature, self.jitter_m, self.jitter_yaw = temperature, jitter_m, jitter_yaw
 
         def branch(width: int) -> nn.ModuleDict:
@@ -87,15 +84,18 @@ class AppearanceHead(BEVHead):
 
         Returns:
             ``field`` (B, C', Y, X) of B_t on the head's grid; with a history also ``history`` (B, M, C, Y', X') of this
-            frame and, where there is one, of the frame before (M is 1 or 2), each in its own BEV frame,
-            ``frame_from_bev`` (B, M, 4, 4) from today's BEV frame to theirs, and ``history_valid`` (B, M), 0 where a
-            sample has no such frame.
+            frame and, where there is one, of the frame before (M is 1 or 2), both in the current BEV frame, and
+            ``history_valid`` (B, M), 0 where a sample has no such frame.
         """
         raw = {"field": self.object["field"](self.resampled(bev))}
         if self.memory is not None:
-            raw["history"] = bev.history.features[:, :2]
-            raw["frame_from_bev"] = invert_rigid(bev.history.newest_from_frame[:, :2].float())
-            raw["history_valid"] = bev.history.valid[:, :2].float()
+            now = bev.encoded.features.unsqueeze(1)
+            self.history_grid = bev.encoded.grid
+            frames, valid = [now], [now.new_ones(now.shape[:2]).float()]
+            if bev.history is not None:
+                frames.append(bev.history.features[:, :1].to(now.dtype))
+                valid.append(bev.history.valid[:, :1].float())
+            raw["history"], raw["history_valid"] = torch.cat(frames, dim=1), torch.cat(valid, dim=1)
         return raw
 
     def embed(self, branch: nn.ModuleDict, field: Tensor, places: Tensor) -> Tensor:
@@ -107,9 +107,7 @@ class AppearanceHead(BEVHead):
         Returns:
             (G, E) float32 of unit length.
         """
-        with full_precision(field):
-            where = self.grid.sampling_grid(places.float()).unsqueeze(0)
-            sampled = F.grid_sample(field.float().unsqueeze(0), where, padding_mode="zeros", align_corners=False)[0]
+        sampled = sample_bev(field.unsqueeze(0), self.grid, places.unsqueeze(0))[0]
         described = torch.cat([sampled[..., 0], sampled[..., 1:].mean(-1)], dim=0).t()
         return F.normalize(branch["mlp"](described).float(), dim=-1)
 
@@ -163,11 +161,7 @@ class AppearanceHead(BEVHead):
 
     def _memory_fields(self, history: Tensor) -> Tensor:
         """(B, M, C, Y', X') on the encoder's grid to (B, M, C', Y, X) on the head's."""
-        grid, there = self.history_grid or self.grid, tuple(history.shape[-2:])
-        if there != grid.shape:
-            reason = f"the history has {there} cells, the grid {grid.shape}"
-            raise ValueError(f"AppearanceHead: {reason}; set history_grid to the encoder's grid")
-        fields = resample_bev(BEVFeatures(history.flatten(0, 1), grid), self.grid)
+        fields = resample_bev(BEVFeatures(history.flatten(0, 1), self.history_grid), self.grid)
         return self.memory["field"](fields).unflatten(0, history.shape[:2])
 
     def _past_places(
@@ -176,7 +170,7 @@ class AppearanceHead(BEVHead):
         """Where a sample's objects are sampled in each frame of the history, and whether they were there.
 
         Returns:
-            (M, G, P, 2) metres in each frame's own BEV frame, (M, G) bool.
+            (M, G, P, 2) metres in the current BEV frame, (M, G) bool.
         """
         frames = raw["history"].shape[1]
         if "past_centers" not in instances or instances.past_centers.shape[1] < frames:
@@ -185,8 +179,6 @@ class AppearanceHead(BEVHead):
         centers = instances.past_centers.to(boxes)[kept, :frames].transpose(0, 1)  # (M, G, 2)
         moved = centers.nan_to_num(0.0) - boxes[:, :2]
         places = sampled_places(boxes) + moved.unsqueeze(2)
-        points = F.pad(places, (0, 1)).flatten(1, 2)
-        places = apply_transform(raw["frame_from_bev"][index], points)[..., :2].unflatten(1, places.shape[1:3])
         inside = self.grid.contains(places[:, :, 0])
         return places, inside & centers.isfinite().all(-1) & (raw["history_valid"][index] > 0).unsqueeze(1)
 

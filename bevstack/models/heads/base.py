@@ -24,7 +24,7 @@ class BEVHead(BaseModule):
 
     Attributes:
         requires: names of heads whose predictions this one reads in :meth:`predict`.
-        history_frames: frames of ``bev.history`` it reads, the current one included; 0 for none.
+        history_frames: past frames (``bev.history``) that it reads; 0 for none.
     """
 
     requires: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bevstack.errors import InputError
-from bevstack.geometry import BEVGrid, invert_rigid
+from bevstack.geometry import BEVGrid
 from bevstack.models.heads.base import BEVHead
 from bevstack.models.heads.behaviour_tracks import (
     DETECTOR_LIKE,
@@ -49,8 +49,7 @@ class BehaviourHead(BEVHead):
         in_channels, grid: see :class:`BEVHead`; the current B_t is looked up on ``grid``.
         classes: names of the labels, in order.
         history_channels: C' of the past B, which is the encoder's.
-        history_grid: the encoder's grid; ``grid`` where not given. Only its extent plays a part.
-        num_frames: M, the current frame included; the model's ``memory_frames`` must be as many.
+        num_frames: M, the current frame included.
         temporal: the model of the sequence: ``TrackLSTM``, ``TrackConvolution``, ``TrackTransformer`` (see
             :mod:`bevstack.models.layers.track_sequence`) or any registered one; it is given ``channels``.
         channels: width.
@@ -68,7 +67,6 @@ class BehaviourHead(BEVHead):
         grid: BEVGrid | Mapping,
         classes: Sequence[str],
         history_channels: int,
-        history_grid: BEVGrid | Mapping | None = None,
         num_frames: int = 4,
         temporal: Mapping | None = None,
         channels: int = 64,
@@ -80,9 +78,9 @@ class BehaviourHead(BEVHead):
         super().__init__(in_channels, grid, init_cfg)
         if num_frames < 2:
             raise ValueError(f"num_frames: {num_frames}: behaviour is read from a sequence, two frames at least")
-        self.classes, self.requires, self.history_frames = tuple(classes), (detection,), num_frames
+        self.classes, self.requires, self.history_frames = tuple(classes), (detection,), num_frames - 1
         self.detection, self.on_truth = detection, on_truth
-        self.history_grid = self.grid if history_grid is None else BEVGrid.build(history_grid)
+        self.history_grid = self.grid
         self.jitter = TrackJitter(**jitter) if isinstance(jitter, Mapping) else jitter
         possible = torch.tensor([[name in behaviours_of(c) for name in BEHAVIOURS] for c in self.classes])
         if not possible.any():
@@ -105,31 +103,35 @@ class BehaviourHead(BEVHead):
         """What the look-ups need, as tensors.
 
         Returns:
-            ``current`` (B, channels, Y, X) on the head's grid; of the M frames, the current one first: ``history``
-            (B, M, C', Y', X') as the memory has it, zeros where it has fewer frames; ``frame_from_newest``
-            (B, M, 4, 4); ``valid`` (B, M), 1 or 0; ``seconds`` (B, M) since each frame.
+            ``current`` (B, channels, Y, X) on the head's grid; of the M frames, the current one first, all in the
+            current BEV frame: ``history`` (B, M, C', Y', X'), zeros where there are fewer frames; ``valid`` (B, M), 1
+            or 0; ``seconds`` (B, M) since each frame.
 
         Raises:
-            ValueError: B_t comes without history.
+            ValueError: B_t comes without what the encoder made of it.
         """
-        past = bev.history
-        if past is None:
+        if bev.encoded is None:
             raise ValueError("BehaviourHead reads the history of B_t, and there is none")
-        missing = max(0, self.history_frames - past.features.shape[1])
-
-        def filled(values: Tensor) -> Tensor:
-            """M frames of (B, some, ...), with zeros for those that the memory does not hold."""
-            values = values[:, : self.history_frames]
-            empty = values.new_zeros(values.shape[0], missing, *values.shape[2:])
-            return torch.cat([values, empty], dim=1) if missing else values
-
-        timed = past.valid & past.seconds.isfinite()
+        self.history_grid = bev.encoded.grid
+        now = bev.encoded.features.unsqueeze(1)
+        frames, batch = [now], now.shape[0]
+        valid, seconds = [now.new_ones(batch, 1).float()], [now.new_zeros(batch, 1).float()]
+        if bev.history is not None:
+            past = bev.history
+            timed = past.valid & past.seconds.isfinite()
+            frames.append(past.features[:, : self.history_frames].to(now.dtype))
+            valid.append(timed[:, : self.history_frames].float())
+            seconds.append(torch.where(timed, past.seconds, 0.0)[:, : self.history_frames])
+        missing = self.history_frames + 1 - sum(part.shape[1] for part in valid)
+        if missing:
+            frames.append(now.new_zeros(batch, missing, *now.shape[2:]))
+            valid.append(valid[0].new_zeros(batch, missing))
+            seconds.append(valid[0].new_zeros(batch, missing))
         return {
             "current": self.current(self.resampled(bev)),
-            "history": filled(past.features),
-            "frame_from_newest": filled(invert_rigid(past.newest_from_frame.float())),
-            "valid": filled(timed.float()),
-            "seconds": filled(torch.where(timed, past.seconds, 0.0)),
+            "history": torch.cat(frames, dim=1),
+            "valid": torch.cat(valid, dim=1),
+            "seconds": torch.cat(seconds, dim=1),
         }
 
     def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
@@ -210,7 +212,7 @@ class BehaviourHead(BEVHead):
         boxes, tracks = boxes.float(), tracks.float()
         here = boxes[:, None, :2].expand_as(tracks)
         places = torch.cat([looked_at(boxes, tracks), looked_at(boxes, here)], dim=2)  # (G, M, 2 P, 2)
-        seen = sampled_history(raw["history"][b], raw["frame_from_newest"][b], self.history_grid, places)
+        seen = sampled_history(raw["history"][b], self.history_grid, places)
         alike = F.cosine_similarity(seen, seen[:, :1], dim=-1)
         displacement = in_box_axes(boxes, (tracks - here).nan_to_num(nan=0.0)) / _NEAR_M
         ages = raw["seconds"][b].float()[None, :, None].expand(len(boxes), -1, 1)
@@ -235,8 +237,7 @@ class BehaviourHead(BEVHead):
             dim=-1,
         )  # fmt: skip
         points = looked_at(boxes, boxes[:, None, :2])
-        still = torch.eye(4, device=boxes.device).unsqueeze(0)
-        looks = sampled_history(raw["current"][b : b + 1], still, self.grid, points).flatten(1)
+        looks = sampled_history(raw["current"][b : b + 1], self.grid, points).flatten(1)
         return self.box(numbers) + self.class_embedding(labels) + self.appearance(looks)
 
     def _truth(self, sample: BEVDataSample, raw: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -248,13 +249,13 @@ class BehaviourHead(BEVHead):
         instances, device = sample.gt_instances_3d, raw["current"].device
         for field, remedy in (
             ("attribute_names", "the dataset must give attributes"),
-            ("past_centers", f"add dict(type='LoadPastCenters', num_frames={self.history_frames})"),
+            ("past_centers", f"add dict(type='LoadPastCenters', num_frames={self.history_frames + 1})"),
         ):
             if field not in instances:
                 raise InputError("pipeline", f"gt_instances_3d.{field}", f"not there: {remedy}")
-        tracks = instances.past_centers.to(device).float()[:, : self.history_frames]
-        if tracks.shape[1] < self.history_frames:
-            reason = f"{tracks.shape[1]} frames, the head reads {self.history_frames}; set num_frames to it"
+        tracks = instances.past_centers.to(device).float()[:, : self.history_frames + 1]
+        if tracks.shape[1] < self.history_frames + 1:
+            reason = f"{tracks.shape[1]} frames, the head reads {self.history_frames + 1}; set num_frames to it"
             raise InputError("pipeline", "LoadPastCenters.num_frames", reason)
         labels = instances.labels_3d.to(device).long()
         targets = [

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from bevstack.geometry import BEVGrid, apply_transform
+from bevstack.geometry import BEVGrid, sample_bev
 from bevstack.geometry.boxes3d import turned
-from bevstack.geometry.transforms import full_precision
 
 # Where a box is looked at: its centre, then this much of its reach ahead, behind, to the left and to the right.
 _LOOKS = ((0.0, 0.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0))
@@ -88,25 +86,19 @@ def looked_at(boxes: Tensor, centers: Tensor) -> Tensor:
     return centers.unsqueeze(2) + offsets.unsqueeze(1)
 
 
-def sampled_history(history: Tensor, frame_from_newest: Tensor, grid: BEVGrid, points: Tensor) -> Tensor:
-    """Past B at places given in the current BEV frame, bilinearly, zero outside the grid.
+def sampled_history(history: Tensor, grid: BEVGrid, points: Tensor) -> Tensor:
+    """Past B, in the current BEV frame, at places of that frame; bilinearly, zero outside the grid.
 
     Args:
         history: (M, C, Y, X) of one sample.
-        frame_from_newest: (M, 4, 4) the current BEV frame's coordinates to each past frame's.
         grid: whose extent the history has; its shape plays no part.
-        points: (G, M, P, 2) metres in the current BEV frame, each to be looked up in its frame; a NaN gives zeros.
+        points: (G, M, P, 2) metres, each to be looked up in its frame; a NaN gives zeros.
 
     Returns:
         (G, M, P, C) float32.
     """
-    ground = F.pad(points.float().nan_to_num(nan=1e6), (0, 1)).transpose(0, 1)  # (M, G, P, 3), on the plane z = 0
-    with full_precision(history):
-        places = apply_transform(frame_from_newest.float().unsqueeze(1), ground)[..., :2]
-        values = F.grid_sample(
-            history.float(), grid.sampling_grid(places), mode="bilinear", padding_mode="zeros", align_corners=False
-        )  # (M, C, G, P)
-    return values.permute(2, 0, 3, 1)
+    places = points.float().nan_to_num(nan=1e6).transpose(0, 1)  # (M, G, P, 2)
+    return sample_bev(history, grid, places).permute(2, 0, 3, 1)
 
 
 def in_box_axes(boxes: Tensor, vectors: Tensor) -> Tensor:

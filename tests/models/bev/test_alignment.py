@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from bevstack.geometry import BEVGrid
-from bevstack.models.bev import WarpAlignment, push_memory, warp_bev
-from bevstack.structures import BEVMemory
-from tests.models.scenes import motion_of
+from bevstack.models.bev import warp_bev
+from tests.models.scenes import aligned, motion_of, pushed
 
 GRIDS = [
     BEVGrid(shape=(40, 40), x_range_m=(-20, 20), y_range_m=(-20, 20)),
@@ -33,25 +32,25 @@ def test_a_fixed_thing_moves_as_the_ego_motion_says(grid, step):
     # a thing at p in the previous frame is at current_from_previous @ p in the current one
     thing = torch.tensor([2.0, 6.0])
     motion = motion_of([step])
-    memory = push_memory(None, blob_at(grid, *thing.tolist()), motion)
-    history = WarpAlignment()(memory, motion, grid)
+    memory = pushed(None, blob_at(grid, *thing.tolist()), motion, grid)
+    history = aligned(memory, motion)
     current_from_previous = torch.linalg.inv(motion.previous_from_current[0])
     expected = (current_from_previous @ torch.tensor([2.0, 6.0, 0.0, 1.0]))[:2]
-    torch.testing.assert_close(center_of(history.features, grid), expected, atol=0.06, rtol=0)
-    assert history.valid.all() and (history.reference_shift == 0).all()
+    torch.testing.assert_close(center_of(history.features[:, 0], grid), expected, atol=0.06, rtol=0)
+    assert history.valid.all() and history.reference_shift is None and history.grid is grid
 
 
 def test_driving_forward_brings_things_nearer():
     # 5 m forward: what was 12 m ahead is 7 m ahead
     grid = GRIDS[0]
-    history = WarpAlignment()(push_memory(None, blob_at(grid, 0, 12), motion_of([None])), motion_of([(0, 5, 0)]), grid)
-    torch.testing.assert_close(center_of(history.features, grid), torch.tensor([0.0, 7.0]), atol=0.05, rtol=0)
+    history = aligned(pushed(None, blob_at(grid, 0, 12), motion_of([None]), grid), motion_of([(0, 5, 0)]))
+    torch.testing.assert_close(center_of(history.features[:, 0], grid), torch.tensor([0.0, 7.0]), atol=0.05, rtol=0)
 
 
 def test_turning_left_moves_what_is_ahead_to_the_right():
     grid = GRIDS[0]
-    history = WarpAlignment()(push_memory(None, blob_at(grid, 0, 10), motion_of([None])), motion_of([(0, 0, 90)]), grid)
-    torch.testing.assert_close(center_of(history.features, grid), torch.tensor([10.0, 0.0]), atol=0.05, rtol=0)
+    history = aligned(pushed(None, blob_at(grid, 0, 10), motion_of([None]), grid), motion_of([(0, 0, 90)]))
+    torch.testing.assert_close(center_of(history.features[:, 0], grid), torch.tensor([10.0, 0.0]), atol=0.05, rtol=0)
 
 
 def test_standing_still_is_the_identity_and_what_leaves_is_zero():
@@ -65,20 +64,25 @@ def test_standing_still_is_the_identity_and_what_leaves_is_zero():
 
 def test_validity_needs_both_the_memory_and_the_motion():
     grid = GRIDS[0]
-    memory = push_memory(None, torch.randn(3, 2, *grid.shape), motion_of([None] * 3))
+    memory = pushed(None, torch.randn(3, 2, *grid.shape), motion_of([None] * 3), grid)
     memory = memory.masked(torch.tensor([True, False, True]))
-    history = WarpAlignment()(memory, motion_of([(0, 1, 0), (0, 1, 0), None]), grid)
-    assert history.valid.tolist() == [True, False, False]
+    history = aligned(memory, motion_of([(0, 1, 0), (0, 1, 0), None]))
+    assert history.valid.tolist() == [[True], [False], [False]]
 
 
-def test_older_frames_follow_the_newest():
-    # two steps of (0, 2, 0) and (0, 3, 0): the older frame lies 3 m behind the newest
-    grid = GRIDS[0]
-    first = push_memory(None, torch.zeros(1, 1, *grid.shape), motion_of([None]), size=3)
-    second = push_memory(first, torch.ones(1, 1, *grid.shape), motion_of([(0, 3, 0)]), size=3, tokens=("b",))
-    assert second.features[:, :, 0, 0, 0].tolist() == [[1.0, 0.0]]
-    assert second.newest_from_frame[0, 1, :2, 3].tolist() == [0.0, -3.0]
-    assert second.tokens == ("b",) and second.valid.all()
-    broken = push_memory(first, torch.ones(1, 1, *grid.shape), motion_of([None]), size=3)
-    assert broken.valid.tolist() == [[True, False]]
-    assert isinstance(push_memory(second, second.newest, motion_of([(0, 1, 0)]), size=2), BEVMemory)
+def test_every_frame_of_the_memory_is_brought_into_the_current_one():
+    # A standing thing seen from three poses; expected: where the current frame sees it, in every past frame.
+    grid, thing = GRIDS[0], torch.tensor([2.0, 6.0, 0.0, 1.0])
+    steps = [motion_of([None]), motion_of([(1.0, 3.0, 10.0)]), motion_of([(-0.5, 2.0, -6.0)])]
+    global_from_frame, memory = torch.eye(4), None
+    for step in steps[:2]:
+        global_from_frame = global_from_frame @ step.previous_from_current[0]
+        seen = torch.linalg.inv(global_from_frame) @ thing
+        memory = pushed(memory, blob_at(grid, *seen[:2].tolist()), step, grid, size=2)
+    history = aligned(memory, steps[2])
+    seen = torch.linalg.inv(global_from_frame @ steps[2].previous_from_current[0]) @ thing
+    for frame in range(2):
+        torch.testing.assert_close(center_of(history.features[:, frame], grid), seen[:2], atol=0.08, rtol=0)
+        unmoved = center_of(memory.features[:, frame], grid)
+        assert (unmoved - seen[:2]).norm() > 1.5
+    assert history.valid.tolist() == [[True, True]]

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from bevstack.geometry import BEVGrid
-from bevstack.models.bev import BEVFormerEncoder, plan_visibility, push_memory
-from tests.models.scenes import motion_of, only, rig_of, two_samples
+from bevstack.models.bev import BEVFormerEncoder, plan_visibility
+from bevstack.structures import AlignedHistory, EgoMotion
+from tests.models.scenes import aligned, motion_of, only, pushed, rig_of, two_samples
 
 GRID = BEVGrid(shape=(8, 12), x_range_m=(-12, 12), y_range_m=(-8, 16))
 
@@ -23,17 +24,22 @@ def features_of(batch=2, cameras=3, levels=2):
     return [torch.randn(batch, cameras, 16, 8 // 2**i, 16 // 2**i) for i in range(levels)]
 
 
+def random_history(motion: EgoMotion, valid: tuple[bool, bool] = (True, True)) -> AlignedHistory:
+    """Of both samples, where ``valid``."""
+    memory = pushed(None, torch.randn(2, 16, *GRID.shape), motion, GRID)
+    return aligned(memory.masked(torch.tensor(valid)), motion)
+
+
 @pytest.mark.parametrize("history", ["none", "both", "one"])
 def test_a_batch_of_two_equals_two_batches_of_one(history):
     encoder, frame, features = encoder_of(), two_samples(), features_of()
-    memory = push_memory(None, torch.randn(2, 16, *GRID.shape), frame.motion, tokens=("a", "b"))
-    memory = {"none": None, "both": memory, "one": memory.masked(torch.tensor([True, False]))}[history]
-    together = encoder(features, frame, memory).features
+    past = None if history == "none" else random_history(frame.motion, (True, history == "both"))
+    together = encoder(features, frame, past).features
     upstream = torch.randn_like(together)
     together_gradients = torch.autograd.grad(together, list(encoder.parameters()), upstream, allow_unused=True)
     parts = []
     for b in range(2):
-        alone = encoder([f[b : b + 1] for f in features], only(frame, b), only(memory, b)).features
+        alone = encoder([f[b : b + 1] for f in features], only(frame, b), only(past, b)).features
         torch.testing.assert_close(together[b : b + 1], alone, atol=1e-4, rtol=1e-4)
         part = torch.autograd.grad(alone, list(encoder.parameters()), upstream[b : b + 1], allow_unused=True)
         parts.append(part)
@@ -66,20 +72,19 @@ def test_any_number_of_cameras_and_levels(cameras, levels):
 
 def test_history_matters_only_where_it_is_valid():
     encoder, frame, features = encoder_of(), two_samples(), features_of()
-    memory = push_memory(None, torch.randn(2, 16, *GRID.shape), frame.motion)
-    half = memory.masked(torch.tensor([True, False]))
+    half = random_history(frame.motion, (True, False))
     none, some = encoder(features, frame, None).features, encoder(features, frame, half).features
     assert not torch.allclose(none[0], some[0])
     torch.testing.assert_close(none[1], some[1], atol=1e-5, rtol=1e-5)
-    garbage = half.to("cpu")
+    garbage = half.select(torch.tensor([0, 1]))
     garbage.features[1] = float("nan")
     assert encoder(features, frame, garbage).features.isfinite().all()
 
 
 def test_without_temporal_attention_the_memory_is_not_looked_at():
     encoder, frame, features = encoder_of(temporal_points=0), two_samples(), features_of()
-    memory = push_memory(None, torch.randn(2, 16, *GRID.shape), frame.motion)
-    torch.testing.assert_close(encoder(features, frame, memory).features, encoder(features, frame, None).features)
+    history = random_history(frame.motion)
+    torch.testing.assert_close(encoder(features, frame, history).features, encoder(features, frame, None).features)
 
 
 def test_visibility_plan_of_one_camera_looking_forward():

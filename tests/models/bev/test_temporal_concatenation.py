@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from bevstack.geometry import BEVGrid
-from bevstack.models.bev import TemporalConcatenation, push_memory
-from bevstack.structures import BEVFeatures, BEVMemory, EgoMotion
+from bevstack.models.bev import TemporalConcatenation
+from bevstack.structures import AlignedHistory, BEVFeatures, EgoMotion
+from tests.models.scenes import aligned, pushed
 
 GRID = BEVGrid((40, 30), (-15.0, 15.0), (-20.0, 20.0))
 
@@ -45,46 +47,44 @@ def test_every_past_frame_is_expressed_in_the_current_one(mirror):
         seen = augmentation @ torch.linalg.inv(global_from_frame) @ thing
         pose = augmentation @ step.previous_from_current @ torch.linalg.inv(augmentation)
         motion = EgoMotion(pose, step.has_previous, step.seconds)
-        memory = push_memory(memory, blob_at(*seen[:2].tolist()), motion, size=3)
-    assert memory.valid.tolist() == [[True, True, True]]
-    bev = BEVFeatures(memory.features[:, 0], GRID)
-    for age in (1, 2):
-        past = TemporalConcatenation._past_frame(bev, memory, age)
+        history, bev = None if memory is None else aligned(memory, motion), blob_at(*seen[:2].tolist())
+        before, memory = memory, pushed(memory, bev, motion, GRID, size=2)
+    assert history.valid.tolist() == [[True, True]]
+    for index in (0, 1):
+        past = TemporalConcatenation._past_frame(BEVFeatures(bev, GRID), history, index)
         torch.testing.assert_close(centre_of(past), seen[:2], atol=0.08, rtol=0)
-        unmoved = centre_of(memory.features[:, age])
+        unmoved = centre_of(before.features[:, index])
         assert (unmoved - seen[:2]).norm() > 1.5
 
 
-def memory_with(valid, seed=0):
+def history_with(valid, seed=0):
     generator = torch.Generator().manual_seed(seed)
     batch, frames = len(valid), len(valid[0])
     features = torch.randn(batch, frames, 4, *GRID.shape, generator=generator)
-    poses = torch.eye(4).repeat(batch, frames, 1, 1)
-    poses[:, :, 1, 3] = torch.arange(frames) * -2.0
-    return BEVMemory(features, poses, torch.tensor(valid))
+    return AlignedHistory(features, GRID, torch.tensor(valid), torch.arange(1.0, frames + 1).expand(batch, -1))
 
 
 def test_an_absent_frame_is_the_current_one():
     fusion = TemporalConcatenation(4, 3).eval()
-    short = memory_with([[True]])
-    bev = BEVFeatures(short.newest, GRID)
-    masked = memory_with([[True, False, False]])
-    still = BEVMemory(short.features.repeat(1, 3, 1, 1, 1), torch.eye(4).expand(1, 3, 4, 4), torch.ones(1, 3).bool())
+    current = torch.randn(1, 4, *GRID.shape, generator=torch.Generator().manual_seed(1))
+    bev = BEVFeatures(current, GRID)
+    still = replace(history_with([[True, True]]), features=current.unsqueeze(1).repeat(1, 2, 1, 1, 1))
     expected = fusion(bev, still).features
-    torch.testing.assert_close(fusion(bev, short).features, expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(fusion(bev, masked).features, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(fusion(bev, None).features, expected)
+    torch.testing.assert_close(fusion(bev, history_with([[False]])).features, expected)
+    torch.testing.assert_close(fusion(bev, history_with([[False, False]])).features, expected)
+    assert not torch.allclose(fusion(bev, history_with([[True, False]])).features, expected)
 
 
 def test_a_batch_of_two_is_two_of_one_and_gradients_reach_the_current_frame():
     fusion = TemporalConcatenation(4, 3).eval()
-    memory = memory_with([[True, True, False], [True, True, True]])
-    current = memory.newest.clone().requires_grad_()
-    both = fusion(BEVFeatures(current, GRID), memory).features
+    history = history_with([[True, False], [True, True]])
+    current = torch.randn(2, 4, *GRID.shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    both = fusion(BEVFeatures(current, GRID), history).features
     assert both.shape == (2, 4, 40, 30)
     for row in range(2):
-        parts = (memory.features, memory.newest_from_frame, memory.valid)
-        one = BEVMemory(*(tensor[row : row + 1] for tensor in parts))
-        alone = fusion(BEVFeatures(memory.newest[row : row + 1], GRID), one).features
+        one = history.select(torch.tensor([row]))
+        alone = fusion(BEVFeatures(current[row : row + 1], GRID), one).features
         torch.testing.assert_close(both[row : row + 1], alone, atol=1e-4, rtol=1e-4)
     both[0, 0, 20, 15].backward()
     assert current.grad[0].abs().sum() > 0 and current.grad[1].abs().sum() == 0
