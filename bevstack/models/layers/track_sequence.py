@@ -1,7 +1,8 @@
 """Models of a short sequence along an agent's track: recurrent, convolutional, attentive; one contract.
 
-Each takes ``tokens`` (G, M, C) of G agents in M frames, the newest first, and ``valid`` (G, M) bool, whose first
-column is True, and returns (G, C): what the sequence says of the newest frame. What is not valid has no influence.
+Each takes ``tokens`` (G, M, C) of G agents (none, too) in M frames, the newest first, and ``valid`` (G, M) bool, whose
+first column is True, and returns (G, C): what the sequence says of the newest frame. What is not valid has no
+influence.
 """
 
 from __future__ import annotations
@@ -102,6 +103,6 @@ class TrackTransformer(nn.Module):
         if tokens.shape[1] > self.ages.num_embeddings:
             raise ValueError(f"max_frames: {self.ages.num_embeddings}, but the sequence has {tokens.shape[1]}")
         tokens = tokens + self.ages.weight[: tokens.shape[1]].to(tokens.dtype)
-        for layer in self.layers:
+        for layer in self.layers if len(tokens) else ():  # torch's attention cannot reshape a mask of no agents
             tokens = layer(tokens, src_key_padding_mask=~valid)
         return self.norm(tokens[:, 0])
