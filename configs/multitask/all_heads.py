@@ -24,7 +24,7 @@ model["heads"]["masks"] = dict(
     channels=64,
     mask_channels=48,
     num_queries=60,
-    layers=2,
+    num_layers=2,
     num_convs=1,
     object_threshold=0.3,
 )

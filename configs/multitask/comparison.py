@@ -188,7 +188,7 @@ comparison = dict(
             set={
                 "model.heads.map.resample": "features",
                 "model.heads.map.num_convs": 2,
-                "model.heads.map.subcells": None,
+                "model.heads.map.upscale": None,
             },
             columns=[
                 ("parameters of the head", "parameters/heads.map"),

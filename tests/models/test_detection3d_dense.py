@@ -98,6 +98,6 @@ def test_outside_the_grid_nothing_is_asked():
     assert heatmap.sum() == 0 and len(cells) == len(codes) == len(shares) == 0
 
 
-def test_subcells_must_divide_the_grid():
+def test_upscale_must_divide_the_grid():
     with pytest.raises(ValueError, match="12 x 16 cells do not divide by 5"):
-        head_of(subcells=5)
+        head_of(upscale=5)

@@ -21,7 +21,7 @@ CLASSES = ("car", "bus", "pedestrian")
 
 def _head(**changes):
     torch.manual_seed(0)
-    sizes = dict(in_channels=16, num_queries=7, layers=2, heads=4, hidden=24, dropout=0.0)
+    sizes = dict(in_channels=16, num_queries=7, num_layers=2, num_heads=4, feed_forward_channels=24, dropout=0.0)
     return QueryDetectionHead(**{**sizes, "grid": GRID, "classes": CLASSES, **changes})
 
 
@@ -57,19 +57,19 @@ def test_shapes_and_layout_of_the_raw_output():
 
 def test_untrained_probabilities_are_the_prior():
     head = _head(prior_probability=0.03)
-    for classifier in head.classifiers:
-        nn.init.zeros_(classifier[-1].weight)
+    for branch in head.cls_branches:
+        nn.init.zeros_(branch[-1].weight)
     torch.testing.assert_close(head(_bev())["logits"].sigmoid(), torch.full((2, 2, 7, 3), 0.03))
 
 
 def test_references_are_refined_layer_by_layer():
     # With branches that always say u, layer k's centre is sigmoid(logit(reference) + (k + 1) u): docs/reference.md 4.6.
-    head = _head(layers=3)
+    head = _head(num_layers=3)
     u = torch.tensor([0.4, -0.2, 0.0, 0.0, 0.1, 0.0, 0.0, 1.0, 0.0, 0.0])
-    for regressor in head.regressors:
-        nn.init.zeros_(regressor[-1].weight)
-        regressor[-1].bias.data.copy_(u)
-    start = head.reference(head.query_positions.weight).sigmoid().logit()
+    for branch in head.reg_branches:
+        nn.init.zeros_(branch[-1].weight)
+        branch[-1].bias.data.copy_(u)
+    start = head.reference_points(head.query_positions.weight).sigmoid().logit()
     boxes = head(_bev(1))["boxes"][:, 0]
     for layer in range(3):
         fraction = (start + (layer + 1) * u[[0, 1, 4]]).sigmoid()
@@ -226,7 +226,7 @@ def test_autocast_keeps_places_in_full_precision():
 
 
 def test_a_few_steps_find_the_boxes():
-    head = _head(layers=2, max_num=2)
+    head = _head(num_layers=2, max_num=2)
     bev, samples = _bev(1), [_sample(BOXES, [0, 2])]
     optimizer = torch.optim.AdamW(head.parameters(), lr=5e-3)
     for _ in range(150):
@@ -242,14 +242,14 @@ def test_a_few_steps_find_the_boxes():
 
 def test_built_from_a_config_and_mistakes_are_named():
     config = dict(
-        type="QueryDetectionHead", in_channels=16, grid=dict(shape=(6, 10)), classes=CLASSES, heads=4, layers=1
+        type="QueryDetectionHead", in_channels=16, grid=dict(shape=(6, 10)), classes=CLASSES, num_heads=4, num_layers=1
     )
     assert isinstance(MODELS.build(config), QueryDetectionHead)
     for change, words in (
         (dict(code_weights=[1.0]), "code_weights"),
         (dict(unknown_targets="all"), "unknown_targets"),
         (dict(post_center_range_m=[1.0]), "post_center_range_m"),
-        (dict(heads=5), "heads"),
+        (dict(num_heads=5), "num_heads"),
         (dict(head_width="wide"), "head_width"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -259,10 +259,10 @@ def test_built_from_a_config_and_mistakes_are_named():
 def test_split_self_attention_is_torchs():
     torch.manual_seed(0)
     ours, theirs = MultiHeadSelfAttention(12, 3), nn.MultiheadAttention(12, 3, batch_first=True)
-    theirs.in_proj_weight.data = torch.cat([ours.query_key.weight, ours.value.weight])
+    theirs.in_proj_weight.data = torch.cat([ours.query_key_proj.weight, ours.value_proj.weight])
     theirs.in_proj_bias.data = torch.randn(36)
-    ours.query_key.bias.data, ours.value.bias.data = theirs.in_proj_bias.data.split([24, 12])
-    theirs.out_proj.weight.data, theirs.out_proj.bias.data = ours.output.weight.data, ours.output.bias.data
+    ours.query_key_proj.bias.data, ours.value_proj.bias.data = theirs.in_proj_bias.data.split([24, 12])
+    theirs.out_proj.weight.data, theirs.out_proj.bias.data = ours.output_proj.weight.data, ours.output_proj.bias.data
     queries, positions = torch.randn(2, 5, 12), torch.randn(2, 5, 12)
     expected = theirs(queries + positions, queries + positions, queries)[0]
     torch.testing.assert_close(ours(queries, positions), expected)
@@ -276,18 +276,18 @@ def test_replicated_self_attention_is_its_formula():
     heads = []
     for head in range(2):
         rows = slice(6 * head, 6 * head + 6)
-        query = asked @ layer.query_key.weight[:12][rows].T + layer.query_key.bias[:12][rows]
-        key = asked @ layer.query_key.weight[12:][rows].T + layer.query_key.bias[12:][rows]
-        value = queries @ layer.value.weight[rows].T + layer.value.bias[rows]
+        query = asked @ layer.query_key_proj.weight[:12][rows].T + layer.query_key_proj.bias[:12][rows]
+        key = asked @ layer.query_key_proj.weight[12:][rows].T + layer.query_key_proj.bias[12:][rows]
+        value = queries @ layer.value_proj.weight[rows].T + layer.value_proj.bias[rows]
         heads.append((query @ key.transpose(1, 2) / math.sqrt(6)).softmax(-1) @ value)
-    torch.testing.assert_close(layer(queries, positions), layer.output(torch.cat(heads, -1)))
+    torch.testing.assert_close(layer(queries, positions), layer.output_proj(torch.cat(heads, -1)))
     assert sum(p.numel() for p in layer.parameters()) == 4 * 2 * 6 * 6 + 3 * 12 + 6
 
 
 def test_cross_attention_looks_where_it_starts():
     # Zero logits weigh all points alike; one point a head, one pixel away in its direction (docs/reference.md 4.5).
-    layer = DeformableCrossAttention(4, heads=4, points=1)
-    for linear in (layer.value, layer.output):
+    layer = DeformableCrossAttention(4, num_heads=4, num_points=1)
+    for linear in (layer.value_proj, layer.output_proj):
         nn.init.eye_(linear.weight)
     tokens = torch.arange(15.0).view(1, 15, 1).expand(-1, -1, 4)
     reference = torch.tensor([[[2.5 / 5, 1.5 / 3]]])  # centre of pixel (row 1, column 2), token 7

@@ -22,7 +22,8 @@ THINGS, STUFF = ("car", "pedestrian"), ("divider", "drivable_area")
 
 def head_of(grid=GRID, **options) -> MaskSegmentationHead:
     torch.manual_seed(0)
-    small = dict(channels=16, mask_channels=8, num_queries=7, layers=2, heads=2, hidden=32, memory_stride=2)
+    small = dict(channels=16, mask_channels=8, num_queries=7, num_layers=2, num_heads=2, feed_forward_channels=32)
+    small |= dict(token_stride=2)
     return MaskSegmentationHead(4, grid, THINGS, STUFF, **{**small, **options})
 
 
@@ -52,7 +53,7 @@ def bev_of(grid=GRID, batch=1, seed=3) -> BEVFeatures:
 
 def test_the_product_of_two_codes_is_a_function_of_their_distance():
     # Closed form: sum over axes and frequencies of w cos(2 pi f (a - b)).
-    encoding = FourierEncoding(frequencies=3, lowest=0.5, highest=8.0)
+    encoding = FourierEncoding(num_frequencies=3, lowest=0.5, highest=8.0)
     a, b = torch.rand(2, 5, 2, generator=torch.Generator().manual_seed(0))
     weights = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
     product = (encoding.spread(weights) * encoding(a) * encoding(b)).sum(-1)
@@ -69,7 +70,7 @@ def test_untrained_masks_are_blobs_around_the_queries_places():
     raw = head(bev_of(grid))
     masks = head.mask_logits(raw["mask_embeddings"][0, -1], raw["cell_embeddings"][0])
     peaks = masks.flatten(1).argmax(1)
-    column, row = (head.places.sigmoid() * torch.tensor([40, 30])).unbind(-1)
+    column, row = (head.reference_points.sigmoid() * torch.tensor([40, 30])).unbind(-1)
     assert ((peaks % 40 + 0.5 - column).abs() <= 0.51).all() and ((peaks // 40 + 0.5 - row).abs() <= 0.51).all()
     # ... with the height of the constants: 16 frequencies of weight 0.3 and the odds of a probability of 0.05
     assert masks.amax().item() == pytest.approx(16 * 0.3 - math.log(19), abs=0.2)
@@ -114,18 +115,18 @@ def test_attention_by_the_plain_formula(head_width):
     heads = []
     for head in range(2):
         part = slice(head * width, (head + 1) * width)
-        q, k, v = (f(x)[0, :, part] for f, x in ((attention.query, queries), (attention.key, keys),
-                                                 (attention.value, values)))  # fmt: skip
+        q, k, v = (f(x)[0, :, part] for f, x in ((attention.query_proj, queries), (attention.key_proj, keys),
+                                                 (attention.value_proj, values)))  # fmt: skip
         heads.append((q @ k.T / math.sqrt(width)).softmax(-1) @ v)
-    torch.testing.assert_close(attention(queries, keys, values)[0], attention.output(torch.cat(heads, -1)))
+    torch.testing.assert_close(attention(queries, keys, values)[0], attention.output_proj(torch.cat(heads, -1)))
 
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_masked_attention_masks_in_the_head(masked):
     # B_t is changed only in tokens outside one query's first mask. Its own cross-attention must not notice; without
     # masked attention it does. Self-attention is cut (its output set to zero), for it carries news between queries.
-    head = head_of(layers=1, masked_attention=masked, num_convs=1).eval()
-    torch.nn.init.zeros_(head.layers[0].self_attention.output.weight)
+    head = head_of(num_layers=1, masked_attention=masked, num_convs=1).eval()
+    torch.nn.init.zeros_(head.layers[0].self_attention.output_proj.weight)
     torch.nn.init.zeros_(head.mask_embedding[-1].weight)  # masks of places alone, whatever the cells look like
     torch.nn.init.zeros_(head.mask_embedding[-1].bias[-1:])  # wide enough to cover some tokens, not all
     for conv in head.convs.modules():  # each cell for itself
@@ -133,7 +134,7 @@ def test_masked_attention_masks_in_the_head(masked):
             conv.weight.data[..., [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0
     bev = bev_of()
     pooled = torch.nn.functional.avg_pool2d
-    first = head._answer(head.queries[None], head.places.sigmoid()[None])[1][0]
+    first = head._answer(head.queries[None], head.reference_points.sigmoid()[None])[1][0]
     logits = head.mask_logits(first, torch.zeros(8, *GRID.shape))
     seen = pooled(logits[None], 2)[0] > 0  # tokens of 2 x 2 cells
     query = int(seen.flatten(1).sum(1).argmax())
@@ -151,13 +152,13 @@ def test_the_attention_s_masks_are_the_averages_of_the_cells_logits():
     embeddings, cells = raw["mask_embeddings"][0, 0], raw["cell_embeddings"][0]
     pooled = torch.nn.functional.avg_pool2d(cells, 2)
     expected = torch.nn.functional.avg_pool2d(head.mask_logits(embeddings, cells), 2)
-    torch.testing.assert_close(head._product(embeddings, pooled, head.memory_codes), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(head._product(embeddings, pooled, head.token_codes), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_decoder_layer_with_zero_updates_only_normalises():
     # Closed form: LayerNorm three times of what is already normalised.
     layer = MaskDecoderLayer(8, 2, 16)
-    for linear in (layer.cross_attention.output, layer.self_attention.output, layer.feed_forward[3]):
+    for linear in (layer.cross_attention.output_proj, layer.self_attention.output_proj, layer.feed_forward[3]):
         torch.nn.init.zeros_(linear.weight)
     queries = torch.randn(1, 3, 8)
     out = layer(queries, torch.randn(1, 3, 8), torch.randn(1, 5, 8), torch.randn(1, 5, 8))
@@ -296,11 +297,11 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="'sigmoid' is none of softmax, focal"):
         head_of(classification="sigmoid")
     with pytest.raises(ValueError, match="layers \\(0\\)"):
-        head_of(layers=0)
+        head_of(num_layers=0)
     with pytest.raises(ValueError, match="'car'.* cannot be things and stuff"):
         MaskSegmentationHead(4, GRID, THINGS, ("car",))
     with pytest.raises(ValueError, match="do not split over 3 heads"):
-        head_of(heads=3)
+        head_of(num_heads=3)
 
 
 # From masks to segments.
@@ -343,7 +344,7 @@ def test_instances_are_scored_by_class_and_mask():
 def test_one_sample_is_learned_by_heart(masked):
     # Expected: after 150 steps on one random sample every thing and every layer is there, with IoU above 0.9.
     grid = BEVGrid(shape=(24, 32), x_range_m=(-16.0, 16.0), y_range_m=(-12.0, 12.0))
-    head = head_of(grid, masked_attention=masked, num_queries=12, memory_stride=4)
+    head = head_of(grid, masked_attention=masked, num_queries=12, token_stride=4)
     bev, panoptic = bev_of(grid), truth_of(grid)
     samples = [sample_of(panoptic)]
     optimizer = torch.optim.AdamW(head.parameters(), lr=5e-3)

@@ -95,7 +95,7 @@ def test_the_whole_transformer_with_box_refinement(case, encoder):
     assert {key.split(".")[0] for key in result.missing_keys} <= {
         "query_positions",
         "query_contents",
-        "classifiers",
+        "cls_branches",
     }
     positions, contents = case["in.object_query_embed"].chunk(2, dim=1)
     head.query_positions.weight.data.copy_(positions)
@@ -109,7 +109,7 @@ def test_the_whole_transformer_with_box_refinement(case, encoder):
     for sample in range(len(bev)):
         recorded, one = f"out.fwd_bs1_{sample}", slice(sample, sample + 1)
         assert_matches(bev[one].transpose(0, 1), case[f"{recorded}.bev_embed"], "B_t")
-        first = head.reference(positions).sigmoid()[None]
+        first = head.reference_points(positions).sigmoid()[None]
         assert_matches(first, case[f"{recorded}.init_reference"], "first references")
         inter_states = torch.stack(states)[:, one].transpose(1, 2)
         assert_matches(inter_states, case[f"{recorded}.inter_states"], "decoder states")

@@ -58,10 +58,10 @@ def _head(case, convention="old_boxes", **changes):
         "grid": grid,
         "classes": [f"class_{k}" for k in range(config["num_classes"])],
         "num_queries": config["num_query"],
-        "layers": config["dec_layers"],
-        "heads": config["heads"],
-        "points": config["dec_points"],
-        "hidden": config["ffn"],
+        "num_layers": config["dec_layers"],
+        "num_heads": config["heads"],
+        "num_points": config["dec_points"],
+        "feed_forward_channels": config["ffn"],
         "code_weights": case["weights.code_weights"].tolist(),
         "unknown_targets": "row",
         "post_center_range_m": config["post_center_range"],
@@ -71,7 +71,7 @@ def _head(case, convention="old_boxes", **changes):
     state = head_weights_from_reference(case.group("weights"))
     if convention == "new_boxes":
         for key in list(state):
-            if re.fullmatch(r"regressors\.\d+\.4\.(weight|bias)", key):
+            if re.fullmatch(r"reg_branches\.\d+\.4\.(weight|bias)", key):
                 state[key] = code_to_lwh(state[key].movedim(0, -1)).movedim(-1, 0)
     head.load_state_dict(state)
     return head.eval()

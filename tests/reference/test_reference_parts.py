@@ -214,14 +214,15 @@ def test_padding_counts_as_seen_or_not(kind, seen_in_padding):
 
 def test_old_boxes_in_the_head_equal_converted_weights():
     grid = BEVGrid((6, 6))
-    arguments = {"in_channels": 16, "grid": grid, "classes": ["a", "b"], "num_queries": 5, "layers": 2, "heads": 2}
+    arguments = {"in_channels": 16, "grid": grid, "classes": ["a", "b"], "num_queries": 5}
+    arguments |= {"num_layers": 2, "num_heads": 2, "feed_forward_channels": 16}
     torch.manual_seed(0)
-    published = OldBoxesDetectionHead(**arguments, hidden=16).eval()
+    published = OldBoxesDetectionHead(**arguments).eval()
     for parameter in published.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    converted = QueryDetectionHead(**arguments, hidden=16).eval()
+    converted = QueryDetectionHead(**arguments).eval()
     converted.load_state_dict(with_current_boxes(published.state_dict()))
-    untouched = QueryDetectionHead(**arguments, hidden=16).eval()
+    untouched = QueryDetectionHead(**arguments).eval()
     untouched.load_state_dict(published.state_dict())
     bev = BEVFeatures(torch.randn(1, 16, 6, 6), grid)
     ours, theirs, raw = published(bev)["boxes"], converted(bev)["boxes"], untouched(bev)["boxes"]

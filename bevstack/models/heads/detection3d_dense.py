@@ -14,7 +14,7 @@ from bevstack.losses.dense import heatmap_focal_loss
 from bevstack.losses.functional import masked_l1_loss, mean_across_ranks
 from bevstack.models.heads.base import BEVHead, resample_bev
 from bevstack.models.layers.conv import ConvNormReLU, ConvType
-from bevstack.models.layers.heatmaps import cells_around, gaussian_heatmap, keep_apart, local_peaks, radius_by_class
+from bevstack.models.layers.heatmaps import circle_nms, gaussian_heatmap, heatmap_nms, nms_radii, positive_cells
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures
 
@@ -38,8 +38,8 @@ class DenseDetectionHead(BEVHead):
         score_threshold: boxes below are dropped.
         box_reach_cells: the box is also learned in the cells that are so many rows and columns away from its centre's,
             so that a peak which is one cell off still finds its box; 0 for the centre's cell alone.
-        subcells: the convolutions run on cells that are so many times longer and wider than the grid's, and the last
-            one predicts ``subcells`` x ``subcells`` cells at each (Shi et al. 2016, sub-pixel convolution).
+        upscale: the convolutions run on cells that are so many times longer and wider than the grid's, and the last
+            one predicts ``upscale`` x ``upscale`` cells at each (Shi et al. 2016, sub-pixel convolution).
         conv: kind of the 3 x 3 convolutions (:class:`bevstack.models.layers.conv.ConvType`).
     """
 
@@ -57,28 +57,28 @@ class DenseDetectionHead(BEVHead):
         nms_radius_m: float | Mapping[str, float] = 0.5,
         score_threshold: float = 0.02,
         box_reach_cells: int = 1,
-        subcells: int = 1,
+        upscale: int = 1,
         conv: ConvType | Mapping | str = "plain",
         init_cfg: Mapping | None = None,
     ) -> None:
         super().__init__(in_channels, grid, init_cfg)
         self.classes, self.max_boxes, self.score_threshold = tuple(classes), max_boxes, score_threshold
         self.min_sigma_cells, self.box_reach_cells = min_sigma_cells, box_reach_cells
-        self.convolved_grid = self.grid.coarser(subcells)
+        self.convolved_grid = self.grid.coarser(upscale)
         self.heatmap_weight, self.box_weight = heatmap_weight, box_weight
-        self.register_buffer("nms_radius_m", radius_by_class(nms_radius_m, self.classes), persistent=False)
+        self.register_buffer("nms_radius_m", nms_radii(nms_radius_m, self.classes), persistent=False)
         self.register_buffer("code_weights", torch.tensor(code_weights, dtype=torch.float32), persistent=False)
         self.shared = ConvNormReLU(in_channels, channels, conv=conv)
-        self.heatmap = self._branch(channels, len(self.classes), subcells, conv)
-        self.box = self._branch(channels, BOX_CODE_SIZE, subcells, conv)
+        self.heatmap = self._branch(channels, len(self.classes), upscale, conv)
+        self.box = self._branch(channels, BOX_CODE_SIZE, upscale, conv)
         nn.init.constant_(self.heatmap[1].bias, -4.6)  # sigmoid 0.01: nearly every cell is no centre
 
     @staticmethod
-    def _branch(channels: int, values: int, subcells: int, conv: ConvType | Mapping | str) -> nn.Sequential:
+    def _branch(channels: int, values: int, upscale: int, conv: ConvType | Mapping | str) -> nn.Sequential:
         return nn.Sequential(
             ConvNormReLU(channels, channels, conv=conv),
-            nn.Conv2d(channels, values * subcells**2, 1),
-            nn.PixelShuffle(subcells),
+            nn.Conv2d(channels, values * upscale**2, 1),
+            nn.PixelShuffle(upscale),
         )
 
     def forward(self, bev: BEVFeatures) -> dict[str, Tensor]:
@@ -125,14 +125,14 @@ class DenseDetectionHead(BEVHead):
         heatmap = gaussian_heatmap(corner, sigma, labels, (len(self.classes), rows, columns))
         rest = encode_boxes(boxes)[:, [4, 2, 3, 5, 6, 7, 8, 9]]  # all but the place, the centre's height first
         one_map = torch.zeros_like(labels)  # the box branch does not tell classes apart
-        around = cells_around(place, one_map, (1, rows, columns), self.box_reach_cells)
+        around = positive_cells(place, one_map, (1, rows, columns), self.box_reach_cells)
         code = torch.cat([around.offsets, rest[around.points]], dim=1)
         return heatmap, around.cells, code, around.shares
 
     @torch.no_grad()
     def predict(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> list[dict[str, object]]:
         """``pred_instances_3d`` per sample: ``bboxes_3d`` (LiDAR boxes, 9 values), ``scores_3d``, ``labels_3d``."""
-        scores = local_peaks(raw["heatmap"].float().sigmoid())
+        scores = heatmap_nms(raw["heatmap"].float().sigmoid())
         boxes = raw["box"].float().flatten(2)
         return [{"pred_instances_3d": self._decode(s, b)} for s, b in zip(scores, boxes, strict=True)]
 
@@ -148,7 +148,7 @@ class DenseDetectionHead(BEVHead):
         xy = self.grid.metres_from_cells(place)
         size = code[:, 3:6].clamp(-5, 5)
         code = torch.cat([xy, size[:, :2], code[:, 2:3], size[:, 2:], code[:, 6:]], dim=1)
-        keep = keep_apart(xy, label, self.nms_radius_m[label])[: self.max_boxes]
+        keep = circle_nms(xy, label, self.nms_radius_m[label])[: self.max_boxes]
         tensor = bottom_centred(decode_boxes(code))[keep]
         return InstanceData(
             bboxes_3d=LiDARInstance3DBoxes(tensor, box_dim=9), scores_3d=best[keep], labels_3d=label[keep]

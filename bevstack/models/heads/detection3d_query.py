@@ -39,10 +39,10 @@ class QueryDetectionHead(BEVHead):
         classes: names of the K classes, in the order of the labels.
         channels: width of the queries, ``in_channels`` unless told.
         num_queries: Q.
-        layers: number of decoder layers.
-        heads: attention heads.
-        points: sampling points of a head in B_t.
-        hidden: width of the feed-forward networks.
+        num_layers: D decoder layers.
+        num_heads: attention heads.
+        num_points: sampling points of a head in B_t.
+        feed_forward_channels: width of the feed-forward networks.
         dropout: probability in the decoder.
         head_width: ``split`` or ``replicated`` channels in the self-attention.
         code_weights: weights of the ten box values in the L1 loss.
@@ -66,10 +66,10 @@ class QueryDetectionHead(BEVHead):
         classes: Sequence[str],
         channels: int | None = None,
         num_queries: int = 900,
-        layers: int = 6,
-        heads: int = 8,
-        points: int = 4,
-        hidden: int = 512,
+        num_layers: int = 6,
+        num_heads: int = 8,
+        num_points: int = 4,
+        feed_forward_channels: int = 512,
         dropout: float = 0.1,
         head_width: str = "split",
         code_weights: Sequence[float] = (1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2),
@@ -101,21 +101,24 @@ class QueryDetectionHead(BEVHead):
 
         self.query_positions = nn.Embedding(num_queries, channels)
         self.query_contents = nn.Embedding(num_queries, channels)
-        self.reference = nn.Linear(channels, 3)
+        self.reference_points = nn.Linear(channels, 3)
         self.layers = nn.ModuleList(
-            DETRDecoderLayer(channels, heads, points, hidden, dropout, head_width, in_channels) for _ in range(layers)
+            DETRDecoderLayer(
+                channels, num_heads, num_points, feed_forward_channels, dropout, head_width, in_channels
+            )
+            for _ in range(num_layers)
         )
-        self.classifiers = nn.ModuleList(_classifier(channels, len(self.classes)) for _ in range(layers))
-        self.regressors = nn.ModuleList(_regressor(channels) for _ in range(layers))
+        self.cls_branches = nn.ModuleList(_cls_branch(channels, len(self.classes)) for _ in range(num_layers))
+        self.reg_branches = nn.ModuleList(_reg_branch(channels) for _ in range(num_layers))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """The head's own starting values; its layers draw theirs when they are built."""
-        nn.init.xavier_uniform_(self.reference.weight)
-        nn.init.zeros_(self.reference.bias)
+        nn.init.xavier_uniform_(self.reference_points.weight)
+        nn.init.zeros_(self.reference_points.bias)
         bias = -math.log((1 - self.prior_probability) / self.prior_probability)
-        for classifier in self.classifiers:
-            nn.init.constant_(classifier[-1].bias, bias)
+        for branch in self.cls_branches:
+            nn.init.constant_(branch[-1].bias, bias)
 
     def forward(self, bev: BEVFeatures) -> dict[str, Tensor]:
         """Look for boxes in B_t.
@@ -127,14 +130,14 @@ class QueryDetectionHead(BEVHead):
         tokens = bev.features.flatten(2).transpose(1, 2)
         positions = self.query_positions.weight.unsqueeze(0).expand(len(tokens), -1, -1)
         queries = self.query_contents.weight.unsqueeze(0).expand(len(tokens), -1, -1)
-        references = _in_full_precision(self.reference, positions).sigmoid()
+        references = _in_full_precision(self.reference_points, positions).sigmoid()
         all_logits, all_boxes = [], []
-        for layer, classifier, regressor in zip(self.layers, self.classifiers, self.regressors, strict=True):
+        for layer, cls_branch, reg_branch in zip(self.layers, self.cls_branches, self.reg_branches, strict=True):
             where = self._fractions_of(bev.grid, references[..., :2])
             queries = layer(queries, positions, where, tokens, (bev.grid.shape,))
-            update = _in_full_precision(regressor, queries)
+            update = _in_full_precision(reg_branch, queries)
             centres = (update[..., [0, 1, 4]] + inverse_sigmoid(references)).sigmoid()
-            all_logits.append(classifier(queries).float())
+            all_logits.append(cls_branch(queries).float())
             all_boxes.append(self._box_code(centres, update))
             references = centres.detach()
         return {"logits": torch.stack(all_logits), "boxes": torch.stack(all_boxes)}
@@ -270,11 +273,11 @@ def _in_full_precision(module: nn.Module, tokens: Tensor) -> Tensor:
         return module(tokens.to(next(module.parameters()).dtype)).float()
 
 
-def _classifier(channels: int, classes: int) -> nn.Sequential:
+def _cls_branch(channels: int, num_classes: int) -> nn.Sequential:
     hidden = [m for _ in range(2) for m in (nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU())]
-    return nn.Sequential(*hidden, nn.Linear(channels, classes))
+    return nn.Sequential(*hidden, nn.Linear(channels, num_classes))
 
 
-def _regressor(channels: int) -> nn.Sequential:
+def _reg_branch(channels: int) -> nn.Sequential:
     hidden = [m for _ in range(2) for m in (nn.Linear(channels, channels), nn.ReLU())]
     return nn.Sequential(*hidden, nn.Linear(channels, BOX_CODE_SIZE))

@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bevstack.geometry.keypoints import NUM_KEYPOINTS, image_keypoints
+from bevstack.geometry.transforms import full_precision
 from bevstack.losses.dense import heatmap_focal_loss
 from bevstack.losses.functional import mean_across_ranks
+from bevstack.models.heads.base import ImageHead
 from bevstack.models.layers.conv import ConvNormReLU
-from bevstack.models.layers.heatmaps import cells_around, gaussian_heatmap, local_peaks
+from bevstack.models.layers.heatmaps import gaussian_heatmap, heatmap_nms, positive_cells
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, CameraRig
 
@@ -35,7 +37,7 @@ class ImageKeypointTargets(NamedTuple):
 
 
 @MODELS.register_module()
-class ImageKeypointHead(BaseModule):
+class ImageKeypointHead(ImageHead):
     """One heatmap for each of the six keypoints on one level of the image features, and where in its cell each lies.
 
     A keypoint is asked for in every camera that it projects into; whether something stands in front of it is not
@@ -45,12 +47,12 @@ class ImageKeypointHead(BaseModule):
         test_evaluator.append(dict(type="ImageKeypointMetric"))
 
     Args:
-        in_channels: C of the image features; channels: width of the convolutions.
+        in_channels: see :class:`ImageHead`; channels: width of the convolutions.
         level: index of the level that is read.
         sigma_cells: standard deviation of a keypoint's Gaussian.
         heatmap_weight, offset_weight: of the two losses.
         reach_cells: how far around a keypoint's cell its offset is learned too
-            (:func:`bevstack.models.layers.heatmaps.cells_around`); 0 for that cell alone.
+            (:func:`bevstack.models.layers.heatmaps.positive_cells`); 0 for that cell alone.
         max_points: of each keypoint in each camera, kept by score; score_threshold: points below are dropped.
     """
 
@@ -67,7 +69,7 @@ class ImageKeypointHead(BaseModule):
         score_threshold: float = 0.1,
         init_cfg: dict | None = None,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__(in_channels, init_cfg)
         self.level, self.sigma_cells = level, sigma_cells
         self.heatmap_weight, self.offset_weight, self.reach_cells = heatmap_weight, offset_weight, reach_cells
         self.max_points, self.score_threshold = max_points, score_threshold
@@ -106,9 +108,9 @@ class ImageKeypointHead(BaseModule):
         sigma = place.new_full((len(place),), self.sigma_cells)
         shape = (batch * cameras * NUM_KEYPOINTS, rows, columns)
         focal = heatmap_focal_loss(heatmap.flatten(0, 2), gaussian_heatmap(corner, sigma, channel, shape)).sum()
-        learning = cells_around(place, channel, shape, self.reach_cells)
-        predicted = offset.unflatten(2, (NUM_KEYPOINTS, 2)).flatten(-2).transpose(-1, -2).flatten(0, 3)[learning.cells]
-        error = ((predicted - learning.offsets).abs().sum(-1) * learning.shares).sum()
+        positives = positive_cells(place, channel, shape, self.reach_cells)
+        predicted = offset.unflatten(2, (NUM_KEYPOINTS, 2)).flatten(-2).transpose(-1, -2).flatten(0, 3)[positives.cells]
+        error = ((predicted - positives.offsets).abs().sum(-1) * positives.shares).sum()
         return {
             "loss_heatmap": self.heatmap_weight * focal / number,
             "loss_offset": self.offset_weight * error / number,
@@ -124,14 +126,15 @@ class ImageKeypointHead(BaseModule):
         """
         heatmap, cell_px = raw["heatmap"].float().sigmoid(), self._cell_px(raw["heatmap"], rig)
         cameras, columns = heatmap.shape[1], heatmap.shape[-1]
-        peaks = local_peaks(heatmap.flatten(0, 1)).unflatten(0, heatmap.shape[:2]).flatten(-2)
+        peaks = heatmap_nms(heatmap.flatten(0, 1)).unflatten(0, heatmap.shape[:2]).flatten(-2)
         scores, cells = peaks.topk(min(self.max_points, peaks.shape[-1]))  # (B, N, 6, P)
         offset = raw["offset"].float().flatten(-2).unflatten(2, (NUM_KEYPOINTS, 2))
         offset = offset.gather(-1, cells.unsqueeze(3).expand(-1, -1, -1, 2, -1)).transpose(-1, -2)
         place = torch.stack([cells % columns, cells // columns], dim=-1) + 0.5 + offset
         points = place * cell_px
         inverse = torch.linalg.inv(rig.pixels_from_camera.float())  # (B, N, 3, 3)
-        rays = torch.cat([points, torch.ones_like(points[..., :1])], dim=-1) @ inverse.transpose(-1, -2).unsqueeze(2)
+        with full_precision(points):
+            rays = F.pad(points, (0, 1), value=1.0) @ inverse.transpose(-1, -2).unsqueeze(2)
         camera, kind = torch.meshgrid(
             torch.arange(cameras, device=cells.device), torch.arange(NUM_KEYPOINTS, device=cells.device), indexing="ij"
         )

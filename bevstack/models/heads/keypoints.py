@@ -20,12 +20,12 @@ from bevstack.losses.functional import mean_across_ranks
 from bevstack.models.heads.base import BEVHead
 from bevstack.models.layers.conv import ConvNormReLU
 from bevstack.models.layers.heatmaps import (
-    LearningCells,
-    cells_around,
+    PositiveCells,
+    circle_nms,
     gaussian_heatmap,
-    keep_apart,
-    local_peaks,
-    radius_by_class,
+    heatmap_nms,
+    nms_radii,
+    positive_cells,
 )
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures
@@ -39,7 +39,7 @@ class KeypointTargets(NamedTuple):
     Args:
         heatmap: (K, Y, X) of the centres; keypoint_heatmap: (5, Y, X) of the others, whatever their class.
         inside: (G, 6) bool, False for keypoints off the grid, which have no place.
-        learning: the cells of maps (6, Y, X) that learn the keypoints' places; its points are g * 6 + kind, its
+        positives: the cells of maps (6, Y, X) that learn the keypoints' places; its points are g * 6 + kind, its
             offsets go from the cell's centre to the keypoint (x, y) in cells.
         vectors: (G, 5, 2) from the centre to the others, in metres; learned where the centre's place is.
     """
@@ -47,7 +47,7 @@ class KeypointTargets(NamedTuple):
     heatmap: Tensor
     keypoint_heatmap: Tensor
     inside: Tensor
-    learning: LearningCells
+    positives: PositiveCells
     vectors: Tensor
 
 
@@ -95,7 +95,7 @@ class KeypointHead(BEVHead):
         self.offset_weight, self.vector_weight, self.reach_cells = offset_weight, vector_weight, reach_cells
         self.max_poses, self.max_peaks, self.snap_radius_m = max_poses, max_peaks, snap_radius_m
         self.score_threshold, self.keypoint_threshold = score_threshold, keypoint_threshold
-        self.register_buffer("nms_radius_m", radius_by_class(nms_radius_m, self.classes), persistent=False)
+        self.register_buffer("nms_radius_m", nms_radii(nms_radius_m, self.classes), persistent=False)
         self.shared = ConvNormReLU(in_channels, channels)
         widths = {
             "heatmap": len(self.classes),
@@ -135,13 +135,13 @@ class KeypointHead(BEVHead):
         offset, vector = 0.0, 0.0
         flat_offsets, flat_vectors = raw["offset"].float().flatten(2), raw["vectors"].float().flatten(2)
         for target, offsets, vectors in zip(targets, flat_offsets, flat_vectors, strict=True):
-            learning = target.learning
-            is_center = learning.points % NUM_KEYPOINTS == 0
-            error = (_offsets_at(offsets, learning.cells) - learning.offsets).abs().sum(-1) * learning.shares
+            positives = target.positives
+            is_center = positives.points % NUM_KEYPOINTS == 0
+            error = (_offsets_at(offsets, positives.cells) - positives.offsets).abs().sum(-1) * positives.shares
             offset = offset + error[is_center].sum() + error[~is_center].sum() / _AROUND
-            true_vectors = target.vectors[learning.points[is_center] // NUM_KEYPOINTS]
-            error = (_vectors_at(vectors, learning.cells[is_center]) - true_vectors).abs().sum((1, 2))
-            vector = vector + (error * learning.shares[is_center]).sum() / _AROUND
+            true_vectors = target.vectors[positives.points[is_center] // NUM_KEYPOINTS]
+            error = (_vectors_at(vectors, positives.cells[is_center]) - true_vectors).abs().sum((1, 2))
+            vector = vector + (error * positives.shares[is_center]).sum() / _AROUND
         return {
             "loss_heatmap": self.heatmap_weight * centers / number,
             "loss_keypoint_heatmap": self.keypoint_heatmap_weight * others / number,
@@ -168,8 +168,8 @@ class KeypointHead(BEVHead):
         sigma = (footprint / 6.0).clamp_min(self.min_sigma_cells)
         around = inside[:, 1:]
         kinds = torch.arange(NUM_KEYPOINTS, device=device).expand(len(boxes), -1)
-        learning = cells_around(places[inside], kinds[inside], (NUM_KEYPOINTS, rows, columns), self.reach_cells)
-        points = inside.flatten().nonzero().squeeze(1)[learning.points]
+        positives = positive_cells(places[inside], kinds[inside], (NUM_KEYPOINTS, rows, columns), self.reach_cells)
+        points = inside.flatten().nonzero().squeeze(1)[positives.points]
         return KeypointTargets(
             heatmap=gaussian_heatmap(corner[:, 0], sigma, labels, (len(self.classes), rows, columns)),
             keypoint_heatmap=gaussian_heatmap(
@@ -179,7 +179,7 @@ class KeypointHead(BEVHead):
                 (_AROUND, rows, columns),
             ),
             inside=inside,
-            learning=learning._replace(points=points),
+            positives=positives._replace(points=points),
             vectors=keypoints[:, 1:] - keypoints[:, :1],
         )
 
@@ -194,7 +194,7 @@ class KeypointHead(BEVHead):
         raw = {name: value.float() for name, value in raw.items()}
         centers, others = raw["heatmap"].sigmoid(), raw["keypoint_heatmap"].sigmoid()
         parts = zip(
-            local_peaks(centers), others, local_peaks(others), raw["offset"].flatten(2), raw["vectors"].flatten(2),
+            heatmap_nms(centers), others, heatmap_nms(others), raw["offset"].flatten(2), raw["vectors"].flatten(2),
             strict=True,
         )  # fmt: skip
         return [{"pred_keypoints": self._decode(*sample)} for sample in parts]
@@ -208,7 +208,7 @@ class KeypointHead(BEVHead):
         scores, index = scores[scores > self.score_threshold], index[scores > self.score_threshold]
         labels, cells = index // number, index % number
         places = self._places(cells, offsets[:2].t()[cells])
-        keep = keep_apart(places, labels, self.nms_radius_m[labels])[: self.max_poses]
+        keep = circle_nms(places, labels, self.nms_radius_m[labels])[: self.max_poses]
         scores, labels, cells, places = scores[keep], labels[keep], cells[keep], places[keep]
 
         vectors = _vectors_at(vectors, cells)

@@ -43,9 +43,10 @@ class MaskSegmentationHead(BEVHead):
         in_channels, grid: see :class:`BEVHead`; masks lie on the head's grid, convolutions run on that of B_t.
         things, stuff: class names, as :class:`bevstack.datasets.transforms.MakePanopticMap` has them; K together.
         channels: C of the queries; mask_channels: E of the cell embeddings and width of the convolutions before them.
-        num_queries: Q. layers: D. heads, hidden, dropout, head_width: of :class:`MaskDecoderLayer`.
+        num_queries: Q. num_layers: D. num_heads, feed_forward_channels, dropout, head_width: of
+            :class:`MaskDecoderLayer`.
         num_convs: 3 x 3 convolutions on B_t.
-        memory_stride: cells of the head's grid that one token of the attention stands for, in each direction.
+        token_stride: cells of the head's grid that one token of the attention stands for, in each direction.
         masked_attention: whether a layer's queries see only the tokens inside the masks they had before it.
         classification: ``softmax`` over K classes and "no object", or K sigmoids with the ``focal`` loss.
         no_object_weight: of queries without object in the softmax loss.
@@ -69,13 +70,13 @@ class MaskSegmentationHead(BEVHead):
         channels: int = 96,
         mask_channels: int = 64,
         num_queries: int = 100,
-        layers: int = 3,
-        heads: int = 4,
-        hidden: int = 192,
+        num_layers: int = 3,
+        num_heads: int = 4,
+        feed_forward_channels: int = 192,
         dropout: float = 0.0,
         head_width: str = "split",
         num_convs: int = 2,
-        memory_stride: int = 4,
+        token_stride: int = 4,
         masked_attention: bool = False,
         classification: str = "softmax",
         no_object_weight: float = 0.1,
@@ -91,8 +92,9 @@ class MaskSegmentationHead(BEVHead):
         super().__init__(in_channels, grid, init_cfg)
         if classification not in CLASSIFICATIONS:
             raise ValueError(f"classification: {classification!r} is none of {', '.join(CLASSIFICATIONS)}")
-        if layers < 1 or num_convs < 1 or memory_stride < 1:
-            raise ValueError(f"layers ({layers}), num_convs ({num_convs}), memory_stride ({memory_stride}): at least 1")
+        if min(num_layers, num_convs, token_stride) < 1:
+            sizes = f"num_layers ({num_layers}), num_convs ({num_convs}), token_stride ({token_stride})"
+            raise ValueError(f"{sizes}: at least 1")
         if set(things) & set(stuff):
             raise ValueError(f"{sorted(set(things) & set(stuff))} cannot be things and stuff")
         self.things, self.stuff = tuple(things), tuple(stuff)
@@ -107,29 +109,30 @@ class MaskSegmentationHead(BEVHead):
         widths = [in_channels] + [mask_channels] * num_convs
         self.convs = nn.Sequential(*(ConvNormReLU(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)))
         self.cell_embedding = nn.Conv2d(mask_channels, mask_channels, 1)
-        self.memory = nn.Linear(mask_channels, channels)
+        self.token_proj = nn.Linear(mask_channels, channels)
         self.encoding = FourierEncoding()
-        codes = 4 * self.encoding.frequencies
+        codes = 4 * self.encoding.num_frequencies
         self.position = nn.Linear(codes, channels)
         self.queries = nn.Parameter(torch.randn(num_queries, channels))
-        self.places = nn.Parameter(inverse_sigmoid(_spread_places(num_queries)))
+        self.reference_points = nn.Parameter(inverse_sigmoid(_spread_places(num_queries)))
         self.layers = nn.ModuleList(
-            MaskDecoderLayer(channels, heads, hidden, dropout, head_width) for _ in range(layers)
+            MaskDecoderLayer(channels, num_heads, feed_forward_channels, dropout, head_width)
+            for _ in range(num_layers)
         )
-        self.movers = nn.ModuleList(nn.Linear(channels, 2) for _ in range(layers))
+        self.reference_updates = nn.ModuleList(nn.Linear(channels, 2) for _ in range(num_layers))
         self.norm = nn.LayerNorm(channels)
         self.classifier = nn.Linear(channels, count + softmax)
         self.mask_embedding = nn.Sequential(
             nn.Linear(channels, channels),
             nn.ReLU(),
-            nn.Linear(channels, mask_channels + 2 * self.encoding.frequencies + 1),
+            nn.Linear(channels, mask_channels + 2 * self.encoding.num_frequencies + 1),
         )
         self.mask_channels = mask_channels
-        self.memory_shape = tuple(-(-length // memory_stride) for length in self.grid.shape)
+        self.token_shape = tuple(-(-length // token_stride) for length in self.grid.shape)
         places = self.encoding(self.grid.normalized_from_metres(self.grid.cell_centers())).permute(2, 0, 1)
         self.register_buffer("cell_codes", places.contiguous(), persistent=False)
-        pooled = F.adaptive_avg_pool2d(places.unsqueeze(0), self.memory_shape)[0]
-        self.register_buffer("memory_codes", pooled, persistent=False)
+        pooled = F.adaptive_avg_pool2d(places.unsqueeze(0), self.token_shape)[0]
+        self.register_buffer("token_codes", pooled, persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -141,9 +144,9 @@ class MaskSegmentationHead(BEVHead):
             self.mask_embedding[-1].bias[-1] = -_odds(CELL_PRIOR)
             if self.classification == "focal":
                 self.classifier.bias.fill_(-_odds(CLASS_PRIOR))
-            for mover in self.movers:
-                mover.weight.zero_()
-                mover.bias.zero_()
+            for update in self.reference_updates:
+                update.weight.zero_()
+                update.bias.zero_()
 
     def forward(self, bev: BEVFeatures) -> dict[str, Tensor]:
         """Ask every query for its class and mask.
@@ -156,20 +159,20 @@ class MaskSegmentationHead(BEVHead):
         """
         features = self.resampled(BEVFeatures(self.convs(bev.features), bev.grid))
         cells = self.cell_embedding(features).float()
-        values = self.memory(F.adaptive_avg_pool2d(features, self.memory_shape).flatten(2).transpose(1, 2))
-        keys = values + self.position(self.memory_codes.flatten(1).T)
+        values = self.token_proj(F.adaptive_avg_pool2d(features, self.token_shape).flatten(2).transpose(1, 2))
+        keys = values + self.position(self.token_codes.flatten(1).T)
         # Embeddings and codes are averaged, not masks: the product is linear, so that both are the same.
-        pooled = F.adaptive_avg_pool2d(cells.detach(), self.memory_shape) if self.masked_attention else None
+        pooled = F.adaptive_avg_pool2d(cells.detach(), self.token_shape) if self.masked_attention else None
 
         queries = self.queries.expand(len(cells), -1, -1)
-        places = self.places.sigmoid().expand(len(cells), -1, -1)
+        places = self.reference_points.sigmoid().expand(len(cells), -1, -1)
         answers = [self._answer(queries, places)] if self.masked_attention else []
-        for layer, mover in zip(self.layers, self.movers, strict=True):
+        for layer, update in zip(self.layers, self.reference_updates, strict=True):
             seen = None
             if self.masked_attention:
-                seen = self._product(answers[-1][1].detach(), pooled, self.memory_codes).flatten(2) > 0
+                seen = self._product(answers[-1][1].detach(), pooled, self.token_codes).flatten(2) > 0
             queries = layer(queries, self.position(self.encoding(places)), keys, values, seen)
-            places = (inverse_sigmoid(places) + mover(queries).float()).sigmoid()
+            places = (inverse_sigmoid(places) + update(queries).float()).sigmoid()
             answers.append(self._answer(queries, places))
             places = places.detach()
         logits, embeddings = (torch.stack(parts, dim=1) for parts in zip(*answers, strict=True))
@@ -179,7 +182,7 @@ class MaskSegmentationHead(BEVHead):
         """Class logits (B, Q, K or K + 1) and mask embeddings (B, Q, E + 4 F + 1) of queries (B, Q, C)."""
         queries = self.norm(queries)
         answer = self.mask_embedding(queries).float()
-        looks, weights, bias = answer.split([self.mask_channels, 2 * self.encoding.frequencies, 1], dim=-1)
+        looks, weights, bias = answer.split([self.mask_channels, 2 * self.encoding.num_frequencies, 1], dim=-1)
         embedding = torch.cat([looks, self.encoding.spread(weights) * self.encoding(places), bias], dim=-1)
         return self.classifier(queries).float(), embedding
 

@@ -29,8 +29,8 @@ class SemanticSegmentationHead(BEVHead):
             ``"logits"``, so that they run on B_t's own grid, which is cheaper where the head's is finer.
         cell_weight, dice_weight: of the focal loss of cells and the Dice loss of layers; 0 leaves Dice out.
         gamma, alpha: of the focal loss; gamma 0 and a negative alpha make it plain cross-entropy.
-        subcells: the convolutions run on cells that are so many times longer and wider than those of the logits, and
-            the classifier predicts ``subcells`` x ``subcells`` of them at each (sub-pixel convolution,
+        upscale: the convolutions run on cells that are so many times longer and wider than those of the logits, and
+            the classifier predicts ``upscale`` x ``upscale`` of them at each (sub-pixel convolution,
             Shi et al. 2016).
         conv: kind of the 3 x 3 convolutions (:class:`bevstack.models.layers.conv.ConvType`).
 
@@ -51,7 +51,7 @@ class SemanticSegmentationHead(BEVHead):
         dice_weight: float = 1.0,
         gamma: float = 2.0,
         alpha: float = 0.25,
-        subcells: int = 1,
+        upscale: int = 1,
         conv: ConvType | Mapping | str = "plain",
         init_cfg: Mapping | None = None,
     ) -> None:
@@ -65,18 +65,18 @@ class SemanticSegmentationHead(BEVHead):
         widths = [in_channels] + [channels] * num_convs
         pairs = zip(widths[:-1], widths[1:], strict=True)
         self.convs = nn.Sequential(*(ConvNormReLU(before, after, conv=conv) for before, after in pairs))
-        self.subcells = subcells
+        self.upscale = upscale
         self.classifier = nn.Sequential(
-            nn.Conv2d(widths[-1], len(self.classes) * subcells**2, 1), nn.PixelShuffle(subcells)
+            nn.Conv2d(widths[-1], len(self.classes) * upscale**2, 1), nn.PixelShuffle(upscale)
         )
 
     def forward(self, bev: BEVFeatures) -> dict[str, Tensor]:
         """``logits`` (B, K, Y, X) on the head's grid."""
         if self.resample == "features":
-            features = resample_bev(bev, self.grid.coarser(self.subcells))
+            features = resample_bev(bev, self.grid.coarser(self.upscale))
             return {"logits": self.classifier(self.convs(features))}
         logits = self.classifier(self.convs(bev.features))
-        return {"logits": self.resampled(BEVFeatures(logits, bev.grid.finer(self.subcells)))}
+        return {"logits": self.resampled(BEVFeatures(logits, bev.grid.finer(self.upscale)))}
 
     def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
         """``loss_cell`` (focal, mean over cells and layers) and ``loss_dice`` (mean over the layers that there are in

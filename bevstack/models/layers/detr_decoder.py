@@ -22,28 +22,28 @@ class DETRDecoderLayer(nn.Module):
 
     Args:
         channels: C.
-        heads: attention heads of both attentions.
-        points: sampling points of a head in B_t.
-        hidden: width of the feed-forward network.
+        num_heads: attention heads of both attentions.
+        num_points: sampling points of a head in B_t.
+        feed_forward_channels: width of the feed-forward network.
         dropout: probability everywhere.
         head_width: ``split`` or ``replicated``, see :class:`MultiHeadSelfAttention`.
-        map_channels: channels of B_t, C unless told.
+        value_channels: channels of B_t, C unless told.
     """
 
     def __init__(
         self,
         channels: int,
-        heads: int = 8,
-        points: int = 4,
-        hidden: int = 512,
+        num_heads: int = 8,
+        num_points: int = 4,
+        feed_forward_channels: int = 512,
         dropout: float = 0.1,
         head_width: str = "split",
-        map_channels: int | None = None,
+        value_channels: int | None = None,
     ) -> None:
         super().__init__()
-        self.self_attention = MultiHeadSelfAttention(channels, heads, dropout, head_width)
-        self.cross_attention = DeformableCrossAttention(channels, heads, 1, points, map_channels)
-        self.feed_forward = FeedForward(channels, hidden, dropout)
+        self.self_attention = MultiHeadSelfAttention(channels, num_heads, dropout, head_width)
+        self.cross_attention = DeformableCrossAttention(channels, num_heads, 1, num_points, value_channels)
+        self.feed_forward = FeedForward(channels, feed_forward_channels, dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
         self.dropout = nn.Dropout(dropout)
 
@@ -56,7 +56,7 @@ class DETRDecoderLayer(nn.Module):
             queries: (B, Q, C).
             positions: (B, Q, C) or broadcastable.
             references: (B, Q, 2) fractions (x, y) of the BEV grid.
-            tokens: (B, Y * X, map channels) B_t, row-major.
+            tokens: (B, Y * X, value channels) B_t, row-major.
             shapes: ((Y, X),).
 
         Returns:

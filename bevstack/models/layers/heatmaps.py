@@ -1,4 +1,4 @@
-"""Heatmaps of points: painting their targets, reading their peaks, and which cells learn what belongs to a point."""
+"""Heatmaps of points: painting their targets, reading their peaks, and which cells are positive for a point."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-class LearningCells(NamedTuple):
-    """The R cells that learn what is regressed at G points (:func:`cells_around`).
+class PositiveCells(NamedTuple):
+    """The R cells that learn what is regressed at G points, as center sampling does (:func:`positive_cells`).
 
     Args:
         points: (R,) index of the point whose values a cell learns.
@@ -49,8 +49,9 @@ def gaussian_heatmap(cells: Tensor, sigma_cells: Tensor, channels: Tensor, shape
     return heatmap
 
 
-def cells_around(places: Tensor, channels: Tensor, shape: tuple[int, int, int], reach_cells: int) -> LearningCells:
-    """The cells in which a point's values are learned: its own and those around, so that a peak beside it has them too.
+def positive_cells(places: Tensor, channels: Tensor, shape: tuple[int, int, int], reach_cells: int) -> PositiveCells:
+    """The cells in which a point's values are learned: its own and those around, so that a peak beside it has them too
+    (center sampling, FCOS, Tian et al. 2019, with soft weights).
 
     A cell's share is exp(-d^2 / 2), d its centre's distance to the point in cells, before the shares of one point are
     made to sum to 1. A cell between two points of one channel learns the nearer one's (both, where both are equally
@@ -75,22 +76,27 @@ def cells_around(places: Tensor, channels: Tensor, shape: tuple[int, int, int], 
     own = there & (distance <= nearest[index])
     shares = torch.exp(-0.5 * distance) * own
     shares = shares / shares.sum(1, keepdim=True).clamp_min(1e-6)
-    return LearningCells(own.nonzero()[:, 0], index[own], offsets[own], shares[own])
+    return PositiveCells(own.nonzero()[:, 0], index[own], offsets[own], shares[own])
 
 
-def local_peaks(scores: Tensor) -> Tensor:
-    """(B, K, rows, columns) scores, kept where none of the eight cells around is higher, zero elsewhere."""
+def heatmap_nms(scores: Tensor) -> Tensor:
+    """(B, K, rows, columns) scores, kept where none of the eight cells around is higher, zero elsewhere.
+
+    Source: CenterNet (Zhou et al. 2019), section 4.
+    """
     return scores * (scores == F.max_pool2d(scores, 3, 1, 1))
 
 
-def radius_by_class(radius_m: float | Mapping[str, float], classes: Sequence[str]) -> Tensor:
-    """(K,) metres of :func:`keep_apart`, from one number for all classes or one by name."""
+def nms_radii(radius_m: float | Mapping[str, float], classes: Sequence[str]) -> Tensor:
+    """(K,) radii in metres for :func:`circle_nms`, from one number for all classes or one by name."""
     by_name = radius_m if isinstance(radius_m, Mapping) else dict.fromkeys(classes, radius_m)
     return torch.tensor([float(by_name[name]) for name in classes])
 
 
-def keep_apart(centers: Tensor, labels: Tensor, radius_m: Tensor) -> Tensor:
+def circle_nms(centers: Tensor, labels: Tensor, radius_m: Tensor) -> Tensor:
     """Greedy suppression by distance: of two boxes of one class nearer than the radius, the earlier one stays.
+
+    Source: CenterPoint (Yin et al. 2021).
 
     Args:
         centers: (D, 2) metres, best first; labels: (D,); radius_m: (D,) of each box's class.
