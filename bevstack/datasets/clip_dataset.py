@@ -162,7 +162,7 @@ class ClipDataset(DatasetFormat, Dataset):
 
     @cached_property
     def row_of(self) -> dict[str, int]:
-        """Row of each token."""
+        """Row of each sample's token, for all S samples."""
         return {self.token(row): row for row in range(len(self.previous))}
 
     @property

@@ -71,5 +71,8 @@ def random_queue(row: int, num_frames: int, previous: np.ndarray, rng: np.random
 def consecutive_queue(
     row: int, num_frames: int, previous: np.ndarray, rng: np.random.Generator
 ) -> tuple[list[int], int]:
-    """The T - 1 samples before the keyframe and the keyframe; as :func:`random_queue`, but nothing is drawn."""
+    """The T - 1 samples before the keyframe and the keyframe: arguments and results as :func:`random_queue`.
+
+    Nothing is drawn.
+    """
     return _filled([*_walk_back(row, num_frames - 1, previous), row])

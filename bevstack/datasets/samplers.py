@@ -182,7 +182,7 @@ class SceneShardedSampler(_EpochSampler):
         return len(self._order)
 
     def order(self, epoch: int) -> list[int]:
-        """The same in every epoch."""
+        """This rank's sample numbers, scene by scene; the same in every epoch."""
         return self._order
 
 

@@ -17,6 +17,7 @@ from bevstack.datasets.transforms import (
     ObjectNameFilter,
     PackBEVInputs,
 )
+from bevstack.errors import InputError
 
 NOWHERE = [np.nan, np.nan]
 
@@ -122,3 +123,5 @@ def test_a_gap_ends_the_past_and_nothing_has_no_past(root):
     assert_places(transform(clips(root).pipeline_dict(1)), places_now(1, 1, 0))
     with pytest.raises(ValueError, match="num_frames: 0"):
         LoadPastCenters(0)
+    with pytest.raises(InputError, match="LoadPastCenters: the dataset's objects have no instance_ids"):
+        LoadPastCenters(2)({"frames": []})

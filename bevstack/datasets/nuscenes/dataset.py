@@ -82,11 +82,11 @@ class NuScenesBEVDataset(ClipDataset):
 
     @property
     def row_of(self) -> dict[str, int]:
-        """Row of each token."""
+        """Row of each sample's token, for all samples of the index."""
         return self.index.row_of
 
     def token(self, row: int) -> str:
-        """Sample token."""
+        """The sample's token in the tables."""
         return self.index.token(row)
 
     def scene(self, row: int) -> SceneRecord:

@@ -201,7 +201,7 @@ class NuScenesIndex:
         return np.array(self.arrays["intrinsics"][self.arrays["camera_calibration"][row]])
 
     def ego(self, row: int) -> EgoState:
-        """The ego car at a sample."""
+        """The ego car at a sample: its pose, and the CAN bus where there is one."""
         return EgoState(np.array(self.can_bus_raw[row]), bool(self.can_bus_valid[row]), self.global_from_bev(row))
 
     def boxes(self, row: int) -> BoxRecords:

@@ -195,7 +195,7 @@ class _SampleRows:
         }
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Arrays with one row a sample."""
+        """Arrays (S,) with one row a sample, by the names of :data:`bevstack.datasets.nuscenes.index_files.ARRAYS`."""
         scene_row = np.repeat(np.arange(len(self.scenes)), [s["num_samples"] for s in self.scenes])
         return {
             "sample_token": _text([s["token"] for s in self.samples]),
@@ -206,7 +206,7 @@ class _SampleRows:
         }
 
     def scene_times(self) -> list[tuple[str, np.ndarray]]:
-        """Per scene its name and its samples' timestamps."""
+        """Per scene its name and its samples' timestamps, (n,) int64 microseconds."""
         times = np.array([s["timestamp"] for s in self.samples], dtype=np.int64)
         return [(s["name"], times[s["first_row"] : s["first_row"] + s["num_samples"]]) for s in self.scenes]
 

@@ -109,7 +109,7 @@ class ResizeImages(ImageTransform):
         return None if self.scale_range is None else rng.uniform(*self.scale_range)
 
     def apply(self, image: np.ndarray, drawn: float | None) -> tuple[np.ndarray, np.ndarray]:
-        """Resize; the pixel transform holds the factors that whole-pixel sizes really give."""
+        """(H, W, 3) uint8, resized, and (3, 3) float64 with the factors that whole-pixel sizes really give."""
         height, width = image.shape[:2]
         new_height, new_width = self.size or (max(round(height * drawn), 1), max(round(width * drawn), 1))
         matrix = resize_pixels(new_width / width, new_height / height).numpy()
@@ -174,7 +174,7 @@ class ResizeCropFlipImages(ImageTransform):
         return drawn, bottom, left, bool(rng.random() < self.flip_probability)
 
     def apply(self, image: np.ndarray, drawn: tuple[float, float, float, bool]) -> tuple[np.ndarray, np.ndarray]:
-        """Cut, resize and mirror as drawn."""
+        """(H, W, 3) uint8, cut, resized and mirrored as drawn, and (3, 3) float64 of what was really done."""
         amount, bottom, left, mirrored = drawn
         image, shift = self._source_part(image)
         height, width = image.shape[:2]
