@@ -283,7 +283,7 @@ def _passing(scores: Tensor, threshold: float) -> Tensor:
 
 
 def _in_full_precision(module: nn.Module, tokens: Tensor) -> Tensor:
-    """Under autocast, too: a place in bfloat16 is good to half a metre only."""
+    """(..., C) to (..., C'), under autocast, too: a place in bfloat16 is good to half a metre only."""
     with torch.autocast(tokens.device.type, enabled=False):
         return module(tokens.to(next(module.parameters()).dtype)).float()
 

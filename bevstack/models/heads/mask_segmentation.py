@@ -233,6 +233,7 @@ class MaskSegmentationHead(BEVHead):
         return self._product(embeddings, cells, self.cell_codes)
 
     def _product(self, embeddings: Tensor, cells: Tensor, codes: Tensor) -> Tensor:
+        """Embeddings (..., M, E + 4 F + 1), cells' (..., E, Y, X) and codes (4 F, Y, X) to logits (..., M, Y, X)."""
         looks, where, bias = embeddings.split([self.mask_channels, len(codes), 1], dim=-1)
         with torch.autocast(cells.device.type, enabled=False):
             masks = looks.float() @ cells.float().flatten(-2) + where.float() @ codes.flatten(1) + bias.float()
@@ -276,6 +277,7 @@ class MaskSegmentationHead(BEVHead):
         return losses
 
     def _class_loss(self, logits: Tensor, labels: Tensor, count: Tensor) -> Tensor:
+        """A scalar, of one layer's logits (B, Q, K or K + 1) and labels (B, Q), -1 for none."""
         if self.criterion.classification == "softmax":
             return no_object_cross_entropy(logits, labels, self.criterion.no_object_weight)
         return sigmoid_focal_loss(logits, labels).sum() / count

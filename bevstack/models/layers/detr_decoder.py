@@ -14,7 +14,7 @@ from bevstack.models.layers.settings import Settings
 
 
 def inverse_sigmoid(fraction: Tensor, eps: float = 1e-5) -> Tensor:
-    """Logit of fractions, each side kept at least ``eps`` away from zero; float32 at least."""
+    """Logits (...) of fractions (...), each side kept at least ``eps`` away from zero; float32 at least."""
     fraction = fraction.to(torch.promote_types(fraction.dtype, torch.float32)).clamp(0, 1)
     return (fraction.clamp_min(eps) / (1 - fraction).clamp_min(eps)).log()
 
