@@ -19,10 +19,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import mmengine.registry as theirs
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import Registry
+from mmengine.runner import Runner
 
+import bevstack.registry as ours
 from bevstack.errors import InputError
-from bevstack.interop.mmengine_config import import_standard_library_eagerly
+from bevstack.interop.mmengine_config import eager_standard_library
 from bevstack.reference.compat import apply_compat
 
 # top-level keys that have a meaning, beside the arguments of mmengine's Runner
@@ -49,9 +53,9 @@ def load_config(path: str | os.PathLike, options: Sequence[str] | None = None) -
     path = Path(path)
     if not path.is_file():
         raise InputError(path, "config", "no such file" if not path.exists() else "not a file")
-    import_standard_library_eagerly()
     try:
-        cfg = Config.fromfile(path, import_custom_modules=False)
+        with eager_standard_library():
+            cfg = Config.fromfile(path, import_custom_modules=False)
     except SyntaxError as error:
         raise InputError(path, f"line {error.lineno}", error.msg) from error
     except Exception as error:  # noqa: BLE001 - a config is a program and may raise anything
@@ -134,8 +138,6 @@ def _require_place(cfg: Config, parts: list[str], path: Path) -> None:
 
 
 def _runner_keys() -> set[str]:
-    from mmengine.runner import Runner
-
     return {*inspect.signature(Runner.__init__).parameters, *_TOP_LEVEL} - {"self", "cfg"}
 
 
@@ -162,11 +164,6 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
 
 def _registries() -> list:
     """Our registries first, then mmengine's for what we add nothing to (optimizers, functions, ...)."""
-    import mmengine.registry as theirs
-    from mmengine.registry import Registry
-
-    import bevstack.registry as ours
-
     return [value for module in (ours, theirs) for value in vars(module).values() if isinstance(value, Registry)]
 
 

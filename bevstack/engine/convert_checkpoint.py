@@ -7,10 +7,13 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bevstack.engine.checkpoint import read_checkpoint
 from bevstack.errors import InputError
+from bevstack.files import atomic_write
 from bevstack.interop.foreign_weights import CURRENT_BOXES, backbone_weights, check_complete, native_weights
 from bevstack.interop.reference_keys import is_published, whole, with_current_boxes
 
@@ -129,14 +132,8 @@ def write_safetensors(weights: Mapping[str, Tensor], path: Path, metadata: Mappi
     Raises:
         InputError: it cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(whole(weights), temporary, dict(metadata))
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(path, "write", str(error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path, "write") as temporary:
+        try:
+            save_file(whole(weights), temporary, dict(metadata))
+        except SafetensorError as error:
+            raise InputError(path, "write", f"cannot be written: {error}") from error

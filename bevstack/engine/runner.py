@@ -22,7 +22,6 @@ from torch import nn
 
 from bevstack.engine.checkpoint import (
     LAST_CHECKPOINT,
-    atomic_write,
     load_weights,
     message_hub_state,
     plain,
@@ -34,6 +33,7 @@ from bevstack.engine.cpu_memory import keep_freed_memory
 from bevstack.engine.resume_check import changed_settings, run_settings
 from bevstack.engine.train_loops import ResumableTrainLoop
 from bevstack.errors import InputError
+from bevstack.files import atomic_write
 from bevstack.interop.foreign_weights import check_box_convention
 from bevstack.registry import RUNNERS
 
@@ -322,7 +322,8 @@ class BEVRunner(Runner):
             return str(hook.last_ckpt)
         self.save_checkpoint(str(folder), path.name, meta={"epoch": self.epoch, "iter": self.iter})
         if is_main_process():
-            atomic_write(Path(self.work_dir) / LAST_CHECKPOINT, os.fsencode(path))
+            with atomic_write(Path(self.work_dir) / LAST_CHECKPOINT) as temporary:
+                temporary.write_bytes(os.fsencode(path))
         if hook is not None:
             hook.last_ckpt, hook.saved_iter = str(path), self.iter
         return str(path)

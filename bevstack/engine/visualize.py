@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from bevstack.datasets.base import BEVDataset
 from bevstack.errors import InputError
 from bevstack.structures import BEVDataSample
 
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build_dataset(cfg: Any, split: str | None) -> Any:
+def build_dataset(cfg: Any, split: str | None) -> BEVDataset:
     """The test dataset of a config, in test mode, of another split where one is named.
 
     Args:
@@ -97,17 +97,17 @@ def build_dataset(cfg: Any, split: str | None) -> Any:
     return DATASETS.build(dataset)
 
 
-def choose_samples(dataset: Any, scenes: Sequence[str] | None, max_samples: int | None) -> list[int]:
+def choose_samples(dataset: BEVDataset, scenes: Sequence[str] | None, max_samples: int | None) -> list[int]:
     """Numbers of the dataset's samples that lie in ``scenes``, at most ``max_samples`` of them.
 
     Raises:
         InputError: the split has no such scene (the nearest name is given).
     """
-    names = [dataset.index.scenes[scene]["name"] for scene in dataset.scene_rows]
+    names = dataset.scene_names
     for scene in scenes or ():
         if scene not in names:
             near = difflib.get_close_matches(scene, sorted(set(names)), n=1, cutoff=0.0)
-            raise InputError(dataset.index.folder, "--scenes", f"the split has no scene '{scene}'; nearest: {near[0]}")
+            raise InputError(dataset.source, "--scenes", f"the split has no scene '{scene}'; nearest: {near[0]}")
     return [number for number, name in enumerate(names) if not scenes or name in scenes][:max_samples]
 
 
@@ -125,18 +125,17 @@ def build_model(cfg: Any, weights: dict[str, torch.Tensor], checkpoint: str) -> 
     return model.to(default_device()).eval()
 
 
-def camera_views(index: Any, sample: BEVDataSample) -> list:
+def camera_views(dataset: BEVDataset, sample: BEVDataSample) -> list:
     """The sample's cameras with their original images, seen from the (augmented) BEV frame of its boxes."""
+    from bevstack.images import read_image
+    from bevstack.structures.poses import bev_from_augmented
     from bevstack.visualization import CameraView
-    from bevstack.visualization.files import read_image
 
-    row = index.row_of[sample.metainfo["token"]]
-    bev_from_augmented = np.linalg.inv(sample.metainfo.get("augmented_from_bev", np.eye(4)))
-    parts = zip(
-        index.cameras, index.image_paths(row), index.pixels_from_camera(row), index.camera_from_bev(row), strict=True
-    )
+    cameras = dataset.camera_views(sample.metainfo["token"])
+    undone = bev_from_augmented(sample).numpy()
+    parts = zip(cameras.names, cameras.image_paths, cameras.pixels_from_camera, cameras.camera_from_bev, strict=True)
     return [
-        CameraView(name, read_image(path), pixels_from_camera, camera_from_bev @ bev_from_augmented)
+        CameraView(name, read_image(path), pixels_from_camera, camera_from_bev @ undone)
         for name, path, pixels_from_camera, camera_from_bev in parts
     ]
 
@@ -171,26 +170,14 @@ def predicted_samples(
         yield from predicted
 
 
-def build_visualizer(cfg: Any, model: torch.nn.Module | None, args: argparse.Namespace) -> Any:
-    """The config's ``sample_visualizer`` (or the usual one), with a panel for each head that can paint itself
-    or names, as ``painter``, one that does, and one for tracks where the config has a ``tracker``."""
+def build_visualizer(cfg: Any, args: argparse.Namespace) -> Any:
+    """The config's ``sample_visualizer``, or one that draws whatever a sample has."""
     from bevstack.registry import VISUALIZERS
-    from bevstack.visualization.painters import HeadPainter
-    from bevstack.visualization.tracks import TrackPainter
 
     settings = {"type": "SampleVisualizer", "score_thr": args.score_thr, **(cfg.get("sample_visualizer") or {})}
     if args.layout is not None:
         settings["layout"] = args.layout
-    visualizer = VISUALIZERS.build(settings)
-    heads = dict(model.heads.items()) if hasattr(model, "heads") else {}
-    visualizer.painters += [HeadPainter(name, head) for name, head in heads.items() if hasattr(head, "paint")]
-    for name, head in heads.items():
-        if getattr(head, "painter", None) and not any(type(p).__name__ == head.painter for p in visualizer.painters):
-            settings = {"type": head.painter, "score_thr": args.score_thr, "title": name}
-            visualizer.painters.append(VISUALIZERS.build(settings))
-    if cfg.get("tracker") and not any(isinstance(painter, TrackPainter) for painter in visualizer.painters):
-        visualizer.painters.append(TrackPainter(args.score_thr))
-    return visualizer
+    return VISUALIZERS.build(settings)
 
 
 def draw_dataset(
@@ -204,7 +191,7 @@ def draw_dataset(
     from bevstack.tracking import track_samples
     from bevstack.visualization.files import write_clip, write_png
 
-    visualizer = build_visualizer(cfg, model, args)
+    visualizer = build_visualizer(cfg, args)
     pictures: dict[str, list[Path]] = {}
     samples = predicted_samples(cfg, dataset, chosen, model)
     if model is not None and cfg.get("tracker"):
@@ -212,7 +199,7 @@ def draw_dataset(
     for sample in track(samples, "drawing", total=len(chosen), console=Console(file=sys.stderr)):
         scene = pictures.setdefault(sample.metainfo["scene_name"], [])
         path = args.out / sample.metainfo["scene_name"] / f"{len(scene):04d}_{sample.metainfo['token']}.png"
-        write_png(path, visualizer.draw(sample, camera_views(dataset.index, sample)))
+        write_png(path, visualizer.draw(sample, camera_views(dataset, sample)))
         scene.append(path)
     if args.format != "none":
         for scene, paths in pictures.items():

@@ -16,6 +16,7 @@ from bevstack.evaluation.keypoint_metric import SimilarityMetric, object_keypoin
 from bevstack.evaluation.true_objects import countable, match_by_distance, on_host
 from bevstack.geometry.keypoints import KEYPOINT_NAMES, NUM_KEYPOINTS, image_keypoints
 from bevstack.registry import METRICS
+from bevstack.structures.poses import bev_from_augmented
 
 PCK_SHARES = (0.1, 0.2)
 """Of the object's size in the image: how far away a keypoint is still found."""
@@ -144,8 +145,8 @@ def _true_points(sample: dict[str, Any], limits: np.ndarray) -> tuple[np.ndarray
     areas = focal_px2[cameras] * scale[cameras] ** 2 * side_m2[objects] / depths**2
     sizes = np.sqrt(np.minimum(areas, image_size_px[cameras].prod(-1)))
 
-    bev_from_augmented = np.linalg.inv(np.asarray(sample.get("augmented_from_bev", np.eye(4)), float))
-    centers = boxes[:, :2] @ bev_from_augmented[:2, :2].T + bev_from_augmented[:2, 3]
+    matrix = bev_from_augmented(sample).numpy()
+    centers = boxes[:, :2] @ matrix[:2, :2].T + matrix[:2, 3]
     counted = countable(instances) & (np.hypot(*centers.T) < limits[labels])
     return cameras, kinds, points, sizes, counted[objects]
 

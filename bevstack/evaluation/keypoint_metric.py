@@ -15,6 +15,7 @@ from bevstack.evaluation.gathering import GatheredMetric, as_dict
 from bevstack.evaluation.true_objects import class_ranges, countable, match_by_distance, on_host
 from bevstack.geometry.keypoints import NUM_KEYPOINTS, box_poses, pose_keypoints
 from bevstack.registry import METRICS
+from bevstack.structures.poses import bev_from_augmented
 
 SIGMAS = (0.1,) * NUM_KEYPOINTS
 """How far a keypoint may stray, by keypoint: COCO's hips have 0.107, shoulders 0.079. An object of 8 m2 of ground
@@ -121,7 +122,7 @@ class KeypointMetric(SimilarityMetric):
                     why = "add a KeypointHead" if field.startswith("pred") else "the split has no labels"
                     reason = f"sample {token} has none: {why}, or leave the metric out"
                     raise InputError("KeypointMetric", field, reason)
-            matrix = np.linalg.inv(np.asarray(sample.get("augmented_from_bev", np.eye(4)), float))[:2]
+            matrix = bev_from_augmented(sample).numpy()[:2]
             labels, turns, areas = self._truth(sample["gt_instances_3d"], matrix)
             near = [np.linalg.norm(t[0, 0]) < limits[label] for t, label in zip(turns, labels, strict=True)]
             near = np.flatnonzero(near)

@@ -44,11 +44,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 
 from bevstack.engine.config import check_components, load_config
 from bevstack.errors import InputError
+from bevstack.files import atomic_write
+from bevstack.registry import DATASETS
 
 RESULTS_NAME = "comparison.json"
 _PLACED = ("data_root", "version", "index_root")
@@ -97,8 +100,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         InputError: the comparison or one of its variants is not right; before anything is trained.
     """
-    from bevstack.evaluation.report import atomic_text
-
     args = parse_arguments(arguments)
     cfg = load_config(args.config, args.cfg_options)
     sections = chosen_sections(cfg, args.only)
@@ -116,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     preparations = {section["title"]: section.get("prepare", ()) for section in sections}
     failures = run_all(to_train, results, results_path, preparations) if to_train else {}
     page = args.page or args.work_dir / "comparison.md"
-    with atomic_text(page) as file:
+    with atomic_write(page) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(page_text(cfg, sections, variants, results, failures))
     print(f"{len(to_train) - len(failures)} trained, {len(failures)} failed; {page}; raw numbers: {results_path}")
     return 1 if failures else 0
@@ -289,8 +290,6 @@ def run_all(
         TimeRemainingColumn,
     )
 
-    from bevstack.evaluation.report import atomic_text
-
     failures: dict[str, str] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(file=sys.stderr)) as bar:
@@ -305,7 +304,7 @@ def run_all(
                 failures[variant.key] = str(failure)
                 bar.console.print(f"failed: {title}: {failure}", markup=False, highlight=False)
             else:
-                with atomic_text(path) as file:
+                with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
                     json.dump({"results": results}, file, indent=1, sort_keys=True)
             bar.advance(task)
     return failures
@@ -503,15 +502,10 @@ def provenance(cfg: Config, variants: Sequence[Variant], done: Sequence[Mapping]
 
 def scenes_of(config: Config) -> str:
     """How many scenes and samples are trained on and scored."""
-    from bevstack.datasets.nuscenes.index import NuScenesIndex
-
     texts = []
     for word, loader in (("trained on", config.train_dataloader), ("scored on", config.test_dataloader)):
-        data = loader.dataset
-        index = NuScenesIndex.open(data.data_root, data.version, data.get("index_root"))
-        rows = index.samples(data.split)
-        scenes = {index.scene(row)["name"] for row in rows}
-        texts.append(f"{word} {len(scenes)} scenes ({len(rows)} samples)")
+        dataset = DATASETS.build({**loader.dataset, "pipeline": []})
+        texts.append(f"{word} {len(np.unique(dataset.scene_rows))} scenes ({len(dataset)} samples)")
     return ", ".join(texts)
 
 

@@ -1,4 +1,4 @@
-"""The ten numbers a query-based detection head regresses for a box, and back.
+"""The ten numbers that detection heads regress for a box, and back.
 
 Code: (cx, cy, log l, log w, cz, log h, sin yaw, cos yaw, vx, vy), in metres, radians and m/s; (cx, cy, cz) is the
 centre of gravity. Boxes are mmdet3d 1.x LiDAR boxes (x, y, z_bottom, l, w, h, yaw, vx, vy). The two sizes pass through
@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 BOX_CODE_SIZE = 10
+MIN_SIZE_M = 1e-3
+"""Smaller sizes are encoded as this one."""
 
 
 def encode_boxes(boxes: Tensor) -> Tensor:
     """Boxes (..., 9) in the BEV frame to codes (..., 10); a velocity that is not known (NaN) stays NaN."""
-    x, y, bottom, length, width, height, yaw, vx, vy = boxes.unbind(-1)
-    return torch.stack(
-        [x, y, length.log(), width.log(), bottom + height / 2, height.log(), yaw.sin(), yaw.cos(), vx, vy], dim=-1
-    )
+    x, y, bottom, _, _, height, yaw, vx, vy = boxes.unbind(-1)
+    length, width, tall = boxes[..., 3:6].clamp_min(MIN_SIZE_M).log().unbind(-1)
+    return torch.stack([x, y, length, width, bottom + height / 2, tall, yaw.sin(), yaw.cos(), vx, vy], dim=-1)
 
 
 def decode_boxes(code: Tensor) -> Tensor:

@@ -54,6 +54,25 @@ def quaternion_to_matrix(quaternion: Tensor) -> Tensor:
     return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
 
 
+def matrix_to_quaternion(rotation: Tensor) -> Tensor:
+    """Rotation matrices (..., 3, 3) to unit quaternions (..., 4) as (w, x, y, z), w not negative.
+
+    The products q_i q_j are linear in the matrix (Shepperd 1978); the row of the largest q_i^2 is q_i q, without loss.
+    """
+    (m00, m01, m02), (m10, m11, m12), (m20, m21, m22) = (row.unbind(-1) for row in rotation.unbind(-2))
+    products = [
+        1 + m00 + m11 + m22, m21 - m12, m02 - m20, m10 - m01,
+        m21 - m12, 1 + m00 - m11 - m22, m01 + m10, m02 + m20,
+        m02 - m20, m01 + m10, 1 - m00 + m11 - m22, m12 + m21,
+        m10 - m01, m02 + m20, m12 + m21, 1 - m00 - m11 + m22,
+    ]  # fmt: skip
+    products = torch.stack(products, dim=-1).unflatten(-1, (4, 4))
+    largest = products.diagonal(dim1=-2, dim2=-1).argmax(-1)
+    row = products.take_along_dim(largest[..., None, None], dim=-2).squeeze(-2)
+    row = torch.where(row[..., :1] < 0, -row, row)
+    return row / row.norm(dim=-1, keepdim=True)
+
+
 def yaw_of(dst_from_src: Tensor) -> Tensor:
     """Heading in radians of the source's x axis seen in the destination's xy plane: (..., 4, 4) -> (...)."""
     return torch.atan2(dst_from_src[..., 1, 0], dst_from_src[..., 0, 0])

@@ -8,6 +8,8 @@ lazy object, and ``os.environ`` in a config fails. Python itself knows which mod
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from mmengine.config import config as _config
 from mmengine.config import utils as _utils
@@ -19,8 +21,18 @@ def _is_builtin_module(module_name: str) -> bool:
     return module_name.split(".")[0] in sys.stdlib_module_names or _original(module_name)
 
 
-def import_standard_library_eagerly() -> None:
-    """Let configs import and use the standard library, wherever Python lives. Idempotent."""
-    for module in (_utils, _config):
-        if hasattr(module, "_is_builtin_module"):
-            module._is_builtin_module = _is_builtin_module
+@contextmanager
+def eager_standard_library() -> Iterator[None]:
+    """While the block runs, configs that are read may import and use the standard library, wherever Python lives.
+
+    mmengine's own function is put back afterwards: configs that others read in this process are read as ever.
+    """
+    changed = [module for module in (_utils, _config) if hasattr(module, "_is_builtin_module")]
+    before = [module._is_builtin_module for module in changed]
+    for module in changed:
+        module._is_builtin_module = _is_builtin_module
+    try:
+        yield
+    finally:
+        for module, function in zip(changed, before, strict=True):
+            module._is_builtin_module = function

@@ -40,6 +40,7 @@ class LossBalancing(nn.Module, ABC):
     """
 
     needs_shared_weight = False
+    priors: Tensor
 
     def __init__(self, priors: Mapping[str, float], logged: bool = True) -> None:
         super().__init__()
@@ -152,6 +153,10 @@ class DynamicWeightAverage(LossBalancing):
         ValueError: window or temperature is not positive.
     """
 
+    sums: Tensor
+    means: Tensor
+    steps: Tensor
+
     def __init__(
         self, priors: Mapping[str, float], window: int = 100, temperature: float = 2.0, logged: bool = True
     ) -> None:
@@ -205,11 +210,17 @@ class GradNorm(LossBalancing):
             weight matrix of the last part that all heads share, in the order of construction.
 
     Raises:
-        ValueError: a number that makes no sense; in use: no task's loss depends on the shared weight.
+        ValueError: a number that makes no sense; in use: no shared weight is given, or no task's loss depends on it.
     """
 
     needs_shared_weight = True
     betas, eps = (0.9, 0.999), 1e-12
+    steps: Tensor
+    log_weights: Tensor
+    initial_losses: Tensor
+    gradient_mean: Tensor
+    gradient_square: Tensor
+    updates: Tensor
 
     def __init__(
         self,
@@ -240,6 +251,8 @@ class GradNorm(LossBalancing):
                 self.initial_losses += now / self.initial_steps
             self.steps += 1
             if int(self.steps) >= self.initial_steps and int(self.steps) % self.interval == 0:
+                if shared_weight is None:
+                    raise ValueError("GradNorm: forward needs a weight that the heads share")
                 norms = self.gradient_norms(losses, shared_weight)
                 self._step(now, mean_across_ranks(norms, losses.device))
         return weights, {}

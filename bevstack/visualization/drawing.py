@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import matplotlib
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 _SHIFT = 4  # OpenCV's fixed-point bits: ends of lines lie on sixteenths of a pixel
 
@@ -29,9 +31,6 @@ class Text(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def _font(size_px: int, bold: bool):
-    import matplotlib
-    from PIL import ImageFont
-
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     return ImageFont.truetype(str(folder / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")), size_px)
 
@@ -43,8 +42,6 @@ def text_width(text: str, size_px: float, bold: bool = False) -> float:
 
 def draw_texts(image: np.ndarray, texts: Sequence[Text]) -> np.ndarray:
     """A copy of ``image`` (H, W, 3) uint8 with lines of text on it."""
-    from PIL import Image, ImageDraw
-
     picture = Image.fromarray(image)
     pen = ImageDraw.Draw(picture)
     for line in texts:

@@ -10,19 +10,7 @@ with read_base():
     from .bevformer_model import *
     from .runtime import *
 
-# Alphabetical, unlike the first version's order.
-classes = (
-    "barrier",
-    "bicycle",
-    "bus",
-    "car",
-    "construction_vehicle",
-    "motorcycle",
-    "pedestrian",
-    "traffic_cone",
-    "trailer",
-    "truck",
-)
+classes = tuple(sorted(classes))  # alphabetical, unlike the first version's order
 model["backbone"] = dict(
     type="mmdet.ResNet",
     depth=50,

@@ -11,11 +11,7 @@ from mmengine.config import read_base
 with read_base():
     from .bevformer_base import *
 
-map_layers = ("drivable_area", "ped_crossing", "walkway", "stop_line", "carpark_area", "divider")
-painted_classes = dict(
-    vehicle=("car", "truck", "construction_vehicle", "bus", "trailer", "motorcycle", "bicycle"),
-    car=("car",),
-)
+painted_classes = dict(vehicle=vehicle_classes, car=("car",))
 map_grid = dict(shape=(200, 200), x_range_m=(-50.0, 50.0), y_range_m=(-50.0, 50.0))
 segmentation = dict(
     type="SemanticSegmentationHead",

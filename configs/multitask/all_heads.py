@@ -69,6 +69,9 @@ sample_visualizer = dict(
         dict(type="PanopticPainter"),
         dict(type="PanopticPainter", field="gt_panoptic", title="panoptic truth"),
         dict(type="BehaviourPainter"),
+        dict(type="ScenePainter"),
+        dict(type="PosePainter", title="keypoints"),
+        dict(type="TrackPainter"),
     ],
 )
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tables import LOCATION, MAP_POLYGONS, VERSION, build_root
 
-from bevstack.datasets import NuScenesBEVDataset
 from bevstack.datasets.nuscenes.create_data import create_nuscenes
+from bevstack.datasets.nuscenes.dataset import NuScenesBEVDataset
 from bevstack.datasets.nuscenes.map_tiles import TILES_FOLDER, MapTiles
 from bevstack.datasets.nuscenes.taxonomy import MAP_LAYERS
 from bevstack.errors import InputError

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,10 @@ from pyquaternion import Quaternion
 from tables import VERSION, build_root, edit_table
 from torch.utils.data import DataLoader
 
-from bevstack.datasets import NuScenesBEVDataset
 from bevstack.datasets.clips import ClipIndex, consecutive_queue, previous_rows, random_queue
-from bevstack.datasets.nuscenes.can_bus import CorrectedCanBus, EgoState
+from bevstack.datasets.ego_state import CorrectedCanBus, EgoState
 from bevstack.datasets.nuscenes.create_data import create_nuscenes
+from bevstack.datasets.nuscenes.dataset import NuScenesBEVDataset
 from bevstack.datasets.nuscenes.index import NuScenesIndex
 from bevstack.datasets.samplers import ClipSampler, StreamingSampler
 from bevstack.errors import InputError
@@ -324,3 +326,25 @@ def test_workers_share_the_index(root):
     dataset = clips(root)
     assert all(isinstance(array, np.memmap) for array in dataset.index.arrays.values() if array.size)
     assert isinstance(dataset._epoch, torch.Tensor) and dataset._epoch.is_shared()
+
+
+def test_a_dataset_travels_to_workers_without_its_map_tiles(root):
+    dataset = clips(root)
+    assert not dataset.has_map("singapore-onenorth") and dataset._opened_tiles is not None
+    assert dataset._tiles is dataset._tiles  # opened once
+    again = pickle.loads(pickle.dumps(dataset))
+    assert again._opened_tiles is None and not again.has_map("singapore-onenorth")
+    assert tokens(again[2]) == tokens(dataset[2])
+
+
+def test_the_handle_stays_in_the_worker_and_is_not_copied(root):
+    # A transform meets the dataset itself, also in a copy of the dict; the sample that leaves has no trace of it.
+    met = []
+
+    def look(results):
+        met.append((results["dataset"], copy.deepcopy(results)["dataset"]))
+        return results
+
+    dataset = clips(root, pipeline=[look])
+    assert "dataset" not in dataset[1]
+    assert met == [(dataset, dataset)]

@@ -48,16 +48,16 @@ def test_the_page_is_complete():
 
 
 def remember_pictures(monkeypatch, pictures: list[np.ndarray]) -> None:
-    """Keep what the head paints."""
+    """Keep what the painter paints."""
     import crowd_density
 
-    paint = crowd_density.CrowdDensityHead.paint
+    paint = crowd_density.CrowdDensityPainter.paint
 
-    def remembered(self, sample) -> np.ndarray:
-        pictures.append(paint(self, sample))
+    def remembered(self, sample, window) -> np.ndarray:
+        pictures.append(paint(self, sample, window))
         return pictures[-1]
 
-    monkeypatch.setattr(crowd_density.CrowdDensityHead, "paint", remembered)
+    monkeypatch.setattr(crowd_density.CrowdDensityPainter, "paint", remembered)
 
 
 def test_it_trains_is_scored_and_drawn(crowd, tmp_path, monkeypatch):
@@ -70,7 +70,7 @@ def test_it_trains_is_scored_and_drawn(crowd, tmp_path, monkeypatch):
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["crowd/count_error"] >= 0 and "NDS" in metrics and "iou/vehicle" in metrics
 
-    # Each picture shows the head's own panel: much of the colour that fills most of what the head painted.
+    # Each picture shows the painter's own panel: much of the colour that fills most of what it painted.
     files = sorted((tmp_path / "vis").glob("*/*.png"))
     assert len(files) == len(pictures) == VAL_SCENES * FRAMES
     for file, picture in zip(files, pictures, strict=True):

@@ -13,7 +13,7 @@ from bevstack.geometry import BEVGrid
 from bevstack.interop.reference_keys import our_weights
 from bevstack.models.heads.detection3d_query import QueryDetectionHead
 from bevstack.structures import BEVDataSample, BEVFeatures
-from tests.parity.golden import assert_matches, load_case
+from tests.parity.golden import assert_matches, load_case, recordings
 
 HEAD = "heads.detection."
 
@@ -38,9 +38,9 @@ def boxes_to_lwh(boxes):
     return boxes
 
 
-@pytest.fixture(scope="module")
-def case():
-    return load_case("f_head")
+@pytest.fixture(scope="module", params=recordings("f_head"))
+def case(request):
+    return load_case(request.param)
 
 
 @pytest.fixture(params=["old_boxes", "new_boxes"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bevstack.datasets.nuscenes.can_bus import CorrectedCanBus, EgoState
+from bevstack.datasets.ego_state import CorrectedCanBus, EgoState
 from bevstack.geometry import BEVGrid
 from bevstack.interop.reference_keys import code_from_old_code, with_current_boxes
 from bevstack.models.bev import BEVFormerEncoder, WarpAlignment

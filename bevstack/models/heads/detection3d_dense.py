@@ -10,6 +10,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from bevstack.geometry import BEVGrid
+from bevstack.geometry.box_code import BOX_CODE_SIZE, bottom_centred, decode_boxes, encode_boxes
 from bevstack.losses.dense import heatmap_focal_loss
 from bevstack.losses.functional import masked_l1_loss, mean_across_ranks
 from bevstack.models.heads.base import BEVHead, resample_bev
@@ -27,10 +28,6 @@ from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures
 from bevstack.structures.boxes import lidar_boxes
 
-# What the regression branch predicts at a cell: offset of the box's centre from the cell's in cells (x, y), height of
-# the box's centre, log of length, width, height, sine and cosine of yaw, velocity (x, y) in metres per second.
-_BOX_CODE = 10
-
 
 @dataclass(frozen=True)
 class CenterCriterion(HeatmapCriterion):
@@ -38,7 +35,9 @@ class CenterCriterion(HeatmapCriterion):
 
     Args:
         box_weight: of the L1 loss of boxes.
-        code_weights: of the ten regressed values (see the source) in it.
+        code_weights: in it, of the ten values that are regressed at a cell: offset of the box's centre from the cell's
+            in cells (x, y), height of the box's centre, log of length, width, height, sine and cosine of yaw, velocity
+            (x, y) in metres per second.
 
     Raises:
         ValueError: not ten code weights.
@@ -48,8 +47,8 @@ class CenterCriterion(HeatmapCriterion):
     code_weights: Sequence[float] = (1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2)
 
     def __post_init__(self) -> None:
-        if len(self.code_weights) != _BOX_CODE:
-            raise ValueError(f"code_weights: {len(self.code_weights)} values, {_BOX_CODE} are regressed")
+        if len(self.code_weights) != BOX_CODE_SIZE:
+            raise ValueError(f"code_weights: {len(self.code_weights)} values, {BOX_CODE_SIZE} are regressed")
 
 
 @MODELS.register_module()
@@ -88,7 +87,7 @@ class DenseDetectionHead(BEVHead):
         self.register_buffer("nms_radii", nms_radii(self.decoding.nms_radius_m, self.classes), persistent=False)
         self.shared = ConvNormReLU(in_channels, channels, conv=conv)
         self.heatmap = self._branch(channels, len(self.classes), upscale, conv)
-        self.box = self._branch(channels, _BOX_CODE, upscale, conv)
+        self.box = self._branch(channels, BOX_CODE_SIZE, upscale, conv)
         nn.init.constant_(self.heatmap[1].bias, -4.6)  # sigmoid 0.01: nearly every cell is no centre
 
     @staticmethod
@@ -141,10 +140,7 @@ class DenseDetectionHead(BEVHead):
         footprint = (boxes[:, 3] * boxes[:, 4]).clamp_min(1e-4).sqrt() / cell_m
         sigma = (footprint / 6.0).clamp_min(self.criterion.min_sigma_cells)
         heatmap = gaussian_heatmap(corner, sigma, labels, (len(self.classes), rows, columns))
-        z_center = boxes[:, 2:3] + boxes[:, 5:6] / 2
-        yaw = boxes[:, 6:7]
-        size = boxes[:, 3:6].clamp_min(1e-3).log()
-        rest = torch.cat([z_center, size, yaw.sin(), yaw.cos(), boxes[:, 7:9]], dim=1)
+        rest = encode_boxes(boxes)[:, [4, 2, 3, 5, 6, 7, 8, 9]]  # all but the place, the centre's height first
         one_map = torch.zeros_like(labels)  # the box branch does not tell classes apart
         around = positive_cells(place, one_map, (1, rows, columns), self.criterion.reach_cells)
         code = torch.cat([around.offsets, rest[around.points]], dim=1)
@@ -167,9 +163,8 @@ class DenseDetectionHead(BEVHead):
         code = boxes[:, cell].t()
         place = torch.stack([cell % columns, cell // columns], -1) + 0.5 + code[:, :2]
         xy = self.grid.metres_from_cells(place)
-        size = code[:, 3:6].clamp(-5, 5).exp()
-        bottom = code[:, 2:3] - size[:, 2:3] / 2
-        yaw = torch.atan2(code[:, 6], code[:, 7]).unsqueeze(1)
+        size = code[:, 3:6].clamp(-5, 5)
+        code = torch.cat([xy, size[:, :2], code[:, 2:3], size[:, 2:], code[:, 6:]], dim=1)
         keep = circle_nms(xy, label, self.nms_radii[label])[: self.decoding.max_num]
-        tensor = torch.cat([xy, bottom, size, yaw, code[:, 8:10]], dim=1)[keep]
+        tensor = bottom_centred(decode_boxes(code))[keep]
         return InstanceData(bboxes_3d=lidar_boxes(tensor), scores_3d=best[keep], labels_3d=label[keep])

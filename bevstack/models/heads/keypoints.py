@@ -92,12 +92,7 @@ class KeypointHead(BEVHead):
         channels: width of the convolutions.
         criterion: a :class:`PoseCriterion` or its values.
         decoding: a :class:`PoseDecoding` or its values.
-
-    Attributes:
-        painter: name of the painter that shows what it predicts.
     """
-
-    painter = "PosePainter"
 
     def __init__(
         self,

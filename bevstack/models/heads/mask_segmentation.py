@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bevstack.geometry import BEVGrid
+from bevstack.losses.dense import dice_loss
 from bevstack.losses.functional import mean_across_ranks, sigmoid_focal_loss
-from bevstack.losses.masks import mask_dice_loss, mask_focal_loss, no_object_cross_entropy
+from bevstack.losses.masks import mask_focal_loss, no_object_cross_entropy
 from bevstack.losses.matching import FocalClassCost, HungarianMatcher, MaskDiceCost, MaskFocalCost, SoftmaxClassCost
 from bevstack.models.heads.base import BEVHead
 from bevstack.models.heads.mask_segmentation_decoding import instances_of, segments_of
@@ -264,7 +265,7 @@ class MaskSegmentationHead(BEVHead):
             predicted = self._masks_at(raw["mask_embeddings"][sample, layer, query], raw, sample, target["cells"])
             truth = target["masks"][matched[sample, layer, query]].to(predicted)
             focal = focal.index_add(0, layer, mask_focal_loss(predicted, truth, target["weights"]))
-            dice = dice.index_add(0, layer, mask_dice_loss(predicted, truth, target["weights"]))
+            dice = dice.index_add(0, layer, dice_loss(predicted, truth, target["weights"]))
 
         losses, last = {}, matched.shape[1] - 1
         for layer in range(last + 1):

@@ -13,8 +13,8 @@ from mmdet3d.models.dense_heads import FCOSMono3DHead
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from bevstack.geometry.boxes3d import box_corners, gravity_centers
-from bevstack.geometry.transforms import full_precision
+from bevstack.geometry.boxes3d import box_corners, oriented_boxes
+from bevstack.geometry.transforms import full_precision, rigid_transform
 from bevstack.models.heads.base import ImageHead
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, CameraRig
@@ -146,7 +146,8 @@ def camera_targets(
         mirror = linear.new_tensor([-1.0, 1.0, 1.0])
         linear, offset = mirror[:, None] * linear, mirror * offset
         pixels_from_camera = pixels_from_camera * mirror
-    centers = gravity_centers(boxes) @ linear.T + offset
+    moved = oriented_boxes(rigid_transform(linear, offset), boxes)
+    centers, (length, width, height) = moved.centers, moved.sizes.unbind(-1)
     corners = box_corners(boxes) @ linear.T + offset
     centers_2d, depths = _projected(centers, pixels_from_camera)
     corners_2d, _ = _projected(corners, pixels_from_camera)
@@ -156,10 +157,7 @@ def camera_targets(
     seen = (depths > 0.5) & (corners[..., 2] > 0.1).all(1)
     seen &= ((centers_2d > 0) & (centers_2d < limit)).all(1) & ((high - low) >= min_size_px).all(1)
 
-    scale = torch.det(linear).abs() ** (1 / 3)
-    length, width, height = (boxes[:, 3:6] * scale).unbind(-1)
-    heading = torch.stack([boxes[:, 6].cos(), boxes[:, 6].sin(), torch.zeros_like(height)], dim=-1) @ linear.T
-    yaw = torch.atan2(-heading[:, 2], heading[:, 0])
+    yaw = torch.atan2(-moved.rotations[:, 2, 0], moved.rotations[:, 0, 0])
     bottom = centers[:, 1] + height / 2
     in_camera = torch.stack([centers[:, 0], bottom, centers[:, 2], length, height, width, yaw], dim=-1)
     outlines, labels = torch.cat([low, high], dim=-1)[seen], labels[seen]
