@@ -58,9 +58,7 @@ model = dict(
             num_convs=1,
             resample="logits",
             upscale=2,
-            gamma=0.0,
-            alpha=-1.0,
-            cell_weight=2.0,
+            criterion=dict(cell_weight=2.0, gamma=0.0, alpha=-1.0),
         ),
         vehicle=dict(
             type="SemanticSegmentationHead",
@@ -72,9 +70,7 @@ model = dict(
             num_convs=1,
             resample="logits",
             upscale=2,
-            gamma=0.0,
-            alpha=-1.0,
-            cell_weight=2.0,
+            criterion=dict(cell_weight=2.0, gamma=0.0, alpha=-1.0),
         ),
     ),
 )

@@ -24,7 +24,8 @@ model["backbone"] = dict(
 model["neck"].update(num_outs=5)
 model["bev_levels"] = 4
 model["encoder"]["motion_embedding"] = None
-model["heads"]["detection"].update(classes=classes, box_weight=0.75, box_cost=0.75)
+model["heads"]["detection"].update(classes=classes)
+model["heads"]["detection"]["criterion"].update(box_weight=0.75, box_cost=0.75)
 model["image_heads"] = dict(
     perspective=dict(
         type="PerspectiveHead", in_channels=channels, classes=classes, strides=(8, 16, 32, 64, 128)

@@ -19,8 +19,7 @@ segmentation = dict(
     grid=map_grid,
     channels=channels,
     num_convs=2,
-    cell_weight=10.0,
-    dice_weight=0.0,
+    criterion=dict(cell_weight=10.0, dice_weight=0.0),
 )
 segmentation_heads = dict(
     map=dict(raster="map", classes=map_layers, **segmentation),

@@ -19,9 +19,10 @@ GRID = BEVGrid((6, 10), (-20.0, 30.0), (-15.0, 15.0), (-3.0, 3.0))
 CLASSES = ("car", "bus", "pedestrian")
 
 
-def _head(**changes):
+def _head(num_layers=2, **changes):
     torch.manual_seed(0)
-    sizes = dict(in_channels=16, num_queries=7, num_layers=2, num_heads=4, feed_forward_channels=24, dropout=0.0)
+    decoder = dict(num_layers=num_layers, num_heads=4, feed_forward_channels=24, dropout=0.0)
+    sizes = dict(in_channels=16, num_queries=7, decoder=decoder)
     return QueryDetectionHead(**{**sizes, "grid": GRID, "classes": CLASSES, **changes})
 
 
@@ -121,7 +122,7 @@ def test_unknown_velocity_takes_out_that_value_or_the_row():
     unknown[0][1, 7:] = math.nan
     weights = torch.tensor([1.0] * 8 + [0.2] * 2)
     for mode, dims in (("value", 8), ("row", 0)):
-        head = _head(unknown_targets=mode)
+        head = _head(criterion=dict(unknown_targets=mode))
         full, partial = (head.loss_of_boxes(raw, gt, labels) for gt in (boxes, unknown))
         query = (head.match(raw, boxes, labels)[0, -1] == 1).nonzero().item()
         difference = (raw["boxes"][-1, 0, query] - encode_boxes(boxes[0])[1]).abs() * weights
@@ -175,24 +176,25 @@ def test_a_larger_bev_shows_the_same_places():
 
 
 def test_decode_keeps_the_best_pairs_of_query_and_class():
-    head = _head(max_num=4, post_center_range_m=None)
+    head = _head(decoding=dict(max_num=4, post_center_range_m=None))
     logits = torch.tensor([[2.0, -1.0, 1.0], [0.0, 3.0, -2.0]])
     codes = torch.zeros(2, 10)
     codes[1, 0], codes[:, 7] = 5.0, 1.0
     boxes, scores, labels = head.decode(logits, codes)
-    assert labels.tolist() == [1, 0, 2, 0]
+    assert labels.tolist() == [1, 0, 2, 0] and (boxes[:, 2] == -0.5).all()  # a metre high, the centre at 0
     torch.testing.assert_close(scores, torch.tensor([3.0, 2.0, 1.0, 0.0]).sigmoid())
     assert boxes[:, 0].tolist() == [5.0, 0.0, 0.0, 5.0] and (boxes[:, 3:6] == 1).all() and (boxes[:, 6] == 0).all()
-    assert len(_head(max_num=300, post_center_range_m=None).decode(logits, codes)[0]) == 6
+    assert len(_head(decoding=dict(post_center_range_m=None)).decode(logits, codes)[0]) == 6
 
 
 def test_decode_filters_centres_before_they_sink_to_the_bottom():
-    head = _head(post_center_range_m=(-10, -10, -1, 10, 10, 1))
+    head = _head(decoding=dict(post_center_range_m=(-10, -10, -1, 10, 10, 1)))
     codes = torch.zeros(3, 10)
     codes[:, 5] = math.log(4.0)  # bottom at -2, outside; centre at 0, inside
     codes[1, 4], codes[2, 1] = 1.5, -10.0
     boxes, _, _ = head.decode(torch.zeros(3, 3), codes)
     assert sorted(boxes[:, 1].tolist()) == [-10.0] * 3 + [0.0] * 3
+    torch.testing.assert_close(boxes[:, 2], torch.full((6,), -2.0))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +203,7 @@ def test_decode_filters_centres_before_they_sink_to_the_bottom():
 )
 def test_score_threshold_gives_way_by_tenths(threshold, best, kept):
     # 0.5 * 0.9 = 0.45 lets 0.46 pass alone; 0.4 and 0.37 wait for 0.364; below 0.01 all pass.
-    head = _head(score_threshold=threshold, post_center_range_m=None, classes=("thing",))
+    head = _head(decoding=dict(score_threshold=threshold, post_center_range_m=None), classes=("thing",))
     logits = torch.tensor([best, best - 0.03 if best == 0.4 else best / 3, best / 4]).logit().unsqueeze(1)
     assert len(head.decode(logits, torch.zeros(3, 10))[1]) == kept
 
@@ -226,7 +228,7 @@ def test_autocast_keeps_places_in_full_precision():
 
 
 def test_a_few_steps_find_the_boxes():
-    head = _head(num_layers=2, max_num=2)
+    head = _head(decoding=dict(max_num=2))
     bev, samples = _bev(1), [_sample(BOXES, [0, 2])]
     optimizer = torch.optim.AdamW(head.parameters(), lr=5e-3)
     for _ in range(150):
@@ -242,15 +244,18 @@ def test_a_few_steps_find_the_boxes():
 
 def test_built_from_a_config_and_mistakes_are_named():
     config = dict(
-        type="QueryDetectionHead", in_channels=16, grid=dict(shape=(6, 10)), classes=CLASSES, num_heads=4, num_layers=1
+        type="QueryDetectionHead", in_channels=16, grid=dict(shape=(6, 10)), classes=CLASSES, decoder=dict(num_layers=1)
     )
     assert isinstance(MODELS.build(config), QueryDetectionHead)
     for change, words in (
-        (dict(code_weights=[1.0]), "code_weights"),
-        (dict(unknown_targets="all"), "unknown_targets"),
-        (dict(post_center_range_m=[1.0]), "post_center_range_m"),
-        (dict(num_heads=5), "num_heads"),
-        (dict(head_width="wide"), "head_width"),
+        (dict(criterion=dict(code_weights=[1.0])), "code_weights: 1 values"),
+        (dict(criterion=dict(unknown_targets="all")), "unknown_targets: 'all' is none of value, row"),
+        (dict(criterion=dict(code_weight=[1.0])), "criterion: unknown key 'code_weight'; did you mean 'code_weights'"),
+        (dict(decoding=dict(post_center_range_m=[1.0])), "post_center_range_m: 1 values"),
+        (dict(decoding=300), "decoding: 300 must be a dict of BoxDecoding's values"),
+        (dict(decoder=dict(num_heads=5)), "num_heads: 16 channels"),
+        (dict(decoder=dict(head_width="wide")), "head_width"),
+        (dict(decoder=dict(layers=6)), "decoder: unknown key 'layers'; did you mean 'num_layers'"),
     ):
         with pytest.raises(ValueError, match=words):
             QueryDetectionHead(**{**{key: value for key, value in config.items() if key != "type"}, **change})

@@ -30,11 +30,13 @@ BEV_GRID = BEVGrid(shape=(8, 12), x_range_m=(-24, 24), y_range_m=(-8, 24))
 SQUARE = BEVGrid(shape=(8, 8), x_range_m=(-16, 16), y_range_m=(-16, 16))
 FINER = BEVGrid(shape=(10, 20), x_range_m=(-20, 20), y_range_m=(-10, 10))  # 2 m cells, in part outside B_t
 
-_queries = dict(classes=CLASSES, num_queries=20, num_layers=2, num_heads=2, feed_forward_channels=16, dropout=0.0)
+_small = dict(num_layers=2, num_heads=2, feed_forward_channels=16)
+_queries = dict(classes=CLASSES, num_queries=20, decoder=dict(_small, dropout=0.0))
 _segmentation = dict(raster="map", classes=LAYERS, channels=6)
 _behaviour = dict(classes=CLASSES, channels=8, history_channels=CHANNELS, num_frames=3)
-_masks = dict(things=CLASSES, stuff=LAYERS[::-1], channels=8, mask_channels=6, num_queries=12)
-_masks |= dict(num_heads=2, feed_forward_channels=16, token_stride=2, object_threshold=0.0, overlap_threshold=0.0)
+_masks = dict(things=CLASSES, stuff=LAYERS[::-1], channels=8, num_queries=12, pixel_decoder=dict(channels=6))
+_masks |= dict(decoding=dict(object_threshold=0.0, overlap_threshold=0.0))
+_all_peaks = dict(classes=CLASSES, channels=6, decoding=dict(score_threshold=0.0))
 _appearance = dict(embedding_channels=5, channels=6)
 HEADS = {
     "AppearanceHead": [{**_appearance, "history_channels": CHANNELS}, {**_appearance, "use_history": False}],
@@ -44,18 +46,22 @@ HEADS = {
         {**_behaviour, "temporal": dict(type="TrackTransformer", num_layers=1, num_heads=2)},
     ],
     "DenseDetectionHead": [
-        dict(classes=CLASSES, channels=6, score_threshold=0.0),
-        dict(classes=CLASSES, channels=6, score_threshold=0.0, upscale=2, box_reach_cells=0),
+        _all_peaks,
+        {**_all_peaks, "upscale": 2, "criterion": dict(reach_cells=0)},
     ],
     "QueryDetectionHead": [_queries],
     "KeypointHead": [
-        dict(classes=CLASSES, channels=6, score_threshold=0.0),
-        dict(classes=CLASSES, channels=6, score_threshold=0.0, reach_cells=0),
+        _all_peaks,
+        {**_all_peaks, "criterion": dict(reach_cells=0)},
     ],
     "MaskSegmentationHead": [
-        {**_masks, "num_layers": 2},
-        {**_masks, "num_layers": 1, "masked_attention": True},
-        {**_masks, "num_layers": 2, "head_width": "replicated", "sampled_cells": 40},
+        {**_masks, "decoder": dict(_small, token_stride=2)},
+        {**_masks, "decoder": dict(_small, token_stride=2, num_layers=1, masked_attention=True)},
+        {
+            **_masks,
+            "decoder": dict(_small, token_stride=2, head_width="replicated"),
+            "criterion": dict(sampled_cells=40),
+        },
     ],
     "OldBoxesDetectionHead": [_queries],
     "SceneHead": [

@@ -30,8 +30,8 @@ _small_detector = dict(
 )
 HEADS = {
     "ImageKeypointHead": [
-        dict(channels=6, score_threshold=0.0),
-        dict(channels=6, score_threshold=0.0, level=1, reach_cells=0),
+        dict(channels=6, decoding=dict(score_threshold=0.0)),
+        dict(channels=6, decoding=dict(score_threshold=0.0), level=1, criterion=dict(reach_cells=0)),
     ],
     "PerspectiveHead": [
         dict(classes=CLASSES, strides=STRIDES, regress_ranges=((-1, 24), (24, 1e8)), detector=_small_detector)

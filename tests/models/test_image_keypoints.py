@@ -152,7 +152,8 @@ def test_the_cells_around_learn_the_offset(reach):
     target = image_keypoint_targets(0, sample, rig)
     raw = perfect(target, rig)
     raw["offset"] = (raw["offset"] + 1.0).requires_grad_()
-    loss = ImageKeypointHead(8, offset_weight=1.0, reach_cells=reach).loss(raw, [sample], rig)["loss_offset"]
+    head = ImageKeypointHead(8, criterion=dict(offset_weight=1.0, reach_cells=reach))
+    loss = head.loss(raw, [sample], rig)["loss_offset"]
     assert loss.item() == pytest.approx(2.0, abs=1e-4)
     loss.backward()
     gradient = raw["offset"].grad.unflatten(2, (6, 2))[0, 0].sum(1)  # of the camera ahead: (6, 16, 40)
@@ -190,7 +191,7 @@ def test_the_model_sets_what_an_image_head_predicts():
     from tests.models.scenes import labels_of
     from tests.models.test_perception import GRID, build, frames_of
 
-    keypoints = dict(type="ImageKeypointHead", in_channels=16, channels=6, score_threshold=0.0)
+    keypoints = dict(type="ImageKeypointHead", in_channels=16, channels=6, decoding=dict(score_threshold=0.0))
     model = build(image_heads=dict(keypoints=keypoints)).eval()
     quiet = type("Quiet", (ImageHead,), dict.fromkeys(("forward", "loss"), lambda *arguments: {}))
     model.image_heads["quiet"] = quiet(16)

@@ -67,7 +67,8 @@ def in_order_of(found, points):
 @pytest.mark.parametrize("reach", [0, 1])
 def test_targets_of_one_car(reach):
     # Closed form: 4 x 2 m at (3.25, 4.5) heading +y; column = x + 25, row = y + 10 in cells of 1 m.
-    target = head_of(reach_cells=reach).targets(instances_of([box(3.25, 4.5, 4.0, 2.0, math.pi / 2)], [1]), "cpu")
+    car = instances_of([box(3.25, 4.5, 4.0, 2.0, math.pi / 2)], [1])
+    target = head_of(criterion=dict(reach_cells=reach)).targets(car, "cpu")
     points, cells, offsets, shares = target.positives
     kinds, columns, rows = cells // GRID.num_cells, cells % 50, cells % GRID.num_cells // 50
     assert torch.equal(kinds, points)  # one object
@@ -157,14 +158,14 @@ def test_losses_by_hand():
     sample.gt_instances_3d = instances_of([box(3.25, 4.5, 4.0, 2.0, math.pi / 2)], [0])
     shapes = {"heatmap": 2, "keypoint_heatmap": 5, "offset": 12, "vectors": 10}
     raw = {name: torch.zeros(1, width, *GRID.shape) for name, width in shapes.items()}
-    losses = head_of(reach_cells=0, offset_weight=1.0, vector_weight=1.0).loss(raw, [sample])
+    losses = head_of(criterion=dict(reach_cells=0, offset_weight=1.0, vector_weight=1.0)).loss(raw, [sample])
     assert losses["loss_offset"].item() == pytest.approx(0.5) and losses["loss_vector"].item() == pytest.approx(2.8)
     # Reach 1: the shares of a keypoint sum to 1, so the vectors' loss is the same; the offset's is the mean of |x| plus
     # that of |y| by shares, which are products of exp(-x^2 / 2), x = .75, -.25, -1.25, and exp(-y^2 / 2), y = 1, 0, -1.
     across, along = (0.75, -0.25, -1.25), (1.0, 0.0, -1.0)
     mean = sum(sum(abs(d) * math.exp(-0.5 * d * d) for d in ds) / sum(math.exp(-0.5 * d * d) for d in ds)
                for ds in (across, along))  # fmt: skip
-    losses = head_of(offset_weight=1.0, vector_weight=1.0).loss(raw, [sample])
+    losses = head_of(criterion=dict(offset_weight=1.0, vector_weight=1.0)).loss(raw, [sample])
     assert losses["loss_offset"].item() == pytest.approx(2 * mean, rel=1e-5)
     assert losses["loss_vector"].item() == pytest.approx(2.8, rel=1e-5)
 
@@ -205,9 +206,9 @@ def test_far_peaks_pull_nothing():
 
 
 def test_thresholds_and_limits():
-    head = head_of(score_threshold=0.5, max_poses=3, nms_radius_m=50.0)
+    head = head_of(decoding=dict(score_threshold=0.5, max_num=3, nms_radius_m=50.0))
     assert len(predicted(head, perfect(head, SCENE)).scores) == 2  # one of each class: the others are within 50 m
-    head = head_of(max_poses=3)
+    head = head_of(decoding=dict(max_num=3))
     assert len(predicted(head, perfect(head, SCENE)).scores) == 3
     raw = perfect(head, SCENE)
     raw["heatmap"] = raw["heatmap"] - 30

@@ -13,18 +13,27 @@ from bevstack.losses.dense import binary_focal_loss, dice_loss
 from bevstack.models.heads import MaskSegmentationHead
 from bevstack.models.heads.mask_segmentation_decoding import instances_of, segments_of
 from bevstack.models.heads.mask_segmentation_targets import sample_cells, target_panoptic
-from bevstack.models.layers.mask_decoder import FourierEncoding, MaskDecoderLayer, MaskedCrossAttention
+from bevstack.models.layers.mask_decoder import FourierEncoding, MaskDecoderLayer, MaskDecoderSize, MaskedCrossAttention
 from bevstack.structures import BEVDataSample, BEVFeatures, PanopticMap
 
 GRID = BEVGrid(shape=(6, 8), x_range_m=(-8.0, 8.0), y_range_m=(-6.0, 6.0))
 THINGS, STUFF = ("car", "pedestrian"), ("divider", "drivable_area")
 
 
-def head_of(grid=GRID, **options) -> MaskSegmentationHead:
+def head_of(grid=GRID, num_queries=7, num_convs=2, criterion=None, **decoder) -> MaskSegmentationHead:
     torch.manual_seed(0)
-    small = dict(channels=16, mask_channels=8, num_queries=7, num_layers=2, num_heads=2, feed_forward_channels=32)
-    small |= dict(token_stride=2)
-    return MaskSegmentationHead(4, grid, THINGS, STUFF, **{**small, **options})
+    size = dict(num_layers=2, num_heads=2, feed_forward_channels=32, token_stride=2)
+    return MaskSegmentationHead(
+        4,
+        grid,
+        THINGS,
+        STUFF,
+        channels=16,
+        num_queries=num_queries,
+        pixel_decoder=dict(channels=8, num_convs=num_convs),
+        decoder={**size, **decoder},
+        criterion=criterion,
+    )
 
 
 def truth_of(grid=GRID) -> PanopticMap:
@@ -157,7 +166,7 @@ def test_the_attention_s_masks_are_the_averages_of_the_cells_logits():
 
 def test_a_decoder_layer_with_zero_updates_only_normalises():
     # Closed form: LayerNorm three times of what is already normalised.
-    layer = MaskDecoderLayer(8, 2, 16)
+    layer = MaskDecoderLayer(8, MaskDecoderSize(num_heads=2, feed_forward_channels=16))
     for linear in (layer.cross_attention.output_proj, layer.self_attention.output_proj, layer.feed_forward[3]):
         torch.nn.init.zeros_(linear.weight)
     queries = torch.randn(1, 3, 8)
@@ -184,7 +193,7 @@ def perfect_raw(head, panoptic, order) -> dict:
 
 @pytest.mark.parametrize("sampled_cells", [0, 30])
 def test_queries_are_matched_to_the_segments_they_show(sampled_cells):
-    head, panoptic, order = head_of(sampled_cells=sampled_cells), truth_of(), [5, 1, 3, 0]
+    head, panoptic, order = head_of(criterion=dict(sampled_cells=sampled_cells)), truth_of(), [5, 1, 3, 0]
     raw = perfect_raw(head, panoptic, order)
     matched = head.match(raw, [head.targets(panoptic)])[0, 0].tolist()
     assert matched == [3, 1, -1, 2, -1, 0, -1]
@@ -207,7 +216,7 @@ def test_queries_are_matched_to_the_segments_they_show(sampled_cells):
 @pytest.mark.parametrize("classification", ["softmax", "focal"])
 def test_losses_are_the_formulas_of_the_matched_pairs(classification):
     # Expected: every loss written out for the pairs that the matcher gives, one layer after another.
-    head, panoptic = head_of(classification=classification), truth_of()
+    head, panoptic = head_of(criterion=dict(classification=classification)), truth_of()
     raw = head(bev_of())
     matched = head.match(raw, [head.targets(panoptic)])[0]
     losses = head.loss(raw, [sample_of(panoptic)])
@@ -295,9 +304,13 @@ def test_targets_that_do_not_fit_say_what_to_change():
 
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="'sigmoid' is none of softmax, focal"):
-        head_of(classification="sigmoid")
-    with pytest.raises(ValueError, match="layers \\(0\\)"):
+        head_of(criterion=dict(classification="sigmoid"))
+    with pytest.raises(ValueError, match="num_layers \\(0\\)"):
         head_of(num_layers=0)
+    with pytest.raises(ValueError, match="num_convs \\(0\\)"):
+        head_of(num_convs=0)
+    with pytest.raises(ValueError, match="decoder: unknown key 'layers'; did you mean 'num_layers'"):
+        head_of(layers=2)
     with pytest.raises(ValueError, match="'car'.* cannot be things and stuff"):
         MaskSegmentationHead(4, GRID, THINGS, ("car",))
     with pytest.raises(ValueError, match="do not split over 3 heads"):

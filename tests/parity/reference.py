@@ -68,10 +68,12 @@ def head_of(config, **changes):
         "grid": grid_of(config),
         "classes": [f"class_{k}" for k in range(config["num_classes"])],
         "num_queries": config["num_query"],
-        "num_layers": config["dec_layers"],
-        "num_heads": config["heads"],
-        "num_points": config["dec_points"],
-        "feed_forward_channels": config["ffn"],
+        "decoder": {
+            "num_layers": config["dec_layers"],
+            "num_heads": config["heads"],
+            "num_points": config["dec_points"],
+            "feed_forward_channels": config["ffn"],
+        },
     }
     return QueryDetectionHead(**{**arguments, **changes}).eval()
 

@@ -37,7 +37,8 @@ def model(case):
         num_cameras=len(case.info["img_metas"][0]["lidar2img"]),
         motion_embedding={"type": "bevstack.MotionEmbedding", "channels": config["dim"]},
     )
-    head = head_of(config, code_weights=case["weights.code_weights"].tolist(), unknown_targets="row")
+    code_weights = case["weights.code_weights"].tolist()
+    head = head_of(config, criterion={"code_weights": code_weights, "unknown_targets": "row"})
     model = nn.ModuleDict({"encoder": encoder, "heads": nn.ModuleDict({"detection": head})})
     model.load_state_dict(our_weights({HEAD + name: tensor for name, tensor in case.group("weights").items()}))
     encoder_in_float64(encoder)

@@ -54,7 +54,7 @@ def small_config(name, root, num_layers=None, compat=None):
         else:
             resize.update(source_crop_px=(0, 26, *SIZE_PX), heights_px=(64,))
     if num_layers:
-        cfg.model.encoder.num_layers = cfg.model.heads.detection.num_layers = num_layers
+        cfg.model.encoder.num_layers = cfg.model.heads.detection.decoder.num_layers = num_layers
         cfg.model.encoder.grid.shape = cfg.model.heads.detection.grid.shape = (30, 30)
         cfg.model.backbone.depth = 50
         if "dcn" in cfg.model.backbone:

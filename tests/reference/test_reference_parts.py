@@ -215,7 +215,7 @@ def test_padding_counts_as_seen_or_not(kind, seen_in_padding):
 def test_old_boxes_in_the_head_equal_converted_weights():
     grid = BEVGrid((6, 6))
     arguments = {"in_channels": 16, "grid": grid, "classes": ["a", "b"], "num_queries": 5}
-    arguments |= {"num_layers": 2, "num_heads": 2, "feed_forward_channels": 16}
+    arguments["decoder"] = {"num_layers": 2, "num_heads": 2, "feed_forward_channels": 16}
     torch.manual_seed(0)
     published = OldBoxesDetectionHead(**arguments).eval()
     for parameter in published.parameters():

@@ -79,7 +79,7 @@ class BehaviourHead(BoxHead):
             raise ValueError(f"num_frames: {num_frames}: behaviour is read from a sequence, two frames at least")
         self.classes, self.on_truth = tuple(classes), on_truth
         self.num_frames, self.history_frames = num_frames, num_frames - 1
-        self.jitter = TrackJitter(**jitter) if isinstance(jitter, Mapping) else jitter
+        self.jitter = None if jitter is None else TrackJitter.build(jitter, "jitter")
         possible = torch.tensor([[name in behaviours_of(c) for name in BEHAVIOURS] for c in self.classes])
         if not possible.any():
             raise ValueError(f"classes: none of {list(self.classes)} has attributes")

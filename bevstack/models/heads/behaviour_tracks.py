@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bevstack.geometry import BEVGrid, sample_bev
 from bevstack.geometry.boxes3d import turned
+from bevstack.models.layers.settings import Settings
 
 # Where a box is sampled: its centre, then this much of its reach ahead, behind, to the left and to the right.
 _SAMPLING_POINTS = ((0.0, 0.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0))
@@ -17,7 +18,7 @@ MIN_REACH_M = 1.0
 
 
 @dataclass(frozen=True)
-class TrackJitter:
+class TrackJitter(Settings):
     """Standard deviations of the noise that makes true boxes look like detected ones, in training.
 
     Args:

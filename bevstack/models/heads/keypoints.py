@@ -7,6 +7,7 @@ A keypoint is where its centre's vector points, moved to the heatmap's peak ther
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,8 @@ from bevstack.losses.functional import mean_across_ranks
 from bevstack.models.heads.base import BEVHead
 from bevstack.models.layers.conv import ConvNormReLU
 from bevstack.models.layers.heatmaps import (
+    HeatmapCriterion,
+    PeakDecoding,
     PositiveCells,
     circle_nms,
     gaussian_heatmap,
@@ -51,6 +54,34 @@ class KeypointTargets(NamedTuple):
     vectors: Tensor
 
 
+@dataclass(frozen=True)
+class PoseCriterion(HeatmapCriterion):
+    """What poses are trained by; see also :class:`HeatmapCriterion`, whose sigma and reach hold for all keypoints.
+
+    Args:
+        keypoint_heatmap_weight, offset_weight, vector_weight: of the losses beside the centres'.
+    """
+
+    keypoint_heatmap_weight: float = 1.0
+    offset_weight: float = 0.25
+    vector_weight: float = 0.25
+
+
+@dataclass(frozen=True)
+class PoseDecoding(PeakDecoding):
+    """How poses are read from the heatmaps; see also :class:`PeakDecoding`.
+
+    Args:
+        max_peaks: of each type of keypoint, for all objects of a sample.
+        keypoint_threshold: peaks below pull no keypoint.
+        snap_radius_m: a keypoint moves to a peak at most this far away, and at most half as far as its centre is.
+    """
+
+    max_peaks: int = 300
+    keypoint_threshold: float = 0.1
+    snap_radius_m: float = 1.0
+
+
 @MODELS.register_module()
 class KeypointHead(BEVHead):
     """Centre, four ground corners and front point of every object on the head's own grid, and the pose they make.
@@ -59,14 +90,8 @@ class KeypointHead(BEVHead):
         in_channels, grid: see :class:`BEVHead`.
         classes: names of the K classes, in the order of the labels.
         channels: width of the convolutions.
-        min_sigma_cells: smallest standard deviation of a keypoint's Gaussian; larger objects get wider ones.
-        heatmap_weight, keypoint_heatmap_weight, offset_weight, vector_weight: of the four losses.
-        reach_cells: offsets and vectors are also learned in the cells that are so many rows and columns away from their
-            keypoint's, so that a peak which is one cell off still finds its pose; 0 for the keypoint's cell alone.
-        max_poses: per sample, kept by score; max_peaks: of each type of keypoint, for all objects of a sample.
-        score_threshold: poses whose centre scores less are dropped; keypoint_threshold: peaks below pull no keypoint.
-        nms_radius_m: of two centres of one class nearer than this (by class, or one number) the better stays.
-        snap_radius_m: a keypoint moves to a peak at most this far away, and at most half as far as its centre is.
+        criterion: a :class:`PoseCriterion` or its values.
+        decoding: a :class:`PoseDecoding` or its values.
     """
 
     def __init__(
@@ -75,27 +100,15 @@ class KeypointHead(BEVHead):
         grid: BEVGrid | Mapping,
         classes: Sequence[str],
         channels: int = 64,
-        min_sigma_cells: float = 0.8,
-        heatmap_weight: float = 1.0,
-        keypoint_heatmap_weight: float = 1.0,
-        offset_weight: float = 0.25,
-        vector_weight: float = 0.25,
-        reach_cells: int = 1,
-        max_poses: int = 300,
-        max_peaks: int = 300,
-        score_threshold: float = 0.02,
-        keypoint_threshold: float = 0.1,
-        nms_radius_m: float | Mapping[str, float] = 0.5,
-        snap_radius_m: float = 1.0,
+        criterion: PoseCriterion | Mapping | None = None,
+        decoding: PoseDecoding | Mapping | None = None,
         init_cfg: Mapping | None = None,
     ) -> None:
         super().__init__(in_channels, grid, init_cfg)
-        self.classes, self.min_sigma_cells = tuple(classes), min_sigma_cells
-        self.heatmap_weight, self.keypoint_heatmap_weight = heatmap_weight, keypoint_heatmap_weight
-        self.offset_weight, self.vector_weight, self.reach_cells = offset_weight, vector_weight, reach_cells
-        self.max_poses, self.max_peaks, self.snap_radius_m = max_poses, max_peaks, snap_radius_m
-        self.score_threshold, self.keypoint_threshold = score_threshold, keypoint_threshold
-        self.register_buffer("nms_radius_m", nms_radii(nms_radius_m, self.classes), persistent=False)
+        self.classes = tuple(classes)
+        self.criterion = PoseCriterion.build(criterion, "criterion")
+        self.decoding = PoseDecoding.build(decoding, "decoding")
+        self.register_buffer("nms_radii", nms_radii(self.decoding.nms_radius_m, self.classes), persistent=False)
         self.shared = ConvNormReLU(in_channels, channels)
         widths = {
             "heatmap": len(self.classes),
@@ -143,10 +156,10 @@ class KeypointHead(BEVHead):
             error = (_vectors_at(vectors, positives.cells[is_center]) - true_vectors).abs().sum((1, 2))
             vector = vector + (error * positives.shares[is_center]).sum() / _AROUND
         return {
-            "loss_heatmap": self.heatmap_weight * centers / number,
-            "loss_keypoint_heatmap": self.keypoint_heatmap_weight * others / number,
-            "loss_offset": self.offset_weight * offset / number,
-            "loss_vector": self.vector_weight * vector / number,
+            "loss_heatmap": self.criterion.heatmap_weight * centers / number,
+            "loss_keypoint_heatmap": self.criterion.keypoint_heatmap_weight * others / number,
+            "loss_offset": self.criterion.offset_weight * offset / number,
+            "loss_vector": self.criterion.vector_weight * vector / number,
         }
 
     def targets(self, instances: InstanceData, device: torch.device | str) -> KeypointTargets:
@@ -165,10 +178,11 @@ class KeypointHead(BEVHead):
         places = self.grid.cells_from_metres(keypoints)
         corner = places.floor().long()
         footprint = (boxes[:, 3] * boxes[:, 4]).clamp_min(1e-4).sqrt() / boxes.new_tensor(self.grid.cell_m).mean()
-        sigma = (footprint / 6.0).clamp_min(self.min_sigma_cells)
+        sigma = (footprint / 6.0).clamp_min(self.criterion.min_sigma_cells)
         around = inside[:, 1:]
         kinds = torch.arange(NUM_KEYPOINTS, device=device).expand(len(boxes), -1)
-        positives = positive_cells(places[inside], kinds[inside], (NUM_KEYPOINTS, rows, columns), self.reach_cells)
+        maps = (NUM_KEYPOINTS, rows, columns)
+        positives = positive_cells(places[inside], kinds[inside], maps, self.criterion.reach_cells)
         points = inside.flatten().nonzero().squeeze(1)[positives.points]
         return KeypointTargets(
             heatmap=gaussian_heatmap(corner[:, 0], sigma, labels, (len(self.classes), rows, columns)),
@@ -204,23 +218,24 @@ class KeypointHead(BEVHead):
     ) -> InstanceData:
         """One sample's poses from its peaks of centres, probabilities and peaks of the others, offsets and vectors."""
         number = self.grid.num_cells
-        scores, index = centers.flatten().topk(min(4 * self.max_poses, centers.numel()))
-        scores, index = scores[scores > self.score_threshold], index[scores > self.score_threshold]
+        scores, index = centers.flatten().topk(min(4 * self.decoding.max_num, centers.numel()))
+        kept = scores > self.decoding.score_threshold
+        scores, index = scores[kept], index[kept]
         labels, cells = index // number, index % number
         places = self._places(cells, offsets[:2].t()[cells])
-        keep = circle_nms(places, labels, self.nms_radius_m[labels])[: self.max_poses]
+        keep = circle_nms(places, labels, self.nms_radii[labels])[: self.decoding.max_num]
         scores, labels, cells, places = scores[keep], labels[keep], cells[keep], places[keep]
 
         vectors = _vectors_at(vectors, cells)
         around = places.unsqueeze(1) + vectors
         around_scores = self._probability_at(others, around)
-        peak_scores, peak_cells = peaks.flatten(1).topk(min(self.max_peaks, number))  # (5, P)
+        peak_scores, peak_cells = peaks.flatten(1).topk(min(self.decoding.max_peaks, number))  # (5, P)
         by_kind = offsets[2:].unflatten(0, (_AROUND, 2)).gather(2, peak_cells.unsqueeze(1).expand(-1, 2, -1))
         peak_places = self._places(peak_cells, by_kind.transpose(1, 2))
         distance = (around.transpose(0, 1).unsqueeze(2) - peak_places.unsqueeze(1)).norm(dim=-1)  # (5, n, P)
-        distance = distance.masked_fill(peak_scores.unsqueeze(1) <= self.keypoint_threshold, torch.inf)
+        distance = distance.masked_fill(peak_scores.unsqueeze(1) <= self.decoding.keypoint_threshold, torch.inf)
         nearest, which = (part.t() for part in distance.min(-1))  # (n, 5)
-        snaps = nearest <= (0.5 * vectors.norm(dim=-1)).clamp_max(self.snap_radius_m)
+        snaps = nearest <= (0.5 * vectors.norm(dim=-1)).clamp_max(self.decoding.snap_radius_m)
         kinds = torch.arange(_AROUND, device=which.device)
         around = torch.where(snaps.unsqueeze(-1), peak_places[kinds, which], around)
         around_scores = torch.where(snaps, peak_scores[kinds, which], around_scores)

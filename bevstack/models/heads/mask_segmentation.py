@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +21,8 @@ from bevstack.models.heads.mask_segmentation_decoding import instances_of, segme
 from bevstack.models.heads.mask_segmentation_targets import sample_cells, target_panoptic
 from bevstack.models.layers.conv import ConvNormReLU
 from bevstack.models.layers.detr_decoder import inverse_sigmoid
-from bevstack.models.layers.mask_decoder import FourierEncoding, MaskDecoderLayer
+from bevstack.models.layers.mask_decoder import FourierEncoding, MaskDecoderLayer, MaskDecoderSize
+from bevstack.models.layers.settings import Settings
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures, PanopticMap
 
@@ -28,6 +31,68 @@ BLOB = 0.3
 """Weight of every frequency in an untrained mask."""
 CELL_PRIOR, CLASS_PRIOR = 0.05, 0.01
 """Probability of a cell far from an untrained query's place, and of a class under ``focal``."""
+
+
+@dataclass(frozen=True)
+class PixelDecoderSize(Settings):
+    """Size of what makes the embeddings of cells.
+
+    Args:
+        channels: E of the cell embeddings and width of the convolutions before them.
+        num_convs: 3 x 3 convolutions on B_t.
+
+    Raises:
+        ValueError: no convolution.
+    """
+
+    channels: int = 64
+    num_convs: int = 2
+
+    def __post_init__(self) -> None:
+        if self.num_convs < 1:
+            raise ValueError(f"num_convs ({self.num_convs}): at least 1")
+
+
+@dataclass(frozen=True)
+class MaskCriterion(Settings):
+    """What mask queries are trained by.
+
+    Args:
+        classification: ``softmax`` over K classes and "no object", or K sigmoids with the ``focal`` loss.
+        no_object_weight: of queries without object in the softmax loss.
+        class_weight, focal_weight, dice_weight: of the losses and of the matching costs.
+        sampled_cells: on how many cells masks are compared in matching and losses, at most (:func:`sample_cells`); 0
+            for all.
+
+    Raises:
+        ValueError: another classification.
+    """
+
+    classification: str = "softmax"
+    no_object_weight: float = 0.1
+    class_weight: float = 2.0
+    focal_weight: float = 20.0
+    dice_weight: float = 5.0
+    sampled_cells: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.classification not in CLASSIFICATIONS:
+            raise ValueError(f"classification: {self.classification!r} is none of {', '.join(CLASSIFICATIONS)}")
+
+
+@dataclass(frozen=True)
+class MaskDecoding(Settings):
+    """How segments and instances are read from the queries' answers.
+
+    Args:
+        object_threshold: least class probability of a segment of the panoptic map.
+        overlap_threshold: a segment that owns less than this share of its own mask is left out of it.
+        max_num: most instances in ``pred_masks``.
+    """
+
+    object_threshold: float = 0.5
+    overlap_threshold: float = 0.5
+    max_num: int = 100
 
 
 @MODELS.register_module()
@@ -42,20 +107,12 @@ class MaskSegmentationHead(BEVHead):
     Args:
         in_channels, grid: see :class:`BEVHead`; masks lie on the head's grid, convolutions run on that of B_t.
         things, stuff: class names, as :class:`bevstack.datasets.transforms.MakePanopticMap` has them; K together.
-        channels: C of the queries; mask_channels: E of the cell embeddings and width of the convolutions before them.
-        num_queries: Q. num_layers: D. num_heads, feed_forward_channels, dropout, head_width: of
-            :class:`MaskDecoderLayer`.
-        num_convs: 3 x 3 convolutions on B_t.
-        token_stride: cells of the head's grid that one token of the attention stands for, in each direction.
-        masked_attention: whether a layer's queries see only the tokens inside the masks they had before it.
-        classification: ``softmax`` over K classes and "no object", or K sigmoids with the ``focal`` loss.
-        no_object_weight: of queries without object in the softmax loss.
-        class_weight, focal_weight, dice_weight: of the losses and of the matching costs.
-        sampled_cells: on how many cells masks are compared in matching and losses, at most (:func:`sample_cells`); 0
-            for all.
-        object_threshold: least class probability of a segment of the panoptic map.
-        overlap_threshold: a segment that owns less than this share of its own mask is left out of it.
-        max_num: most instances in ``pred_masks``.
+        channels: C of the queries.
+        num_queries: Q.
+        pixel_decoder: a :class:`PixelDecoderSize` or its values.
+        decoder: a :class:`MaskDecoderSize` or its values; its tokens are made of cells of the head's grid.
+        criterion: a :class:`MaskCriterion` or its values.
+        decoding: a :class:`MaskDecoding` or its values.
 
     Raises:
         ValueError: an argument does not fit another.
@@ -68,67 +125,45 @@ class MaskSegmentationHead(BEVHead):
         things: Sequence[str],
         stuff: Sequence[str],
         channels: int = 96,
-        mask_channels: int = 64,
         num_queries: int = 100,
-        num_layers: int = 3,
-        num_heads: int = 4,
-        feed_forward_channels: int = 192,
-        dropout: float = 0.0,
-        head_width: str = "split",
-        num_convs: int = 2,
-        token_stride: int = 4,
-        masked_attention: bool = False,
-        classification: str = "softmax",
-        no_object_weight: float = 0.1,
-        class_weight: float = 2.0,
-        focal_weight: float = 20.0,
-        dice_weight: float = 5.0,
-        sampled_cells: int = 4096,
-        object_threshold: float = 0.5,
-        overlap_threshold: float = 0.5,
-        max_num: int = 100,
+        pixel_decoder: PixelDecoderSize | Mapping | None = None,
+        decoder: MaskDecoderSize | Mapping | None = None,
+        criterion: MaskCriterion | Mapping | None = None,
+        decoding: MaskDecoding | Mapping | None = None,
         init_cfg: Mapping | None = None,
     ) -> None:
         super().__init__(in_channels, grid, init_cfg)
-        if classification not in CLASSIFICATIONS:
-            raise ValueError(f"classification: {classification!r} is none of {', '.join(CLASSIFICATIONS)}")
-        if min(num_layers, num_convs, token_stride) < 1:
-            sizes = f"num_layers ({num_layers}), num_convs ({num_convs}), token_stride ({token_stride})"
-            raise ValueError(f"{sizes}: at least 1")
         if set(things) & set(stuff):
             raise ValueError(f"{sorted(set(things) & set(stuff))} cannot be things and stuff")
         self.things, self.stuff = tuple(things), tuple(stuff)
-        self.masked_attention, self.classification = masked_attention, classification
-        self.no_object_weight, self.sampled_cells = no_object_weight, sampled_cells
-        self.class_weight, self.focal_weight, self.dice_weight = class_weight, focal_weight, dice_weight
-        self.object_threshold, self.overlap_threshold, self.max_num = object_threshold, overlap_threshold, max_num
-        softmax, count = classification == "softmax", len(self.things) + len(self.stuff)
-        class_cost = SoftmaxClassCost(class_weight) if softmax else FocalClassCost(class_weight)
-        self.matcher = HungarianMatcher([class_cost, MaskFocalCost(focal_weight), MaskDiceCost(dice_weight)])
+        pixels, size = PixelDecoderSize.build(pixel_decoder, "pixel_decoder"), MaskDecoderSize.build(decoder, "decoder")
+        self.criterion = MaskCriterion.build(criterion, "criterion")
+        self.decoding = MaskDecoding.build(decoding, "decoding")
+        self.masked_attention, self.mask_channels = size.masked_attention, pixels.channels
+        softmax, count = self.criterion.classification == "softmax", len(self.things) + len(self.stuff)
+        class_cost = (SoftmaxClassCost if softmax else FocalClassCost)(self.criterion.class_weight)
+        mask_costs = [MaskFocalCost(self.criterion.focal_weight), MaskDiceCost(self.criterion.dice_weight)]
+        self.matcher = HungarianMatcher([class_cost, *mask_costs])
 
-        widths = [in_channels] + [mask_channels] * num_convs
+        widths = [in_channels] + [pixels.channels] * pixels.num_convs
         self.convs = nn.Sequential(*(ConvNormReLU(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)))
-        self.cell_embedding = nn.Conv2d(mask_channels, mask_channels, 1)
-        self.token_proj = nn.Linear(mask_channels, channels)
+        self.cell_embedding = nn.Conv2d(pixels.channels, pixels.channels, 1)
+        self.token_proj = nn.Linear(pixels.channels, channels)
         self.encoding = FourierEncoding()
         codes = 4 * self.encoding.num_frequencies
         self.position = nn.Linear(codes, channels)
         self.queries = nn.Parameter(torch.randn(num_queries, channels))
         self.reference_points = nn.Parameter(inverse_sigmoid(_spread_places(num_queries)))
-        self.layers = nn.ModuleList(
-            MaskDecoderLayer(channels, num_heads, feed_forward_channels, dropout, head_width)
-            for _ in range(num_layers)
-        )
-        self.reference_updates = nn.ModuleList(nn.Linear(channels, 2) for _ in range(num_layers))
+        self.layers = nn.ModuleList(MaskDecoderLayer(channels, size) for _ in range(size.num_layers))
+        self.reference_updates = nn.ModuleList(nn.Linear(channels, 2) for _ in range(size.num_layers))
         self.norm = nn.LayerNorm(channels)
         self.classifier = nn.Linear(channels, count + softmax)
         self.mask_embedding = nn.Sequential(
             nn.Linear(channels, channels),
             nn.ReLU(),
-            nn.Linear(channels, mask_channels + 2 * self.encoding.num_frequencies + 1),
+            nn.Linear(channels, pixels.channels + 2 * self.encoding.num_frequencies + 1),
         )
-        self.mask_channels = mask_channels
-        self.token_shape = tuple(-(-length // token_stride) for length in self.grid.shape)
+        self.token_shape = tuple(-(-length // size.token_stride) for length in self.grid.shape)
         places = self.encoding(self.grid.normalized_from_metres(self.grid.cell_centers())).permute(2, 0, 1)
         self.register_buffer("cell_codes", places.contiguous(), persistent=False)
         pooled = F.adaptive_avg_pool2d(places.unsqueeze(0), self.token_shape)[0]
@@ -142,7 +177,7 @@ class MaskSegmentationHead(BEVHead):
             self.mask_embedding[-1].bias.zero_()
             self.mask_embedding[-1].bias[self.mask_channels : -1] = BLOB
             self.mask_embedding[-1].bias[-1] = -_odds(CELL_PRIOR)
-            if self.classification == "focal":
+            if self.criterion.classification == "focal":
                 self.classifier.bias.fill_(-_odds(CLASS_PRIOR))
             for update in self.reference_updates:
                 update.weight.zero_()
@@ -199,6 +234,7 @@ class MaskSegmentationHead(BEVHead):
         return self._product(embeddings, cells, self.cell_codes)
 
     def _product(self, embeddings: Tensor, cells: Tensor, codes: Tensor) -> Tensor:
+        """Embeddings (..., M, E + 4 F + 1), cells' (..., E, Y, X) and codes (4 F, Y, X) to logits (..., M, Y, X)."""
         looks, where, bias = embeddings.split([self.mask_channels, len(codes), 1], dim=-1)
         with torch.autocast(cells.device.type, enabled=False):
             masks = looks.float() @ cells.float().flatten(-2) + where.float() @ codes.flatten(1) + bias.float()
@@ -234,22 +270,23 @@ class MaskSegmentationHead(BEVHead):
         losses, last = {}, matched.shape[1] - 1
         for layer in range(last + 1):
             prefix = "" if layer == last else f"d{layer}."
-            losses[f"{prefix}loss_class"] = self.class_weight * self._class_loss(
+            losses[f"{prefix}loss_class"] = self.criterion.class_weight * self._class_loss(
                 raw["logits"][:, layer], target_labels[:, layer], count
             )
-            losses[f"{prefix}loss_focal"] = self.focal_weight * focal[layer] / count
-            losses[f"{prefix}loss_dice"] = self.dice_weight * dice[layer] / count
+            losses[f"{prefix}loss_focal"] = self.criterion.focal_weight * focal[layer] / count
+            losses[f"{prefix}loss_dice"] = self.criterion.dice_weight * dice[layer] / count
         return losses
 
     def _class_loss(self, logits: Tensor, labels: Tensor, count: Tensor) -> Tensor:
-        if self.classification == "softmax":
-            return no_object_cross_entropy(logits, labels, self.no_object_weight)
+        """A scalar, of one layer's logits (B, Q, K or K + 1) and labels (B, Q), -1 for none."""
+        if self.criterion.classification == "softmax":
+            return no_object_cross_entropy(logits, labels, self.criterion.no_object_weight)
         return sigmoid_focal_loss(logits, labels).sum() / count
 
     def targets(self, panoptic: PanopticMap) -> dict[str, Tensor]:
         """What queries are compared with: ``labels`` (S,), and of P ``cells``, which also have ``weights`` (P,), the
         segments' ``masks`` (S, P) bool."""
-        cells, weights = sample_cells(panoptic, self.sampled_cells)
+        cells, weights = sample_cells(panoptic, self.criterion.sampled_cells)
         owners = panoptic.segments.flatten()[cells]
         masks = torch.arange(len(panoptic), device=cells.device)[:, None] == owners
         return {"labels": panoptic.labels, "masks": masks, "cells": cells, "weights": weights}
@@ -276,18 +313,16 @@ class MaskSegmentationHead(BEVHead):
             a sample's ``pred_panoptic`` (:class:`bevstack.structures.PanopticMap`) and ``pred_masks``: the instances of
             things, best first, whose ``masks`` (n, Y, X) bool may overlap, with ``scores`` and ``labels``.
         """
-        from mmengine.structures import InstanceData
-
-        results = []
+        results, softmax, decoding = [], self.criterion.classification == "softmax", self.decoding
         for logits, embeddings, cells, _ in zip(
             raw["logits"][:, -1], raw["mask_embeddings"][:, -1], raw["cell_embeddings"], samples, strict=True
         ):
             masks = self.mask_logits(embeddings, cells).sigmoid()
             logits = logits.float()
-            scores = logits.softmax(-1)[:, :-1] if self.classification == "softmax" else logits.sigmoid()
-            found, confidences, labels = instances_of(scores[:, : len(self.things)], masks, self.max_num)
+            scores = logits.softmax(-1)[:, :-1] if softmax else logits.sigmoid()
+            found, confidences, labels = instances_of(scores[:, : len(self.things)], masks, decoding.max_num)
             segments, answered = segments_of(
-                scores, masks, len(self.things), self.object_threshold, self.overlap_threshold
+                scores, masks, len(self.things), decoding.object_threshold, decoding.overlap_threshold
             )
             panoptic = PanopticMap(segments, answered[:, 0], answered[:, 1], self.things, self.stuff, self.grid)
             instances = InstanceData(masks=found, scores=confidences, labels=labels)

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bevstack.models.layers.settings import Settings
+
 CONV_KINDS = ("plain", "depthwise_separable", "grouped")
 
 
 @dataclass(frozen=True)
-class ConvType:
+class ConvType(Settings):
     """Which convolution a block is made of; see docs/attention_and_convolution.md for what each costs.
 
     Args:
@@ -34,11 +36,9 @@ class ConvType:
             raise ValueError(f"conv: groups is {self.groups}, must be 1 or more")
 
     @classmethod
-    def build(cls, conv: ConvType | Mapping | str) -> ConvType:
-        """From a config: a kind's name, or ``dict(kind="grouped", groups=8)``."""
-        if isinstance(conv, cls):
-            return conv
-        return cls(conv) if isinstance(conv, str) else cls(**conv)
+    def build(cls, value: ConvType | Mapping | str | None, name: str = "conv") -> ConvType:
+        """From a config: a kind's name, or ``dict(kind="grouped", groups=8)``; see :meth:`Settings.build`."""
+        return cls(value) if isinstance(value, str) else super().build(value, name)
 
 
 def convolution(

@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from bevstack.models.layers.attention import DeformableCrossAttention, MultiHeadSelfAttention
 from bevstack.models.layers.feed_forward import FeedForward
+from bevstack.models.layers.settings import Settings
 
 
 def inverse_sigmoid(fraction: Tensor, eps: float = 1e-5) -> Tensor:
-    """Logit of fractions, each side kept at least ``eps`` away from zero; float32 at least."""
+    """Logits (...) of fractions (...), each side kept at least ``eps`` away from zero; float32 at least."""
     fraction = fraction.to(torch.promote_types(fraction.dtype, torch.float32)).clamp(0, 1)
     return (fraction.clamp_min(eps) / (1 - fraction).clamp_min(eps)).log()
+
+
+@dataclass(frozen=True)
+class DecoderSize(Settings):
+    """Size of a decoder of object queries.
+
+    Args:
+        num_layers: D.
+        num_heads: attention heads of both attentions.
+        num_points: sampling points of a head in B_t.
+        feed_forward_channels: width of the feed-forward networks.
+        dropout: probability everywhere.
+        head_width: ``split`` or ``replicated``, see :class:`MultiHeadSelfAttention`.
+    """
+
+    num_layers: int = 6
+    num_heads: int = 8
+    num_points: int = 4
+    feed_forward_channels: int = 512
+    dropout: float = 0.1
+    head_width: str = "split"
 
 
 class DETRDecoderLayer(nn.Module):
@@ -22,30 +45,17 @@ class DETRDecoderLayer(nn.Module):
 
     Args:
         channels: C.
-        num_heads: attention heads of both attentions.
-        num_points: sampling points of a head in B_t.
-        feed_forward_channels: width of the feed-forward network.
-        dropout: probability everywhere.
-        head_width: ``split`` or ``replicated``, see :class:`MultiHeadSelfAttention`.
+        size: of the decoder, of which this is one layer.
         value_channels: channels of B_t, C unless told.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        num_heads: int = 8,
-        num_points: int = 4,
-        feed_forward_channels: int = 512,
-        dropout: float = 0.1,
-        head_width: str = "split",
-        value_channels: int | None = None,
-    ) -> None:
+    def __init__(self, channels: int, size: DecoderSize, value_channels: int | None = None) -> None:
         super().__init__()
-        self.self_attention = MultiHeadSelfAttention(channels, num_heads, dropout, head_width)
-        self.cross_attention = DeformableCrossAttention(channels, num_heads, 1, num_points, value_channels)
-        self.feed_forward = FeedForward(channels, feed_forward_channels, dropout)
+        self.self_attention = MultiHeadSelfAttention(channels, size.num_heads, size.dropout, size.head_width)
+        self.cross_attention = DeformableCrossAttention(channels, size.num_heads, 1, size.num_points, value_channels)
+        self.feed_forward = FeedForward(channels, size.feed_forward_channels, size.dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(size.dropout)
 
     def forward(
         self, queries: Tensor, positions: Tensor, references: Tensor, tokens: Tensor, shapes: Sequence[tuple[int, int]]

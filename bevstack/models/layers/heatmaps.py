@@ -3,11 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from bevstack.models.layers.settings import Settings
+
+
+@dataclass(frozen=True)
+class HeatmapCriterion(Settings):
+    """What a heatmap of object centres, and what is regressed at them, is trained by.
+
+    Args:
+        heatmap_weight: of the focal loss of centres.
+        min_sigma_cells: smallest standard deviation of a centre's Gaussian; larger objects get wider ones.
+        reach_cells: what is regressed at a centre is also learned in the cells that are so many rows and columns away,
+            so that a peak which is one cell off still finds its object; 0 for the centre's cell alone.
+    """
+
+    heatmap_weight: float = 1.0
+    min_sigma_cells: float = 0.8
+    reach_cells: int = 1
+
+
+@dataclass(frozen=True)
+class PeakDecoding(Settings):
+    """How objects are read from the peaks of a heatmap.
+
+    Args:
+        max_num: most objects of a sample, kept by score.
+        score_threshold: objects that score less are dropped.
+        nms_radius_m: of two objects of one class nearer than this (by class, or one number) the better stays.
+    """
+
+    max_num: int = 300
+    score_threshold: float = 0.02
+    nms_radius_m: float | Mapping[str, float] = 0.5
 
 
 class PositiveCells(NamedTuple):
@@ -88,8 +122,14 @@ def heatmap_nms(scores: Tensor) -> Tensor:
 
 
 def nms_radii(radius_m: float | Mapping[str, float], classes: Sequence[str]) -> Tensor:
-    """(K,) radii in metres for :func:`circle_nms`, from one number for all classes or one by name."""
+    """(K,) radii in metres for :func:`circle_nms`, from one number for all classes or one by name.
+
+    Raises:
+        ValueError: a class without radius, or a radius of no class.
+    """
     by_name = radius_m if isinstance(radius_m, Mapping) else dict.fromkeys(classes, radius_m)
+    if set(by_name) != set(classes):
+        raise ValueError(f"nms_radius_m: names {sorted(by_name)}, the classes are {sorted(classes)}")
     return torch.tensor([float(by_name[name]) for name in classes])
 
 

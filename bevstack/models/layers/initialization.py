@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from bevstack.models.layers.settings import Settings
+
 
 @dataclass(frozen=True)
-class SamplingStart:
+class SamplingStart(Settings):
     """Where deformable attention looks before it has learned anything; the defaults are the reference's.
 
     A model with few heads and coarse features that is trained from nothing in few steps wants its samples near their

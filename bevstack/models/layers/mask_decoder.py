@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from bevstack.models.layers.attention import MultiHeadSelfAttention, inner_channels
 from bevstack.models.layers.feed_forward import FeedForward
+from bevstack.models.layers.settings import Settings
 
 
 class FourierEncoding(nn.Module):
@@ -90,6 +92,36 @@ class MaskedCrossAttention(nn.Module):
         return self.output_proj(attended.transpose(1, 2).flatten(2))
 
 
+@dataclass(frozen=True)
+class MaskDecoderSize(Settings):
+    """Size of a decoder of mask queries, and what they attend to.
+
+    Args:
+        num_layers: D.
+        num_heads: attention heads of both attentions.
+        feed_forward_channels: width of the feed-forward networks.
+        dropout: probability everywhere.
+        head_width: ``split`` or ``replicated``, see :class:`bevstack.models.layers.attention.MultiHeadSelfAttention`.
+        token_stride: cells that one token of the cross-attention stands for, in each direction.
+        masked_attention: whether a layer's queries see only the tokens inside the masks they had before it.
+
+    Raises:
+        ValueError: no layer, or a stride below 1.
+    """
+
+    num_layers: int = 3
+    num_heads: int = 4
+    feed_forward_channels: int = 192
+    dropout: float = 0.0
+    head_width: str = "split"
+    token_stride: int = 4
+    masked_attention: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_layers < 1 or self.token_stride < 1:
+            raise ValueError(f"num_layers ({self.num_layers}), token_stride ({self.token_stride}): at least 1")
+
+
 class MaskDecoderLayer(nn.Module):
     """Cross-attention to the map, self-attention, feed-forward; residual and LayerNorm after each.
 
@@ -97,26 +129,16 @@ class MaskDecoderLayer(nn.Module):
 
     Args:
         channels: C.
-        num_heads: attention heads.
-        feed_forward_channels: width of the feed-forward network.
-        dropout: probability everywhere.
-        head_width: ``split`` or ``replicated``.
+        size: of the decoder, of which this is one layer.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        num_heads: int = 8,
-        feed_forward_channels: int = 512,
-        dropout: float = 0.0,
-        head_width: str = "split",
-    ) -> None:
+    def __init__(self, channels: int, size: MaskDecoderSize) -> None:
         super().__init__()
-        self.cross_attention = MaskedCrossAttention(channels, num_heads, dropout, head_width)
-        self.self_attention = MultiHeadSelfAttention(channels, num_heads, dropout, head_width)
-        self.feed_forward = FeedForward(channels, feed_forward_channels, dropout)
+        self.cross_attention = MaskedCrossAttention(channels, size.num_heads, size.dropout, size.head_width)
+        self.self_attention = MultiHeadSelfAttention(channels, size.num_heads, size.dropout, size.head_width)
+        self.feed_forward = FeedForward(channels, size.feed_forward_channels, size.dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(size.dropout)
 
     def forward(
         self, queries: Tensor, positions: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None = None
