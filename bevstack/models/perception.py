@@ -151,7 +151,7 @@ class BEVPerception(BaseModel):
     def memory_before(self, clip: Clip) -> BEVMemory | None:
         """The memory that the clip's last frame meets.
 
-        Earlier frames run in evaluation mode without gradient, as the reference trains (docs/reference.md 4.5).
+        Earlier frames run in evaluation mode without gradient, as in docs/reference.md 4.5, Training queue.
         """
         memory = clip.memory
         for frame in clip.frames[:-1]:

@@ -101,7 +101,7 @@ def motion_of(metas, dtype=torch.float32):
 
 
 def memory_of(previous, grid):
-    """(B, Q, C) recorded previous BEV as a memory."""
+    """(B, Q, C) recorded previous BEV as a memory (docs/reference.md 4.5, Output)."""
     batch = len(previous)
     return BEVMemory(
         previous.transpose(1, 2).unflatten(2, grid.shape).unsqueeze(1),

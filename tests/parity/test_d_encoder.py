@@ -88,7 +88,7 @@ def encoder(case):
 
 @pytest.mark.parametrize("history", ["prev", "noprev"])
 def test_every_layer_of_every_sample(case, encoder, history):
-    # in float64: the recording's rounding alone takes a third of the tolerance in the third layer (tests/golden/README.md)
+    # in float64: the recording's rounding alone takes a third of the tolerance in layer 3 (tests/golden/README.md)
     case, encoder = in_float64(case), encoder_in_float64(copy.deepcopy(encoder))
     query, position = (case[f"in.{name}"].transpose(0, 1) for name in ("bev_query", "bev_pos"))
     tokens = case["in.feat"].permute(2, 0, 1, 3).flatten(0, 1)

@@ -51,7 +51,7 @@ CanBusForm = Callable[[EgoState, EgoState | None], np.ndarray]
 
 @TASK_UTILS.register_module()
 class CorrectedCanBus:
-    """The 18-vector free of the reference's faults (docs/reference.md 4.1 A, G, H, K).
+    """The 18-vector free of the reference's faults (docs/reference.md 4.1 A, G, H, K, L).
 
     [0:3] ego translation since the previous frame, metres, in the axes of the current BEV frame; [3:7] ego rotation as
     a quaternion (w, x, y, z); [7:10] acceleration, [10:13] rotation rate, [13:16] velocity of the newest message at or
