@@ -37,7 +37,7 @@ OPTIONAL = set().union(*(modules for name, modules in EXTRAS.items() if name != 
 
 
 def imports(node: ast.AST, inside: bool = False) -> Iterator[tuple[str, bool]]:
-    """Top names of other packages' modules that are imported, and whether inside a function or a ``try``."""
+    """Top names of modules of others that are imported, and whether inside a function, a ``try`` or for types only."""
     for child in ast.iter_child_nodes(node):
         names = []
         if isinstance(child, ast.Import):
@@ -48,7 +48,8 @@ def imports(node: ast.AST, inside: bool = False) -> Iterator[tuple[str, bool]]:
             top = name.split(".")[0]
             if top not in sys.stdlib_module_names and top != "bevstack":
                 yield top, inside
-        yield from imports(child, inside or isinstance(child, ast.FunctionDef | ast.Try))
+        typing = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+        yield from imports(child, inside or typing or isinstance(child, ast.FunctionDef | ast.Try))
 
 
 def imported_by(folder: str) -> dict[str, list[tuple[str, bool]]]:

@@ -52,7 +52,9 @@ def _filled(chosen: list[int]) -> tuple[list[int], int]:
 
 
 def random_queue(row: int, num_frames: int, previous: np.ndarray, rng: np.random.Generator) -> tuple[list[int], int]:
-    """The paper's training queue (docs/reference.md 4.5): of the T samples before the keyframe, one is dropped.
+    """The paper's training queue: of the T samples before the keyframe, one is dropped.
+
+    Source: docs/reference.md 4.5, Training queue, 4.1 M: frames of another scene are never among them.
 
     Args:
         row: the keyframe.

@@ -1,4 +1,4 @@
-"""IoU of BEV rasters, at a fixed threshold and at the best one (the two protocols of docs/reference.md 1)."""
+"""IoU of BEV rasters, at a fixed threshold and at the best one (docs/reference.md 1, Thresholds)."""
 
 from __future__ import annotations
 

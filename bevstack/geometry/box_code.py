@@ -3,7 +3,7 @@
 Code: (cx, cy, log l, log w, cz, log h, sin yaw, cos yaw, vx, vy), in metres, radians and m/s; (cx, cy, cz) is the
 centre of gravity. Boxes are mmdet3d 1.x LiDAR boxes (x, y, z_bottom, l, w, h, yaw, vx, vy). The two sizes pass through
 in the order they stand in the box, so boxes of mmdet3d 0.17 (w, l, h) give the reference's code
-(docs/reference.md 4.6).
+(docs/reference.md 4.6, Box code).
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def encode_boxes(boxes: Tensor) -> Tensor:
 def decode_boxes(code: Tensor) -> Tensor:
     """Codes (..., 10) to boxes (..., 9) whose third value is still the height of the centre, not of the bottom.
 
-    Range filters look at the centre; :func:`bottom_centred` then gives the LiDAR box (docs/reference.md 4.8).
+    Range filters look at the centre; :func:`bottom_centred` then gives the LiDAR box.
+
+    Source: docs/reference.md 4.8, Bottom and centre.
     """
     cx, cy, log_length, log_width, cz, log_height, sin, cos, vx, vy = code.unbind(-1)
     sizes = (log_length.exp(), log_width.exp(), log_height.exp())

@@ -30,7 +30,7 @@ def sigmoid_focal_cost(
 ) -> Tensor:
     """What it costs to give each query each target's class: focal loss as a positive minus as a negative.
 
-    Source: Deformable DETR (Zhu et al. 2021); exact form in docs/reference.md 4.8.
+    Source: Deformable DETR (Zhu et al. 2021); exact form in docs/reference.md 4.8, Focal cost.
 
     Args:
         logits: (..., Q, K).

@@ -53,7 +53,7 @@ def shift_hue_scale_saturation(images: Tensor, hue_deg: Tensor, saturation: Tens
 
 
 class PhotometricDistortion:
-    """BEVFormer's ``PhotoMetricDistortionMultiViewImage`` (docs/reference.md 5), every image drawn on its own.
+    """BEVFormer's photometric distortion (docs/reference.md 5, Augmentation), every image drawn on its own.
 
     Brightness, contrast (before or after the next two, by a coin), saturation, hue, contrast, an order of the channels;
     each happens with probability one half. Values are neither rounded nor clipped, as published.

@@ -64,7 +64,7 @@ def planar_motion_of_can_bus(can_bus: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def planar_motion_of_bev(previous_from_current: Tensor) -> tuple[Tensor, Tensor]:
-    """The same two values from the BEV frames' own poses (docs/reference.md 4.1 I, 4.5: the frame-agnostic form).
+    """The same two values from the BEV frames' own poses (docs/reference.md 4.1 I, 4.5, shift).
 
     Args:
         previous_from_current: (B, 4, 4) metres.

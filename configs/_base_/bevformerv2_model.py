@@ -1,7 +1,7 @@
 """BEVFormerV2 with ResNet-50: every frame's BEV alone, joined across frames; perspective losses on the image features.
 
-Published values (docs/reference.md 5) but for three: L1 in place of smooth L1 for boxes, one group of object queries
-in place of eleven, FCOS3D in place of DD3D as the perspective detector.
+Published values (docs/reference.md 5, V2) but for three: L1 in place of smooth L1 for boxes, one group of object
+queries in place of eleven, FCOS3D in place of DD3D as the perspective detector.
 """
 
 from mmengine.config import read_base

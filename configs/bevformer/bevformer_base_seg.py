@@ -1,4 +1,4 @@
-"""BEVFormer-base on segmentation alone, by the two protocols that numbers are published in (docs/reference.md 1).
+"""BEVFormer-base on segmentation alone, by two protocols (docs/reference.md 1, Map layers, Painted boxes).
 
 ``map``: BEVFusion's six map layers on 100 m x 100 m at 0.5 m, sigmoid focal loss; IoU at 0.5 and at the best threshold.
 ``vehicle``: Lift-Splat-Shoot's boxes painted on the same cells; its ``vehicle`` and ``car``, together with

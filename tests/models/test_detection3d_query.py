@@ -64,7 +64,8 @@ def test_untrained_probabilities_are_the_prior():
 
 
 def test_references_are_refined_layer_by_layer():
-    # With branches that always say u, layer k's centre is sigmoid(logit(reference) + (k + 1) u): docs/reference.md 4.6.
+    # With branches that always say u, layer k's centre is sigmoid(logit(reference) + (k + 1) u).
+    # docs/reference.md 4.6, Refinement
     head = _head(num_layers=3)
     u = torch.tensor([0.4, -0.2, 0.0, 0.0, 0.1, 0.0, 0.0, 1.0, 0.0, 0.0])
     for branch in head.reg_branches:
@@ -290,7 +291,7 @@ def test_replicated_self_attention_is_its_formula():
 
 
 def test_cross_attention_looks_where_it_starts():
-    # Zero logits weigh all points alike; one point a head, one pixel away in its direction (docs/reference.md 4.5).
+    # Zero logits weigh all points alike; one point a head, one pixel off (docs/reference.md 4.5, Init).
     layer = DeformableCrossAttention(4, num_heads=4, num_points=1)
     for linear in (layer.value_proj, layer.output_proj):
         nn.init.eye_(linear.weight)

@@ -103,7 +103,7 @@ def motion_of(metas, dtype=torch.float32):
 
 
 def history_of(previous, motion, grid, config):
-    """(B, Q, C) recorded previous BEV, aligned as in the recordings; None for None."""
+    """(B, Q, C) recorded previous BEV (docs/reference.md 4.5, Output), aligned as in the recordings; None for None."""
     if previous is None:
         return None
     batch = len(previous)

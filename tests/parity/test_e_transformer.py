@@ -118,7 +118,7 @@ def test_the_whole_transformer_with_box_refinement(case, encoder):
 
 
 def test_planar_motion_of_can_bus_has_the_published_formulas_values(case):
-    # expected: length and angles as docs/reference.md 4.5 writes them
+    # expected: the published code's length and angle (docs/reference.md 4.5, shift)
     can_bus = torch.tensor([meta["can_bus"] for meta in case.info["img_metas"]], dtype=torch.float64)
     moved, turned = planar_motion_of_can_bus(can_bus)
     for row, (right, forward), angle in zip(can_bus.tolist(), moved.tolist(), turned.tolist(), strict=True):

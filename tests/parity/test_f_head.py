@@ -1,7 +1,8 @@
 """The detection head against the recorded reference: outputs, decoding, assignment, losses, gradients.
 
 Every expected value is a recorded tensor of case f_head. B_t is the recorded one, so that the head is judged alone;
-the whole way from image features to losses is judged in the tests of the encoder.
+the whole way from image features to losses is judged in the tests of the encoder. What is computed:
+docs/reference.md 4.6, Queries, Branches, Matching, Losses, Decoding.
 """
 
 import re

@@ -21,7 +21,8 @@ from bevstack.reference.parts import (
 )
 from bevstack.structures import BEVFeatures, BEVMemory, CameraRig, EgoMotion
 
-# Where LIDAR_TOP stands on the ego car: 0.94 m in front of its origin, looking to the right (docs/reference.md 4.1 I).
+# Where LIDAR_TOP stands on the ego car: 0.94 m in front of its origin, x to the right.
+# docs/reference.md 4.1 I, 4.5, Frames
 EGO_FROM_LIDAR = np.array([[0.0, 1.0, 0.0, 0.94], [-1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.84], [0.0, 0.0, 0.0, 1.0]])
 
 
@@ -91,7 +92,7 @@ def test_without_history_nothing_is_shifted_even_when_aliased():
     ("cells", "degrees", "off_m"), [(150, 1.0, 0.42), (150, 5.0, 2.11), (50, 1.0, 3.79), (50, 5.0, 18.95)]
 )
 def test_rotate_center_of_100_misplaces_small_grids_and_the_true_one_does_not(cells, degrees, off_m):
-    # expected: docs/reference.md 4.1 B, metres by which what surrounds the ego is misplaced
+    # docs/reference.md 4.1 B: metres by which what surrounds the ego is misplaced
     grid, angle = BEVGrid((cells, cells)), torch.tensor([math.radians(degrees)])
     for center, expected in (((100.0, 100.0), off_m), ((cells / 2, cells / 2), 0.0)):
         came_from = rotate_bev(places_on(grid), angle, center, "bilinear")[0]

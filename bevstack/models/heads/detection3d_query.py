@@ -78,7 +78,7 @@ class BoxDecoding(Settings):
 
 @MODELS.register_module()
 class QueryDetectionHead(BEVHead):
-    """BEVFormer's detection head (docs/reference.md 4.6, 4.8).
+    """BEVFormer's detection head (docs/reference.md 4.6, 4.8, Bottom and centre).
 
     The reference's GIoU term has weight 0 and does not exist here. Weights of the reference regress (w, l) and another
     yaw: see :mod:`bevstack.geometry.box_code` and docs/reference.md 4.7.

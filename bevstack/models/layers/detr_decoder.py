@@ -1,4 +1,7 @@
-"""One layer of the detection decoder, and the arithmetic of iterative refinement (docs/reference.md 4.6)."""
+"""One layer of the detection decoder, and the arithmetic of iterative refinement.
+
+Source: docs/reference.md 4.6, Refinement.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +45,8 @@ class DecoderSize(Settings):
 
 class DETRDecoderLayer(nn.Module):
     """Self-attention, deformable attention into B_t, feed-forward; residual and LayerNorm after each.
+
+    Source: docs/reference.md 4.6, Decoder layer, 4.8, Positions.
 
     Args:
         channels: C.

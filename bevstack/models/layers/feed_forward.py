@@ -25,7 +25,7 @@ class FeedForward(nn.Sequential):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier-uniform weights, zero biases (docs/reference.md 4.5)."""
+        """Xavier-uniform weights, zero biases (docs/reference.md 4.5, Init)."""
         for linear in (self[0], self[3]):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
