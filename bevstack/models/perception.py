@@ -152,7 +152,7 @@ class BEVPerception(BaseModel):
     def remember(self, frame: Frame, memory: BEVMemory | None = None) -> BEVMemory | None:
         """The memory after a frame of which nothing else is wanted: a :meth:`step` without fusion, neck and heads.
 
-        Runs in evaluation mode without gradient, as the reference trains its history (docs/reference.md 4.5, Training queue).
+        Runs in evaluation mode without gradient, as in docs/reference.md 4.5, Training queue.
         """
         with torch.no_grad(), evaluating(self):
             past = None if memory is None else memory.moved(frame.motion)
