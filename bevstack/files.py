@@ -14,7 +14,7 @@ from bevstack.errors import InputError
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike, field: str = "file", loss: str = "") -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike, field: str = "file", remark: str = "") -> Iterator[Path]:
     """Write a file so that ``path`` is at every moment either the earlier file or the complete new one.
 
     When the block ends well, the bytes are on the disk before the name is (the file is synchronised, renamed, and then
@@ -23,7 +23,7 @@ def atomic_write(path: str | os.PathLike, field: str = "file", loss: str = "") -
     Args:
         path: its folder is made where it is absent.
         field: what an error calls the file.
-        loss: what an error adds to its reason.
+        remark: what an error adds to its reason.
 
     Yields:
         A path of the same ending in the same folder, to be written; the file is there and empty.
@@ -33,7 +33,7 @@ def atomic_write(path: str | os.PathLike, field: str = "file", loss: str = "") -
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
-    with _one_line(path, field, loss):
+    with _one_line(path, field, remark):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.touch(exist_ok=False)
@@ -87,12 +87,12 @@ def remove_partial_files(folder: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def _one_line(path: Path, field: str, loss: str = "") -> Iterator[None]:
+def _one_line(path: Path, field: str, remark: str = "") -> Iterator[None]:
     """Turn what the system says about a write into one line."""
     try:
         yield
     except OSError as error:
-        raise InputError(path, field, f"cannot be written: {error.strerror or error}{loss}") from error
+        raise InputError(path, field, f"cannot be written: {error.strerror or error}{remark}") from error
 
 
 def _exchange(temporary: Path, folder: Path) -> None:

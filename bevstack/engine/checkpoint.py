@@ -41,13 +41,13 @@ def write_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
     Raises:
         InputError: it cannot be written; or it holds something that reading with ``weights_only`` would refuse.
     """
-    path, loss = Path(path), "; the checkpoint before it is intact"
-    with atomic_write(path, "write", loss) as temporary:
+    path, remark = Path(path), "; the checkpoint before it is intact"
+    with atomic_write(path, "write", remark) as temporary:
         try:
             with open(temporary, "wb") as file:
                 torch.save(checkpoint, file)
         except RuntimeError as error:  # torch's zip writer where the disk is full
-            raise InputError(path, "write", f"cannot be written: {str(error).splitlines()[0]}{loss}") from error
+            raise InputError(path, "write", f"cannot be written: {str(error).splitlines()[0]}{remark}") from error
         allowed = {f"{entry.__module__}.{entry.__qualname__}" for entry in _mmengine_globals()}
         refused = set(torch.serialization.get_unsafe_globals_in_checkpoint(temporary)) - allowed
         if refused:

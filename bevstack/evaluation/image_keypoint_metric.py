@@ -106,7 +106,7 @@ class ImageKeypointMetric(SimilarityMetric):
             )
 
     def compute_metrics(self, results: list[ScoredPoints]) -> dict[str, float]:
-        """AP by pycocotools, PCK by matching; see the class."""
+        """AP by pycocotools, PCK by matching and the number of true points: of each kind, and means over the kinds."""
         if not results:
             raise InputError("ImageKeypointMetric", "samples", "no sample was scored")
         results = sorted(results, key=lambda result: result.token)

@@ -160,7 +160,7 @@ class KeypointMetric(SimilarityMetric):
         return labels, turns, areas
 
     def compute_metrics(self, results: list[ScoredPoses]) -> dict[str, float]:
-        """AP by pycocotools, PCK by matching; see the class."""
+        """AP by pycocotools, PCK by matching and the share of matched objects: of each class, and means over them."""
         if not results:
             raise InputError("KeypointMetric", "samples", "no sample was scored")
         results = sorted(results, key=lambda result: result.token)

@@ -95,7 +95,7 @@ class OrientedBoxes(NamedTuple):
 
 
 def oriented_boxes(dst_from_src: Tensor, boxes: Tensor) -> OrientedBoxes:
-    """Move boxes by a similarity: rotation, uniform scale, reflection in the source's horizontal plane, shift.
+    """Move boxes by a similarity: rotation, uniform scale, reflection, shift.
 
     Args:
         dst_from_src: (4, 4).

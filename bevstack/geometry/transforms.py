@@ -9,7 +9,10 @@ from torch import Tensor
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager:
-    """A context without autocast: a place 50 m away would be good to a quarter of a metre only in bfloat16."""
+    """A context without autocast on the device of a tensor of any shape.
+
+    A place 50 m away would be good to a quarter of a metre only in bfloat16.
+    """
     return torch.autocast(tensor.device.type, enabled=False)
 
 

@@ -109,7 +109,7 @@ class FixedWeights(LossBalancing):
     """
 
     def weigh(self, losses: Tensor, shared_weight: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Ones."""
+        """(tasks,) ones, whatever the losses, and no loss of its own."""
         return torch.ones_like(self.priors), {}
 
 
@@ -131,7 +131,7 @@ class UncertaintyWeights(LossBalancing):
         self.log_variance = nn.Parameter(torch.full((len(self.tasks),), -math.log(2)))
 
     def weigh(self, losses: Tensor, shared_weight: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """exp(-s) / 2, and the sum of s / 2 as a loss (negative while uncertainties are below 1)."""
+        """(tasks,) exp(-s) / 2, and the sum of s / 2 as a loss (negative while uncertainties are below 1)."""
         own = (self.log_variance * self.active).sum() / 2
         return (-self.log_variance).exp() / 2, {"balancing.loss_log_variance": own}
 
@@ -169,7 +169,7 @@ class DynamicWeightAverage(LossBalancing):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def weigh(self, losses: Tensor, shared_weight: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weights of this window; then the step is counted."""
+        """(tasks,) weights of this window, and no loss of its own; then the step is counted."""
         last, before = self.means
         ratio = torch.where((before > 0) & (last > 0), last / before, 1.0)
         share = (ratio / self.temperature).masked_fill(~self.active, -torch.inf).softmax(0)
@@ -243,7 +243,7 @@ class GradNorm(LossBalancing):
             self.register_buffer(name, torch.zeros(len(self.tasks)))
 
     def weigh(self, losses: Tensor, shared_weight: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weights so far; then they take a step."""
+        """(tasks,) weights so far, and no loss of its own; then they take a step."""
         weights = self.log_weights.exp()
         if self.learning:
             now = mean_across_ranks(losses.detach(), losses.device)

@@ -67,7 +67,14 @@ def footprint_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def assign(cost: np.ndarray, allowed: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs (row, column) of least total cost among those allowed; as many pairs as can be."""
+    """Match rows with columns one to one.
+
+    Args:
+        cost: (R, C); allowed: (R, C) bool.
+
+    Returns:
+        Pairs (row, column) of least total cost among those allowed; as many pairs as can be.
+    """
     if not allowed.any():
         return []
     rows, columns = linear_sum_assignment(np.where(allowed, cost, _REFUSED))
@@ -137,7 +144,10 @@ class DeepSortTracker(Tracker):
     def follow(
         self, tracks: tuple[int, tuple[KalmanTrack, ...]], detections: Detections, seconds: float, next_id: int
     ) -> tuple[np.ndarray, tuple[int, tuple[KalmanTrack, ...]], int]:
-        """One frame, see :meth:`Tracker.follow`; the tracks go with the number of frames since the stream's start."""
+        """One frame of a running stream (:meth:`Tracker.follow`): (G,) identities, tracks, the next free identity.
+
+        The tracks go with the number of frames since the stream's start.
+        """
         frames = tracks[0] + 1
         moved = [self._moved(track, seconds) for track in tracks[1]]
         pairs = self._matches(moved, detections)

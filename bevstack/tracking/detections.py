@@ -49,7 +49,7 @@ class Detections:
         return len(self.scores)
 
     def take(self, indices: np.ndarray) -> Detections:
-        """The detections of the given indices, in their order."""
+        """The detections of given indices (n,), in their order."""
         embeddings = None if self.embeddings is None else self.embeddings[indices]
         chosen = self.boxes[indices], self.scores[indices], self.names[indices]
         return Detections(self.scene_token, self.timestamp_s, *chosen, embeddings, self.token)

@@ -41,7 +41,7 @@ class BEVWindow:
 
     @property
     def pixels_per_metre(self) -> float:
-        """Scale of the picture."""
+        """How many pixels show a metre of the ground."""
         return self.size_px / max(self.x_range_m[1] - self.x_range_m[0], self.y_range_m[1] - self.y_range_m[0])
 
     @property
@@ -60,7 +60,7 @@ class BEVWindow:
         return np.stack([turned[..., 0] - left, top - turned[..., 1]], axis=-1) * self.pixels_per_metre
 
     def layer(self, raster: BEVRaster, index: int) -> np.ndarray:
-        """One layer as coverage 0..1 (height, width): probabilities cut at 0.5, edges softened over about a pixel."""
+        """A layer (Y, X) as coverage (height, width), 0..1: probabilities cut at 0.5, edges soft over about a pixel."""
         values = raster.layers[index].detach().cpu().float().numpy()
         grid = raster.grid
         step = np.array(grid.cell_m)
