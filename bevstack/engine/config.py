@@ -22,7 +22,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from bevstack.errors import InputError
-from bevstack.interop.mmengine_config import import_standard_library_eagerly
+from bevstack.interop.mmengine_config import import_standard_library_eagerly, write_without_formatter
 from bevstack.reference.compat import apply_compat
 
 # top-level keys that have a meaning, beside the arguments of mmengine's Runner
@@ -51,7 +51,7 @@ def load_config(path: str | os.PathLike, options: Sequence[str] | None = None) -
         raise InputError(path, "config", "no such file" if not path.exists() else "not a file")
     import_standard_library_eagerly()
     try:
-        cfg = Config.fromfile(path, import_custom_modules=False)
+        cfg = write_without_formatter(Config.fromfile(path, import_custom_modules=False))
     except SyntaxError as error:
         raise InputError(path, f"line {error.lineno}", error.msg) from error
     except Exception as error:  # noqa: BLE001 - a config is a program and may raise anything
