@@ -26,7 +26,7 @@ from mmengine.runner import Runner
 
 import bevstack.registry as ours
 from bevstack.errors import InputError
-from bevstack.interop.mmengine_config import eager_standard_library
+from bevstack.interop.mmengine_config import eager_standard_library, write_without_formatter
 from bevstack.reference.compat import apply_compat
 
 # top-level keys that have a meaning, beside the arguments of mmengine's Runner
@@ -55,7 +55,7 @@ def load_config(path: str | os.PathLike, options: Sequence[str] | None = None) -
         raise InputError(path, "config", "no such file" if not path.exists() else "not a file")
     try:
         with eager_standard_library():
-            cfg = Config.fromfile(path, import_custom_modules=False)
+            cfg = write_without_formatter(Config.fromfile(path, import_custom_modules=False))
     except SyntaxError as error:
         raise InputError(path, f"line {error.lineno}", error.msg) from error
     except Exception as error:  # noqa: BLE001 - a config is a program and may raise anything

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import logging
 import os
 import time
@@ -61,6 +62,9 @@ class _WithoutNoise(logging.Filter):
         return len(text) < 1000 and not text.startswith(('"FileClient" will', '"HardDiskBackend" is', "Exp name: "))
 
 
+_RUNS = itertools.count(1)
+
+
 @RUNNERS.register_module()
 class BEVRunner(Runner):
     """Runner of mmengine; configs and hooks stay as OpenMMLab users know them. What differs:
@@ -71,13 +75,17 @@ class BEVRunner(Runner):
       ``resume_changed=True``;
     * epoch-based training without a ``type`` uses :class:`bevstack.engine.train_loops.ResumableTrainLoop`;
     * without a GPU, processes talk over gloo;
-    * the console shows results; config, hooks and environment go to the log file and the work directory.
+    * the console shows results; config, hooks and environment go to the log file and the work directory;
+    * runs of one process that start within a second do not share mmengine's logger, visualizer and message hub.
 
     Args:
         **kwargs: of mmengine's ``Runner``.
     """
 
     def __init__(self, **kwargs) -> None:
+        if kwargs.get("experiment_name") is None:  # mmengine's is the config's name and the second
+            filename = getattr(kwargs.get("cfg"), "filename", None)
+            kwargs["experiment_name"] = f"{Path(filename).stem if filename else 'run'}_{next(_RUNS)}"
         super().__init__(**kwargs)
         for handler, level in self._console_levels.items():
             handler.setLevel(level)

@@ -204,7 +204,7 @@ def variant_config(cfg: Config, section: Mapping, entry: Mapping, seed: int) -> 
     tree["train_cfg"]["max_epochs"] = 1_000_000  # the steps end it
     tree["default_hooks"]["checkpoint"] = dict(type="CheckpointHook", interval=1_000_000)
     tree["randomness"] = dict(seed=seed)
-    return Config(tree, filename=cfg.filename)
+    return Config(tree, filename=cfg.filename, format_python_code=False)
 
 
 def _is_run_key(name: str) -> bool:

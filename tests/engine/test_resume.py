@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 import signal
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -130,8 +131,11 @@ def _truncate(path: Path) -> None:
 
 
 def _flip(path: Path) -> None:
+    """A bit of what the file holds, not of the gaps between its records."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    with zipfile.ZipFile(path) as archive:
+        record = archive.read(max(archive.infolist(), key=lambda info: info.file_size))
+    content[content.index(record) + len(record) // 2] ^= 1
     path.write_bytes(bytes(content))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -184,7 +185,8 @@ def test_mistakes_give_one_line(crowd, tmp_path, monkeypatch, capfd, mistake, sa
 def test_the_tools_run_with_the_package_on_the_python_path(crowd, tmp_path):
     # A real process, as a user starts it, finds the package and says in one line what is wrong with the config.
     command = [sys.executable, "tools/train.py", str(crowd), "--cfg-options"]
-    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(crowd).parents[1] / "installed")}
+    path = os.pathsep.join([str(Path(crowd).parents[1] / "installed"), str(REPOSITORY)])
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": path}
     done = run_captured([*command, "model.heads.crowd.type=CrowdDensityHed"], 300, cwd=REPOSITORY, env=environment)
     assert done.returncode == 2 and "did you mean 'CrowdDensityHead'?" in done.stderr
     assert done.stderr.count("\n") == 1 and done.stdout == ""

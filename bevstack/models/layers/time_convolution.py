@@ -40,10 +40,17 @@ class TimeConvolution(nn.Conv3d):
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B, C, T, H, W) to (B, C', T', H', W'), whose lengths are those of ``nn.Conv3d``."""
-        before = self.padding[0]
-        padded = F.pad(frames, (0, 0, 0, 0, before, before))
-        seen = padded.unfold(2, self.kernel_size[0], self.stride[0])  # (B, C, T', H, W, k_T)
-        flat = seen.permute(0, 2, 1, 5, 3, 4).flatten(2, 3).flatten(0, 1)  # (B T', C k_T, H, W)
-        weight = self.weight.flatten(1, 2)
+        weight, before = self.weight.flatten(1, 2), self.padding[0]
+        if self.kernel_size[0] > 1 or before:
+            padded = F.pad(frames, (0, 0, 0, 0, before, before))
+            seen = padded.unfold(2, self.kernel_size[0], self.stride[0]).movedim(-1, 2)  # (B, C, k_T, T', H, W)
+        else:
+            seen = frames[:, :, None, :: self.stride[0]]
+        batch, steps = len(seen), seen.shape[3]
+        if self.kernel_size[1:] == (1, 1) and self.padding[1:] == (0, 0):  # the frames may lie below each other
+            seen = seen[..., :: self.stride[1], :: self.stride[2]]
+            tall = F.conv2d(seen.flatten(1, 2).flatten(2, 3), weight, self.bias, groups=self.groups)
+            return tall.unflatten(2, (steps, seen.shape[4]))
+        flat = seen.permute(0, 3, 1, 2, 4, 5).flatten(2, 3).flatten(0, 1)  # (B T', C k_T, H, W)
         found = F.conv2d(flat, weight, self.bias, self.stride[1:], self.padding[1:], groups=self.groups)
-        return found.unflatten(0, seen.shape[:1] + seen.shape[2:3]).transpose(1, 2)
+        return found.unflatten(0, (batch, steps)).transpose(1, 2)
