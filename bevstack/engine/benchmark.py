@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import init_default_scope
 from tqdm import tqdm
 
 from bevstack.engine.config import building, load_config
 from bevstack.engine.cpu_memory import keep_freed_memory
+from bevstack.engine.models import build_model
 from bevstack.engine.train import device_name
 from bevstack.errors import InputError
 
@@ -52,19 +52,17 @@ def step_of(cfg, train: bool, first_sample: int) -> Callable[[], object]:
     Raises:
         InputError: the config has no such data, or the data is too small.
     """
-    from bevstack.registry import DATASETS, MODELS
+    from bevstack.registry import DATASETS
 
-    init_default_scope(cfg.get("default_scope", "bevstack"))
     part = "train_dataloader" if train else "test_dataloader"
     if cfg.get(part) is None:
         raise InputError(cfg.filename or "config", part, "absent: nothing to take a batch from")
+    model = build_model(cfg)
     with building(cfg):
         dataset = DATASETS.build(cfg[part]["dataset"])
-        model = MODELS.build(cfg["model"])
     size = cfg[part]["batch_size"]
     if first_sample + size > len(dataset):
         raise InputError("benchmark", "--sample", f"{len(dataset)} samples do not hold {size} from {first_sample} on")
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     batch = pseudo_collate([dataset[first_sample + i] for i in range(size)])
     if not train:
         model.eval()

@@ -6,7 +6,6 @@ Configs are Python files and run code when they are read: take them only from wh
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import inspect
 import os
@@ -14,17 +13,15 @@ import re
 import sys
 import traceback
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import mmengine.registry as theirs
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import Registry
 from mmengine.runner import Runner
 
-import bevstack.registry as ours
+from bevstack.engine.component_names import find_component, suggested_name, suggestion
 from bevstack.errors import InputError
 from bevstack.interop.mmengine_config import eager_standard_library, write_without_formatter
 from bevstack.reference.compat import apply_compat
@@ -84,7 +81,7 @@ def _failed_import(error: ImportError, path: Path) -> InputError:
     if module is None:
         reason = f"cannot import {name!r}: {why}; is its package installed in {sys.prefix}?"
     else:
-        reason = f"{module!r} has no {name!r}{_suggestion(name, dir(sys.modules.get(module)))}"
+        reason = f"{module!r} has no {name!r}{suggestion(name, dir(sys.modules.get(module)))}"
     return InputError(file, f"line {line}", reason)
 
 
@@ -131,7 +128,7 @@ def _require_place(cfg: Config, parts: list[str], path: Path) -> None:
                 known = list(node.keys()) + (sorted(_runner_keys()) if depth == 0 else [])
                 if last and part in known:
                     return
-                raise InputError("--cfg-options", place, f"no such key in {path}{_suggestion(part, known)}")
+                raise InputError("--cfg-options", place, f"no such key in {path}{suggestion(part, known)}")
             node = node[part]
         else:
             raise InputError("--cfg-options", place, f"{'.'.join(parts[:depth])} is the value {node!r}, not a dict")
@@ -155,42 +152,6 @@ def parse_value(text: str) -> Any:
     if "," in text and not any(bracket in text for bracket in "()[]{}"):
         return [parse_value(part.strip()) for part in text.split(",")]
     return text
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, sorted(set(map(str, known))), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _registries() -> list:
-    """Our registries first, then mmengine's for what we add nothing to (optimizers, functions, ...)."""
-    return [value for module in (ours, theirs) for value in vars(module).values() if isinstance(value, Registry)]
-
-
-def find_component(name: Any) -> Any:
-    """The class or function that a config's ``type`` names, from any registry; None where there is none."""
-    if not isinstance(name, str):
-        return name
-    for registry in _registries():
-        found = registry.get(name)
-        if found is not None:
-            return found
-    return None
-
-
-def _known_names(scope: str) -> set[str]:
-    """Names in one scope, or, without a scope, in ours and those it falls back to."""
-    names: set[str] = set()
-    for registry in _registries():
-        while registry.parent is not None:
-            names.update(registry.module_dict if not scope else ())
-            registry = registry.parent
-        tree = [registry]
-        while tree:
-            node = tree.pop()
-            tree.extend(node.children.values())
-            names.update(node.module_dict if node.scope == scope or not scope and node is registry else ())
-    return names
 
 
 def accepted_keys(component: Any) -> set[str] | None:
@@ -247,16 +208,14 @@ def check_components(cfg: Config) -> None:
         name = node["type"]
         component = find_component(name)
         if component is None:
-            scope, _, bare = name.rpartition(".")
-            reason = f"unknown name {name!r}{_suggestion(bare or name, _known_names(scope))}"
-            raise InputError(file, f"{place}.type", reason)
+            raise InputError(file, f"{place}.type", f"unknown name {name!r}{suggested_name(name)}")
         accepted = accepted_keys(component)
         if accepted is None:
             continue
         for key in node:
             if key not in accepted and key not in ("type", "_scope_") and not _read_by_runner(place, key):
                 title = getattr(component, "__qualname__", name)
-                raise InputError(file, place, f"unknown key {key!r} of {title}{_suggestion(key, accepted)}")
+                raise InputError(file, place, f"unknown key {key!r} of {title}{suggestion(key, accepted)}")
 
 
 def _read_by_runner(place: str, key: str) -> bool:

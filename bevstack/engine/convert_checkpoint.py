@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bevstack.engine.checkpoint import read_checkpoint
+from bevstack.engine.config import load_config
+from bevstack.engine.models import build_model
 from bevstack.errors import InputError
 from bevstack.files import atomic_write
 from bevstack.interop.foreign_weights import CURRENT_BOXES, backbone_weights, check_complete, native_weights
@@ -60,7 +62,7 @@ def main(config_folder: Path, arguments: Sequence[str] | None = None) -> int:
         reason = "no BEVFormer: no key starts with pts_bbox_head.transformer.encoder"
         raise InputError(args.source, "state_dict", reason)
     config = args.config or published_config(state, config_folder, args.source)
-    model = build_on_meta(config)
+    model = build_model(load_config(config), "meta")
     next(steps)
     weights, metadata = convert(state, model, args.source, args.kind, getattr(args, "boxes", "keep"))
     next(steps)
@@ -110,20 +112,6 @@ def published_config(state: Mapping[str, Tensor], folder: Path, file: str | os.P
     if cells not in names or not (folder / names[cells]).is_file():
         raise InputError(file, _BEV_QUERIES, f"{cells} BEV cells: no published configuration; name one with --config")
     return folder / names[cells]
-
-
-def build_on_meta(config: str | os.PathLike) -> nn.Module:
-    """The model of a config file without memory for its weights."""
-    import torch
-    from mmengine.registry import init_default_scope
-
-    from bevstack.engine.config import building, load_config
-    from bevstack.registry import MODELS
-
-    cfg = load_config(config)
-    init_default_scope("bevstack")
-    with building(cfg), torch.device("meta"):
-        return MODELS.build(cfg.model)
 
 
 def write_safetensors(weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:

@@ -32,6 +32,7 @@ from bevstack.engine.checkpoint import (
 )
 from bevstack.engine.cpu_memory import keep_freed_memory
 from bevstack.engine.resume_check import changed_settings, run_settings
+from bevstack.engine.stored_config import plain_config
 from bevstack.engine.train_loops import ResumableTrainLoop
 from bevstack.errors import InputError
 from bevstack.files import atomic_write
@@ -70,7 +71,8 @@ class BEVRunner(Runner):
     """Runner of mmengine; configs and hooks stay as OpenMMLab users know them. What differs:
 
     * checkpoints are written whole or not at all, and read as plain data only (:mod:`bevstack.engine.checkpoint`);
-      they also hold the random number generators of every rank, streams and training seconds;
+      they also hold the config as data (:mod:`bevstack.engine.stored_config`), the random number generators of every
+      rank, streams and training seconds;
     * ``resume`` continues exactly, also in the middle of an epoch, and refuses a changed config unless the config says
       ``resume_changed=True``;
     * epoch-based training without a ``type`` uses :class:`bevstack.engine.train_loops.ResumableTrainLoop`;
@@ -288,7 +290,7 @@ class BEVRunner(Runner):
         if not is_main_process():
             return
         meta.update(
-            cfg=self.cfg.pretty_text,
+            config=plain_config(self.cfg),
             settings=self._settings(),
             seed=self.seed,
             experiment_name=self.experiment_name,

@@ -13,7 +13,8 @@ from mmengine.config import Config
 
 from bevstack.engine.arguments import test_parser
 from bevstack.engine.checkpoint import read_checkpoint
-from bevstack.engine.config import accepted_keys, building, check_components, find_component, load_config
+from bevstack.engine.component_names import find_component
+from bevstack.engine.config import accepted_keys, building, check_components, load_config
 from bevstack.engine.faults import RunError
 from bevstack.engine.runner import BEVRunner
 from bevstack.engine.train import SUMMARY_NAME

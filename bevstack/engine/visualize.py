@@ -63,16 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     from bevstack.engine.checkpoint import read_checkpoint
     from bevstack.engine.config import building, check_components, load_config
+    from bevstack.engine.models import model_of_checkpoint
 
     args = parse_arguments(arguments)
     cfg = load_config(args.config, args.cfg_options)
-    weights = None if args.dataset_only else read_checkpoint(args.checkpoint)["state_dict"]
+    content = None if args.dataset_only else read_checkpoint(args.checkpoint)
     check_components(cfg)
     with building(cfg):
         dataset = build_dataset(cfg, args.split)
     chosen = choose_samples(dataset, args.scenes, args.max_samples)
-    with building(cfg):
-        model = None if weights is None else build_model(cfg, weights, args.checkpoint)
+    model = None if content is None else model_of_checkpoint(content, args.checkpoint, cfg)
     draw_dataset(cfg, dataset, chosen, model, args)
     return 0
 
@@ -111,20 +111,6 @@ def choose_samples(dataset: BEVDataset, scenes: Sequence[str] | None, max_sample
     return [number for number, name in enumerate(names) if not scenes or name in scenes][:max_samples]
 
 
-def build_model(cfg: Any, weights: dict[str, torch.Tensor], checkpoint: str) -> torch.nn.Module:
-    """The config's model with a checkpoint's weights, in evaluation mode, on the GPU where there is one."""
-    from mmengine.registry import init_default_scope
-
-    from bevstack.engine.checkpoint import load_weights
-    from bevstack.precision import default_device
-    from bevstack.registry import MODELS
-
-    init_default_scope(cfg.get("default_scope", "bevstack"))
-    model = MODELS.build(cfg.model)
-    load_weights(model, weights, checkpoint, strict=True)
-    return model.to(default_device()).eval()
-
-
 def camera_views(dataset: BEVDataset, sample: BEVDataSample) -> list:
     """The sample's cameras with their original images, seen from the (augmented) BEV frame of its boxes."""
     from bevstack.images import read_image
@@ -150,16 +136,15 @@ def predicted_samples(
     """
     from mmengine.dataset import pseudo_collate
 
+    from bevstack.engine.models import precision_of
     from bevstack.engine.streaming import Streams
-    from bevstack.precision import choose_precision
 
     if model is None:
         yield from (dataset[number]["data_samples"] for number in chosen)
         return
     loop = cfg.get("test_cfg") or cfg.get("val_cfg") or {}
     streaming = str(loop.get("type", "")).rpartition(".")[2].startswith("Streaming")
-    precision = choose_precision(loop.get("dtype", "float32"))
-    streams = Streams()
+    precision, streams = precision_of(cfg), Streams()
     for number in chosen:
         with torch.no_grad(), precision.autocast():
             data = model.data_preprocessor(pseudo_collate([dataset[number]]), False)
@@ -170,13 +155,19 @@ def predicted_samples(
         yield from predicted
 
 
-def build_visualizer(cfg: Any, args: argparse.Namespace) -> Any:
-    """The config's ``sample_visualizer``, or one that draws whatever a sample has."""
+def build_visualizer(cfg: Any, score_thr: float = 0.3, layout: str | None = None) -> Any:
+    """The config's ``sample_visualizer``, or one that draws whatever a sample has.
+
+    Args:
+        cfg: the config.
+        score_thr: least score of what is drawn, where the config does not say it.
+        layout: "wide" or "tall"; the config's own where None.
+    """
     from bevstack.registry import VISUALIZERS
 
-    settings = {"type": "SampleVisualizer", "score_thr": args.score_thr, **(cfg.get("sample_visualizer") or {})}
-    if args.layout is not None:
-        settings["layout"] = args.layout
+    settings = {"type": "SampleVisualizer", "score_thr": score_thr, **(cfg.get("sample_visualizer") or {})}
+    if layout is not None:
+        settings["layout"] = layout
     return VISUALIZERS.build(settings)
 
 
@@ -191,7 +182,7 @@ def draw_dataset(
     from bevstack.tracking import track_samples
     from bevstack.visualization.files import write_clip, write_png
 
-    visualizer = build_visualizer(cfg, args)
+    visualizer = build_visualizer(cfg, args.score_thr, args.layout)
     pictures: dict[str, list[Path]] = {}
     samples = predicted_samples(cfg, dataset, chosen, model)
     if model is not None and cfg.get("tracker"):

@@ -384,13 +384,10 @@ def cost_of(config: Config) -> dict[str, float]:
     Keys: ``parameters``, ``parameters/<part>``, ``multiply_adds``, ``multiply_adds/<part>``; parts are backbone, neck,
     encoder, bev_neck and heads.<name>. The images' size is that of the test pipeline.
     """
-    from mmengine.registry import init_default_scope
-
+    from bevstack.engine.models import build_model
     from bevstack.experiments.multiply_adds import DEFORMABLE_CONVOLUTION, count_multiply_adds, count_operators
-    from bevstack.registry import MODELS
 
-    init_default_scope("bevstack")
-    model = MODELS.build(config.model).eval()
+    model = build_model(config, "cpu").eval()
     cost: dict[str, float] = {"parameters": float(sum(p.numel() for p in model.parameters()))}
     for name, part in [*model.named_children(), *((f"heads.{name}", head) for name, head in model.heads.items())]:
         cost[f"parameters/{name}"] = float(sum(p.numel() for p in part.parameters()))

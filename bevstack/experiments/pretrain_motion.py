@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bevstack.engine.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from bevstack.engine.config import building, check_components, load_config
+from bevstack.engine.models import build_model
 from bevstack.errors import InputError
 from bevstack.experiments.moving_patches import MovingPatches
 
@@ -59,7 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise InputError(args.out, "--out", f"cannot be written: {error.strerror}") from None
     cfg = load_config(args.config, args.cfg_options)
     check_components(cfg)
-    init_default_scope(cfg.get("default_scope", "bevstack"))
     torch.manual_seed(args.seed)
     model = started_model(cfg)
     images = training_images(cfg, model, args.samples, args.seed)
@@ -87,10 +86,7 @@ def started_model(cfg: Config) -> nn.Module:
     Raises:
         InputError: the backbone is no video backbone with lateral connections, or ``load_from`` does not fit.
     """
-    from bevstack.registry import MODELS
-
-    with building(cfg):
-        model = MODELS.build(cfg["model"])
+    model = build_model(cfg, "cpu")
     if not MMLogger.check_instance_created("pretrain_motion"):  # init_weights would tell of every parameter
         MMLogger.get_instance("pretrain_motion", log_level="WARNING")
     model.init_weights()

@@ -4,16 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.registry import init_default_scope
 
 from bevstack.engine.checkpoint import load_weights, read_checkpoint
 from bevstack.engine.config import load_config
-from bevstack.engine.convert_checkpoint import build_on_meta, convert, main, published_config, write_safetensors
+from bevstack.engine.convert_checkpoint import convert, main, published_config, write_safetensors
+from bevstack.engine.models import build_model
 from bevstack.errors import InputError
 from bevstack.interop.foreign_weights import check_box_convention
 from bevstack.interop.reference_keys import our_names
 from bevstack.reference.compat import apply_compat
-from bevstack.registry import MODELS
 from tests.parity.manifests import SIZES, load_manifest, synthetic_checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "bevformer"
@@ -34,7 +33,7 @@ def restored(ours, names):
 @pytest.mark.parametrize("size", SIZES)
 def test_a_synthetic_checkpoint_there_and_back(size):
     state = synthetic_checkpoint(load_manifest(size))
-    model = build_on_meta(CONFIGS / f"bevformer_{size}.py")
+    model = build_model(load_config(CONFIGS / f"bevformer_{size}.py"), "meta")
     ours, metadata = convert(state, model, "published.pth", "bevformer")
     back = restored(ours, state)
     assert set(state) - set(back) == {"pts_bbox_head.code_weights"}
@@ -53,7 +52,7 @@ def tiny_state():
 
 @pytest.fixture(scope="module")
 def tiny_model():
-    return build_on_meta(CONFIGS / "bevformer_tiny.py")
+    return build_model(load_config(CONFIGS / "bevformer_tiny.py"), "meta")
 
 
 def test_the_tool_and_loading_directly(tiny_state, tiny_model, tmp_path, capsys):
@@ -64,7 +63,7 @@ def test_the_tool_and_loading_directly(tiny_state, tiny_model, tmp_path, capsys)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours.safetensors", "published.pth"]
     weights = []
     for file in (source, out):
-        model = build_on_meta(CONFIGS / "bevformer_tiny.py").to_empty(device="cpu")
+        model = build_model(load_config(CONFIGS / "bevformer_tiny.py"), "meta").to_empty(device="cpu")
         assert load_weights(model, read_checkpoint(file)["state_dict"], file, strict=True) == ""
         weights.append(model.state_dict())
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
@@ -90,9 +89,7 @@ def test_turned_boxes_are_not_turned_again(tiny_model, tmp_path):
     meta = read_checkpoint(out)["meta"]
     check_box_convention(tiny_model, meta, out)
     cfg = apply_compat(load_config(CONFIGS / "bevformer_tiny.py"), "bevformer_v1")
-    init_default_scope("bevstack")
-    with torch.device("meta"):
-        published = MODELS.build(cfg.model)
+    published = build_model(cfg, "meta")
     check_box_convention(published, {}, out)
     with pytest.raises(InputError, match="old_boxes=False"):
         check_box_convention(published, meta, out)
@@ -157,7 +154,7 @@ def test_no_checkpoint_at_all(tmp_path):
 
 @pytest.fixture(scope="module")
 def small():
-    return build_on_meta(CONFIGS / "bevformer_base.py").to_empty(device="cpu")
+    return build_model(load_config(CONFIGS / "bevformer_base.py"), "meta").to_empty(device="cpu")
 
 
 def backbone_state(model, prefix, neck=None, ours="backbone."):
@@ -209,14 +206,14 @@ def test_caffe_and_torchvision_files_start_a_resnet(small):
     import torchvision
 
     resnet = torchvision.models.resnet50(weights=None).state_dict()
-    tiny = build_on_meta(CONFIGS / "bevformer_tiny.py").to_empty(device="cpu")
+    tiny = build_model(load_config(CONFIGS / "bevformer_tiny.py"), "meta").to_empty(device="cpu")
     load_weights(tiny, resnet, "resnet50.pth", strict=False)
     own = tiny.state_dict()
     assert all(torch.equal(own[f"backbone.{name}"], tensor) for name, tensor in resnet.items() if name[:3] != "fc.")
 
 
 def test_a_backbone_of_another_depth_is_one_line(small):
-    tiny = build_on_meta(CONFIGS / "bevformer_tiny.py").to_empty(device="cpu")
+    tiny = build_model(load_config(CONFIGS / "bevformer_tiny.py"), "meta").to_empty(device="cpu")
     for model, other, told in ((small, tiny, "missing for the backbone"), (tiny, small, "the backbone does not have")):
         with pytest.raises(InputError, match=told) as error:
             load_weights(model, backbone_state(other, ""), "wrong.pth", strict=False)

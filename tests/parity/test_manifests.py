@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bevstack.engine.convert_checkpoint import build_on_meta
+from bevstack.engine.config import load_config
+from bevstack.engine.models import build_model
 from bevstack.interop.reference_keys import our_names
 from tests.parity.manifests import SIZES, load_manifest, parameter_count
 
@@ -16,7 +17,7 @@ PUBLISHED_MILLIONS = {"tiny": 33.5, "small": 59.5, "base": 69.0}
 @pytest.mark.parametrize("size", SIZES)
 def test_parameter_counts_are_exactly_the_published_ones(size):
     manifest = load_manifest(size)
-    model = build_on_meta(CONFIGS / f"bevformer_{size}.py")
+    model = build_model(load_config(CONFIGS / f"bevformer_{size}.py"), "meta")
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == parameter_count(manifest)
     assert round(count / 1e6, 1) == PUBLISHED_MILLIONS[size]
@@ -25,7 +26,7 @@ def test_parameter_counts_are_exactly_the_published_ones(size):
 @pytest.mark.parametrize("size", SIZES)
 def test_every_published_key_has_its_place_and_every_place_its_key(size):
     manifest = load_manifest(size)
-    own = build_on_meta(CONFIGS / f"bevformer_{size}.py").state_dict()
+    own = build_model(load_config(CONFIGS / f"bevformer_{size}.py"), "meta").state_dict()
     filled = {}
     for name, shape in manifest.items():
         names = our_names(name)

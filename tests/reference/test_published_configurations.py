@@ -15,7 +15,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 
 from bevstack.engine.config import load_config
-from bevstack.engine.convert_checkpoint import build_on_meta
+from bevstack.engine.models import build_model
 from bevstack.experiments.multiply_adds import DEFORMABLE_CONVOLUTION, count_multiply_adds, published_count
 from bevstack.registry import DATASETS, MODELS
 
@@ -119,7 +119,7 @@ def test_published_behaviour_runs_along_a_stream(root):
 
 def test_multiply_adds_of_the_static_base():
     # BEVFormer-S, paper: 1303.5 G, which fits multiply-adds without the kernels of the deformable convolutions
-    model = build_on_meta(CONFIGS / "bevformer" / "bevformer_base_static.py").eval()
+    model = build_model(load_config(CONFIGS / "bevformer" / "bevformer_base_static.py"), "meta").eval()
     counts = count_multiply_adds(model, (928, 1600))
     assert published_count(counts) == pytest.approx(1303.5e9, rel=0.03)
     # 23 and 3 blocks' 3 x 3 kernels on 6 x 58 x 100 and 6 x 29 x 50 pixels, 5 more for each sample of each channel

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import cv2
 import numpy as np
 from mmcv.transforms.base import BaseTransform
@@ -33,12 +36,28 @@ class LoadMultiViewImages(BaseTransform):
             frame["images"] = images
             if self.reduced:
                 frame["image_size_px"] = np.array([image.shape[:2] for image in images], dtype=np.int64)
-                # libjpeg halves exactly (an odd last row or column is padded); other formats are resized to fit.
-                halved = [str(path).lower().endswith((".jpg", ".jpeg")) for path in paths]
-                ratio = np.where(np.array(halved)[:, None], 0.5, frame["image_size_px"] / sizes)
-                scale = np.stack([ratio[:, 1], ratio[:, 0], np.ones(len(paths))], axis=-1)
+                parts = zip(paths, frame["image_size_px"], sizes, strict=True)
+                scale = np.array([reduced_scale(*part) for part in parts])
                 frame["pixels_from_camera"] = scale[:, :, None] * frame["pixels_from_camera"]
         return results
+
+
+def halves_exactly(path: str | Path) -> bool:
+    """Whether decoding at half size halves exactly: libjpeg does (an odd last row or column is padded), for others
+    the picture is resized to fit."""
+    return str(path).lower().endswith((".jpg", ".jpeg"))
+
+
+def reduced_scale(path: str | Path, reduced_px: Sequence[int], stored_px: Sequence[int]) -> tuple[float, float, float]:
+    """Factors of the rows (u, v, 1) of a camera's intrinsics when its file is decoded at half size.
+
+    Args:
+        path: the file.
+        reduced_px, stored_px: (height, width) of what was decoded, and of the file.
+    """
+    if halves_exactly(path):
+        return 0.5, 0.5, 1.0
+    return reduced_px[1] / stored_px[1], reduced_px[0] / stored_px[0], 1.0
 
 
 @TRANSFORMS.register_module()
@@ -83,12 +102,17 @@ class LoadCameraSweeps(BaseTransform):
                 [self._image(path, image, decoded) for path, image in zip(paths, frame["images"], strict=True)]
                 for paths in frame["sweep_paths"]
             ]
-            if self.still_height_m is not None:
-                for moment, moved in zip(frame["sweeps"], frame["sweep_from_camera"], strict=True):
-                    for n, image in enumerate(moment):
-                        place = frame["pixels_from_camera"][n], moved[n], frame["height_in_camera"][n]
-                        moment[n] = stabilised(image, *place, self.still_height_m)
+            self.stabilise(frame)
         return results
+
+    def stabilise(self, frame: dict) -> None:
+        """Change the ``sweeps`` of a frame as ``still_height_m`` says, in place."""
+        if self.still_height_m is None:
+            return
+        for moment, moved in zip(frame["sweeps"], frame["sweep_from_camera"], strict=True):
+            for n, image in enumerate(moment):
+                place = frame["pixels_from_camera"][n], moved[n], frame["height_in_camera"][n]
+                moment[n] = stabilised(image, *place, self.still_height_m)
 
     def _image(self, path: str, keyframe: np.ndarray, decoded: dict[str, np.ndarray]) -> np.ndarray:
         if path not in decoded:

