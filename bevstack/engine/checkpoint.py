@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from bevstack.errors import InputError
@@ -86,8 +87,6 @@ def read_checkpoint(path: str | os.PathLike, map_location: str | torch.device = 
 
 
 def _read_safetensors(path: Path, map_location: str | torch.device) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="pt", device=str(map_location)) as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict

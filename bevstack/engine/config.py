@@ -125,7 +125,7 @@ def _require_place(cfg: Config, parts: list[str], path: Path) -> None:
             if part not in node:
                 if last and depth > 0:
                     return
-                known = list(node.keys()) + (sorted(_runner_keys()) if depth == 0 else [])
+                known = list(node.keys()) + (sorted(runner_keys()) if depth == 0 else [])
                 if last and part in known:
                     return
                 raise InputError("--cfg-options", place, f"no such key in {path}{suggestion(part, known)}")
@@ -134,7 +134,8 @@ def _require_place(cfg: Config, parts: list[str], path: Path) -> None:
             raise InputError("--cfg-options", place, f"{'.'.join(parts[:depth])} is the value {node!r}, not a dict")
 
 
-def _runner_keys() -> set[str]:
+def runner_keys() -> set[str]:
+    """Top-level keys of a config that have a meaning: mmengine's for its Runner, and ours."""
     return {*inspect.signature(Runner.__init__).parameters, *_TOP_LEVEL} - {"self", "cfg"}
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import track
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bevstack.engine.arguments import convert_parser
 from bevstack.engine.checkpoint import read_checkpoint
 from bevstack.engine.config import load_config
 from bevstack.engine.models import build_model
@@ -23,36 +25,12 @@ BOXES_AS_IN_FILE = "as in the source"
 _BEV_QUERIES = "pts_bbox_head.bev_embedding.weight"
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="tools/convert_checkpoint.py", description=__doc__)
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    bevformer = kinds.add_parser("bevformer", help="a published BEVFormer (tiny, small, base, or of the same layout)")
-    bevformer.add_argument("--config", help="the config it is for (default: the published one with its BEV grid)")
-    bevformer.add_argument(
-        "--boxes",
-        choices=("keep", "current"),
-        default="keep",
-        help="'current': turn the detection head's boxes from mmdet3d 0.17's convention into today's; 'keep' for use "
-        "with compat.old_boxes (see docs/compatibility.md)",
-    )
-    backbone = kinds.add_parser("backbone", help="ResNet of torchvision or caffe, FCOS3D, mmdet or timm weights")
-    backbone.add_argument("--config", required=True, help="the config whose backbone (and neck) they are for")
-    for kind in (bevformer, backbone):
-        kind.add_argument("source", metavar="IN", help="the .pth to read")
-        kind.add_argument("out", metavar="OUT", help="the .safetensors to write")
-    return parser.parse_args(arguments)
-
-
 def main(config_folder: Path, arguments: Sequence[str] | None = None) -> int:
     """Entry point; ``config_folder`` holds the published configurations."""
-    args = parse_arguments(arguments)
+    args = convert_parser().parse_args(arguments)
     out = Path(args.out)
     if out.suffix != ".safetensors":
         raise InputError(out, "OUT", "must end in .safetensors")
-    from rich.console import Console
-    from rich.progress import track
-
     console = Console(stderr=True)
     steps = iter(track(range(4), "converting", console=console, transient=True, disable=not console.is_terminal))
     next(steps)

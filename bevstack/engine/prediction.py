@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bevstack.evaluation.submission import submitted_boxes
 from bevstack.geometry import BEVGrid
-from bevstack.geometry.boxes3d import gravity_centers, transform_boxes
+from bevstack.geometry.boxes3d import gravity_centers, oriented_boxes, transform_boxes
 from bevstack.geometry.keypoints import KEYPOINT_NAMES
 from bevstack.structures import BEVDataSample, BEVRaster, PanopticMap
 from bevstack.structures.boxes import box_tensor
@@ -232,13 +233,12 @@ class BEVPrediction:
         Raises:
             ValueError: the model predicts no boxes.
         """
-        # Only here is anything of nuScenes' own needed, and with it the devkit.
-        from bevstack.evaluation.submission import global_boxes
-
         if self.boxes is None:
             raise ValueError("the model predicts no boxes")
         boxes = self.boxes
-        return global_boxes(token, boxes.boxes, boxes.scores, boxes.names, global_from_bev, attributes=boxes.attributes)
+        pose = torch.as_tensor(global_from_bev, dtype=torch.float64)
+        moved = oriented_boxes(pose, torch.from_numpy(boxes.boxes).double())
+        return submitted_boxes(token, moved, boxes.scores, boxes.names, boxes.attributes)
 
 
 def _numbers(values: Tensor) -> np.ndarray:

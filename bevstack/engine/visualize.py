@@ -4,55 +4,30 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dataset import pseudo_collate
+from rich.console import Console
+from rich.progress import track
 
 from bevstack.datasets.base import BEVDataset
+from bevstack.engine.arguments import visualize_arguments
+from bevstack.engine.checkpoint import read_checkpoint
+from bevstack.engine.config import building, check_components, load_config
+from bevstack.engine.models import model_of_checkpoint, precision_of
+from bevstack.engine.streaming import Streams
 from bevstack.errors import InputError
+from bevstack.images import read_image
+from bevstack.registry import DATASETS, TASK_UTILS, VISUALIZERS
 from bevstack.structures import BEVDataSample
-
-
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line of ``tools/visualize.py``.
-
-    Raises:
-        InputError: flags that contradict each other.
-    """
-    parser = argparse.ArgumentParser(
-        prog="tools/visualize.py", description="Draw predictions and ground truth: a PNG a sample, a clip a scene."
-    )
-    parser.add_argument("config")
-    parser.add_argument("checkpoint", nargs="?", help="left out with --dataset-only")
-    parser.add_argument("--out", required=True, type=Path, help="folder for <scene>/*.png and <scene>.gif")
-    parser.add_argument("--dataset-only", action="store_true", help="draw the ground truth, without a model")
-    parser.add_argument("--split", help="train, val or test (that dataloader of the config), or a split of the dataset")
-    parser.add_argument("--scenes", nargs="+", help="scene names; all of the split by default")
-    parser.add_argument("--max-samples", type=int, help="stop after this many samples")
-    parser.add_argument("--score-thr", type=float, default=0.3, help="least score of a box that is drawn")
-    parser.add_argument("--fps", type=float, default=4.0)
-    parser.add_argument("--format", choices=("gif", "mp4", "none"), default="gif", help="of the clip a scene")
-    parser.add_argument("--max-width-px", type=int, default=1280, help="of the clips; PNGs keep their size")
-    parser.add_argument("--layout", choices=("wide", "tall"), help="panels right of the cameras, or below them")
-    parser.add_argument("--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides")
-    args = parser.parse_args(arguments)
-    if args.dataset_only == (args.checkpoint is not None):
-        raise InputError(args.config, "CHECKPOINT", "give a checkpoint, or --dataset-only without one")
-    for field, value in (
-        ("--fps", args.fps),
-        ("--max-samples", args.max_samples),
-        ("--max-width-px", args.max_width_px),
-    ):
-        if value is not None and not value > 0:
-            raise InputError(args.config, field, f"must be positive, not {value:g}")
-    existing = next(folder for folder in (args.out, *args.out.resolve().parents) if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise InputError(args.out, "--out", "cannot be written to")
-    return args
+from bevstack.structures.poses import bev_from_augmented
+from bevstack.tracking import track_samples
+from bevstack.visualization import CameraView
+from bevstack.visualization.files import write_clip, write_png
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,11 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         InputError: bad configuration, checkpoint, split, scene or folder; before anything is drawn where possible.
     """
-    from bevstack.engine.checkpoint import read_checkpoint
-    from bevstack.engine.config import building, check_components, load_config
-    from bevstack.engine.models import model_of_checkpoint
-
-    args = parse_arguments(arguments)
+    args = visualize_arguments(arguments)
     cfg = load_config(args.config, args.cfg_options)
     content = None if args.dataset_only else read_checkpoint(args.checkpoint)
     check_components(cfg)
@@ -84,8 +55,6 @@ def build_dataset(cfg: Any, split: str | None) -> BEVDataset:
         cfg: the config. split: ``train``, ``val`` or ``test`` for the split of that dataloader, any other name for a
             split of the dataset; None for the test dataloader's (or the validation's) own.
     """
-    from bevstack.registry import DATASETS
-
     loader = cfg.get("test_dataloader") or cfg.get("val_dataloader")
     if not loader:
         raise InputError(cfg.filename or "config", "test_dataloader", "the config has neither it nor val_dataloader")
@@ -113,10 +82,6 @@ def choose_samples(dataset: BEVDataset, scenes: Sequence[str] | None, max_sample
 
 def camera_views(dataset: BEVDataset, sample: BEVDataSample) -> list:
     """The sample's cameras with their original images, seen from the (augmented) BEV frame of its boxes."""
-    from bevstack.images import read_image
-    from bevstack.structures.poses import bev_from_augmented
-    from bevstack.visualization import CameraView
-
     cameras = dataset.camera_views(sample.metainfo["token"])
     undone = bev_from_augmented(sample).numpy()
     parts = zip(cameras.names, cameras.image_paths, cameras.pixels_from_camera, cameras.camera_from_bev, strict=True)
@@ -134,11 +99,6 @@ def predicted_samples(
     The model's memory travels from each sample to its successor, as in the streaming test loop, where the config
     tests along streams.
     """
-    from mmengine.dataset import pseudo_collate
-
-    from bevstack.engine.models import precision_of
-    from bevstack.engine.streaming import Streams
-
     if model is None:
         yield from (dataset[number]["data_samples"] for number in chosen)
         return
@@ -163,8 +123,6 @@ def build_visualizer(cfg: Any, score_thr: float = 0.3, layout: str | None = None
         score_thr: least score of what is drawn, where the config does not say it.
         layout: "wide" or "tall"; the config's own where None.
     """
-    from bevstack.registry import VISUALIZERS
-
     settings = {"type": "SampleVisualizer", "score_thr": score_thr, **(cfg.get("sample_visualizer") or {})}
     if layout is not None:
         settings["layout"] = layout
@@ -175,13 +133,6 @@ def draw_dataset(
     cfg: Any, dataset: Any, chosen: Sequence[int], model: torch.nn.Module | None, args: argparse.Namespace
 ) -> None:
     """Write a PNG a sample and a clip a scene under ``args.out``; a progress bar, then one line."""
-    from rich.console import Console
-    from rich.progress import track
-
-    from bevstack.registry import TASK_UTILS
-    from bevstack.tracking import track_samples
-    from bevstack.visualization.files import write_clip, write_png
-
     visualizer = build_visualizer(cfg, args.score_thr, args.layout)
     pictures: dict[str, list[Path]] = {}
     samples = predicted_samples(cfg, dataset, chosen, model)

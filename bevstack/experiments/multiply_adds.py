@@ -9,6 +9,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from bevstack.interop.deform_conv import ModulatedDeformConv2dPack
 from bevstack.models.bev import SpatialCrossAttention, TemporalSelfAttention
@@ -102,8 +103,6 @@ def count_operators(module: nn.Module, *inputs: Tensor) -> float:
         module: on the meta device, or any other.
         inputs: of its forward, on the same device.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     with torch.no_grad(), mock.patch("torch.autocast", lambda *_, **__: nullcontext()):
         with FlopCounterMode(display=False) as counter:
             module(*inputs)

@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bevstack.errors import InputError
 from bevstack.files import atomic_folder
@@ -165,15 +166,6 @@ def _existing_parent(path: Path) -> Path:
 
 
 def _with_progress(plan: list[SceneTask], workers: int) -> list[dict]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
     columns = (
         TextColumn("rendering scenes"),
         BarColumn(),
