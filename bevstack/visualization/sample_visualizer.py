@@ -102,7 +102,8 @@ class SampleVisualizer:
             rows = [_joined(panels[first : first + columns], axis=1) for first in range(0, len(panels), columns)]
             body = _joined([cameras, *rows], axis=0, centred=True)
         head = _title(self.title(sample, predicted), body.shape[1])
-        foot = _legend(names, body.shape[1], with_truth=predicted is not None)
+        compared = predicted is not None and true_boxes(sample) is not None
+        foot = _legend(names, body.shape[1], with_truth=compared)
         return np.pad(
             _joined([head, body, foot], axis=0), ((_GAP, _GAP), (_GAP, _GAP), (0, 0)), constant_values=BACKGROUND[0]
         )
