@@ -68,8 +68,6 @@ class AppearanceHead(BoxHead):
         init_cfg: Mapping | None = None,
     ) -> None:
         super().__init__(in_channels, grid, detection, init_cfg)
-        if use_history and history_channels is None:
-            raise ValueError("history_channels: not given; they are the encoder's, or set use_history=False")
         self.history_frames = int(use_history)
         self.temperature, self.jitter_m, self.jitter_yaw = temperature, jitter_m, jitter_yaw
 
@@ -80,7 +78,11 @@ class AppearanceHead(BoxHead):
             return nn.ModuleDict({"field": ConvNormReLU(width, channels), "mlp": mlp})
 
         self.object_branch = branch(in_channels)
-        self.history_branch = branch(history_channels) if use_history else None
+        self.history_branch: nn.ModuleDict | None = None
+        if use_history:
+            if history_channels is None:
+                raise ValueError("history_channels: not given; they are the encoder's, or set use_history=False")
+            self.history_branch = branch(history_channels)
 
     def encode(self, bev: BEVFeatures) -> dict[str, Tensor]:
         """What is sampled, all on the head's grid.
@@ -127,10 +129,9 @@ class AppearanceHead(BoxHead):
         Raises:
             InputError: with a history, the samples do not say where their objects were.
         """
-        device = raw["field"].device
-        past = None
-        if self.history_branch is not None:
-            past = self.history_branch["field"](raw["history"].flatten(0, 1)).unflatten(0, raw["history"].shape[:2])
+        device, history_branch, past = raw["field"].device, self.history_branch, None
+        if history_branch is not None:
+            past = history_branch["field"](raw["history"].flatten(0, 1)).unflatten(0, raw["history"].shape[:2])
         names = ("views",) if past is None else ("views", "now", "before")
         sums = {name: raw["field"].float().sum() * 0 for name in names}
         number = 0
@@ -142,12 +143,12 @@ class AppearanceHead(BoxHead):
             number += len(boxes)
             views = [self._view(raw["field"][index], boxes) for _ in range(2)]
             sums["views"] = sums["views"] + self.contrast(*views)
-            if past is None:
+            if past is None or history_branch is None:
                 continue
             points, known = self._points_in_time(instances, kept, boxes, raw["history_valid"][index])
             for frame, name in enumerate(("now", "before")):
                 rows = known[frame].nonzero().squeeze(1)
-                seen = self.embed(self.history_branch, past[index, frame], points[frame, rows])
+                seen = self.embed(history_branch, past[index, frame], points[frame, rows])
                 sums[name] = sums[name] + self.contrast(views[0][rows], seen)
         normaliser = mean_across_ranks(float(number), device).clamp_min(1.0)
         return {f"loss_{name}": value / normaliser for name, value in sums.items()}

@@ -43,7 +43,7 @@ class BEVHead(_Head):
         history_frames: past frames (``bev.history``) that it reads; 0 for none.
     """
 
-    owed = ("forward", "loss", "predict")
+    owed: ClassVar[tuple[str, ...]] = ("forward", "loss", "predict")
     requires: tuple[str, ...] = ()
     history_frames: int = 0
 
@@ -144,8 +144,9 @@ class BoxHead(BEVHead):
         batch, wanted, history = len(now), self.history_frames, bev.history
         features, valid = [now], [torch.ones(batch, 1, dtype=torch.bool, device=now.device)]
         seconds = [torch.zeros(batch, 1, device=now.device)]
-        there = 0 if history is None else min(wanted, history.features.shape[1])
-        if there:
+        there = 0
+        if history is not None:
+            there = min(wanted, history.features.shape[1])
             frames = BEVFeatures(history.features[:, :there].flatten(0, 1), history.grid)
             frames = resample_bev(frames, self.grid).float().unflatten(0, (batch, there))
             valid.append(history.valid[:, :there])

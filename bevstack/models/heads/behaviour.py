@@ -125,18 +125,18 @@ class BehaviourHead(BoxHead):
         Raises:
             InputError: the samples lack attributes or past centres.
         """
-        count, known = raw["current"].shape[0], []
+        count, known, wanted = raw["current"].shape[0], [], []
         for b, sample in enumerate(samples):
-            boxes, targets = self._truth(sample, raw)
+            boxes, labels, tracks, targets = self._truth(sample, raw)
             rows = targets >= 0
-            boxes, targets = LabelledBoxes(*(part[rows] for part in boxes)), targets[rows]
+            boxes, labels, tracks, targets = boxes[rows], labels[rows], tracks[rows], targets[rows]
             if self.training and self.jitter is not None:
-                noisy = self.jitter.boxes(boxes.boxes)
-                boxes = LabelledBoxes(noisy, boxes.labels, self.jitter.tracks(boxes.tracks, noisy, raw["seconds"][b]))
-            known.append((boxes, targets))
+                boxes = self.jitter.boxes(boxes)
+                tracks = self.jitter.tracks(tracks, boxes, raw["seconds"][b])
+            known.append(LabelledBoxes(boxes, labels, tracks))
+            wanted.append(targets)
         losses, right = [], []
-        answers = self.describe(raw, [boxes for boxes, _ in known])
-        for answer, (_, targets) in zip(answers, known, strict=True):
+        for answer, targets in zip(self.describe(raw, known), wanted, strict=True):
             if len(targets):
                 losses.append(F.cross_entropy(answer["logits"], targets))
                 right.append((answer["logits"].argmax(-1) == targets).float().mean().detach())
@@ -159,7 +159,7 @@ class BehaviourHead(BoxHead):
             instances.attribute_names, instances.attribute_scores = self.best_attributes(one["logits"])
             results.append({"pred_instances_3d": instances})
         if self.on_truth and all("gt_instances_3d" in sample for sample in samples):
-            truth = self.describe(raw, [self._truth(sample, raw)[0] for sample in samples])
+            truth = self.describe(raw, [LabelledBoxes(*self._truth(sample, raw)[:3]) for sample in samples])
             for fields, one in zip(results, truth, strict=True):
                 names, scores = self.best_attributes(one["logits"])
                 fields["pred_on_truth_3d"] = InstanceData(attribute_names=names, attribute_scores=scores)
@@ -220,8 +220,8 @@ class BehaviourHead(BoxHead):
         looks = sampled_history(current.unsqueeze(0), self.grid, points).flatten(1)
         return self.box(numbers) + self.class_embedding(classes) + self.appearance(looks)
 
-    def _truth(self, sample: BEVDataSample, raw: dict[str, Tensor]) -> tuple[LabelledBoxes, Tensor]:
-        """True boxes with their tracks, and (G,) the index of each box's attribute in BEHAVIOURS, -1 for none.
+    def _truth(self, sample: BEVDataSample, raw: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """True boxes (G, 9), labels (G,), tracks (G, M, 2) and index of the attribute in BEHAVIOURS (G,), -1 for none.
 
         Raises:
             InputError: attributes or past centres are not there; says what to change.
@@ -238,9 +238,9 @@ class BehaviourHead(BoxHead):
             reason = f"{tracks.shape[1]} frames, the head reads {self.num_frames}; set num_frames to it"
             raise InputError("pipeline", "LoadPastCenters.num_frames", reason)
         labels = instances.labels_3d.to(device).long()
-        targets = [
+        indices = [
             BEHAVIOURS.index(name) if label >= 0 and name in behaviours_of(self.classes[label]) else -1
             for name, label in zip(instances.attribute_names, labels.tolist(), strict=True)
         ]
-        targets = torch.tensor(targets, dtype=torch.long, device=device)
-        return LabelledBoxes(box_tensor(instances.bboxes_3d).to(device).float(), labels, tracks), targets
+        targets = torch.tensor(indices, dtype=torch.long, device=device)
+        return box_tensor(instances.bboxes_3d).to(device).float(), labels, tracks, targets

@@ -16,6 +16,7 @@ from bevstack.losses.functional import masked_l1_loss, mean_across_ranks
 from bevstack.models.heads.base import BEVHead, resample_bev
 from bevstack.models.layers.conv import ConvNormReLU, ConvType
 from bevstack.models.layers.heatmaps import (
+    EMPTY_CELL_LOGIT,
     HeatmapCriterion,
     PeakDecoding,
     circle_nms,
@@ -24,6 +25,7 @@ from bevstack.models.layers.heatmaps import (
     nms_radii,
     positive_cells,
 )
+from bevstack.models.layers.initialization import init_bias
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures
 from bevstack.structures.boxes import lidar_boxes
@@ -88,7 +90,7 @@ class DenseDetectionHead(BEVHead):
         self.shared = ConvNormReLU(in_channels, channels, conv=conv)
         self.heatmap = self._branch(channels, len(self.classes), upscale, conv)
         self.box = self._branch(channels, BOX_CODE_SIZE, upscale, conv)
-        nn.init.constant_(self.heatmap[1].bias, -4.6)  # sigmoid 0.01: nearly every cell is no centre
+        init_bias(self.heatmap[1], EMPTY_CELL_LOGIT)
 
     @staticmethod
     def _branch(channels: int, values: int, upscale: int, conv: ConvType | Mapping | str) -> nn.Sequential:

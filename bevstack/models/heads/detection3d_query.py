@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from bevstack.geometry import BEVGrid
 from bevstack.geometry.box_code import BOX_CODE_SIZE, bottom_centred, decode_boxes, encode_boxes
 from bevstack.losses.functional import masked_l1_loss, mean_across_ranks, sigmoid_focal_loss
-from bevstack.losses.matching import BoxL1Cost, FocalClassCost, HungarianMatcher
+from bevstack.losses.matching import BoxL1Cost, FocalClassCost, HungarianMatcher, MatchCost
 from bevstack.models.heads.base import BEVHead
 from bevstack.models.layers.detr_decoder import DecoderSize, DETRDecoderLayer, inverse_sigmoid
+from bevstack.models.layers.initialization import init_bias
 from bevstack.models.layers.settings import Settings
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures
@@ -119,7 +120,7 @@ class QueryDetectionHead(BEVHead):
         self.decoding = BoxDecoding.build(decoding, "decoding")
         code_weights = torch.tensor(self.criterion.code_weights, dtype=torch.float32)
         self.register_buffer("code_weights", code_weights, persistent=False)
-        costs = [FocalClassCost(self.criterion.class_cost), BoxL1Cost(self.criterion.box_cost)]
+        costs: list[MatchCost] = [FocalClassCost(self.criterion.class_cost), BoxL1Cost(self.criterion.box_cost)]
         self.matcher = HungarianMatcher(costs)
 
         self.query_positions = nn.Embedding(num_queries, channels)
@@ -136,7 +137,7 @@ class QueryDetectionHead(BEVHead):
         nn.init.zeros_(self.reference_points.bias)
         bias = -math.log((1 - self.prior_probability) / self.prior_probability)
         for branch in self.cls_branches:
-            nn.init.constant_(branch[-1].bias, bias)
+            init_bias(list(branch.children())[-1], bias)
 
     def forward(self, bev: BEVFeatures) -> dict[str, Tensor]:
         """Look for boxes in B_t.
@@ -206,8 +207,8 @@ class QueryDetectionHead(BEVHead):
         known = known if self.criterion.unknown_targets == "value" else known.all(-1, keepdim=True).expand_as(known)
         used = is_matched & known
 
-        count = sum(min(len(label), logits.shape[2]) for label in labels)
-        count = mean_across_ranks(count, device).clamp_min(1)
+        number = sum(min(len(label), logits.shape[2]) for label in labels)
+        count = mean_across_ranks(number, device).clamp_min(1)
         focal = sigmoid_focal_loss(logits, target_labels).sum((1, 2, 3))
         distance = (masked_l1_loss(codes, target_codes, used) * self.code_weights).sum((1, 2, 3))
         losses = {"unknown_target_values": (is_matched & ~used)[-1].sum().float()}

@@ -20,7 +20,8 @@ from bevstack.losses.dense import heatmap_focal_loss
 from bevstack.losses.functional import mean_across_ranks
 from bevstack.models.heads.base import ImageHead
 from bevstack.models.layers.conv import ConvNormReLU
-from bevstack.models.layers.heatmaps import gaussian_heatmap, heatmap_nms, positive_cells
+from bevstack.models.layers.heatmaps import EMPTY_CELL_LOGIT, gaussian_heatmap, heatmap_nms, positive_cells
+from bevstack.models.layers.initialization import init_bias
 from bevstack.models.layers.settings import Settings
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, CameraRig
@@ -101,7 +102,7 @@ class ImageKeypointHead(ImageHead):
         self.shared = ConvNormReLU(in_channels, channels)
         self.heatmap = nn.Conv2d(channels, NUM_KEYPOINTS, 1)
         self.offset = nn.Conv2d(channels, 2 * NUM_KEYPOINTS, 1)
-        nn.init.constant_(self.heatmap.bias, -4.6)  # sigmoid 0.01: nearly every cell is no keypoint
+        init_bias(self.heatmap, EMPTY_CELL_LOGIT)
 
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
         """Levels (B, N, C, h, w) to ``heatmap`` logits (B, N, 6, h, w) and ``offset`` (B, N, 12, h, w) from the cell's

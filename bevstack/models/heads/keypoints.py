@@ -21,6 +21,7 @@ from bevstack.losses.functional import mean_across_ranks
 from bevstack.models.heads.base import BEVHead
 from bevstack.models.layers.conv import ConvNormReLU
 from bevstack.models.layers.heatmaps import (
+    EMPTY_CELL_LOGIT,
     HeatmapCriterion,
     PeakDecoding,
     PositiveCells,
@@ -30,6 +31,7 @@ from bevstack.models.layers.heatmaps import (
     nms_radii,
     positive_cells,
 )
+from bevstack.models.layers.initialization import init_bias
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures
 
@@ -116,14 +118,13 @@ class KeypointHead(BEVHead):
             "offset": 2 * NUM_KEYPOINTS,
             "vectors": 2 * _AROUND,
         }
-        self.branches = nn.ModuleDict(
-            {
-                name: nn.Sequential(ConvNormReLU(channels, channels), nn.Conv2d(channels, width, 1))
-                for name, width in widths.items()
-            }
-        )
+        branches = {
+            name: nn.Sequential(ConvNormReLU(channels, channels), nn.Conv2d(channels, width, 1))
+            for name, width in widths.items()
+        }
         for name in ("heatmap", "keypoint_heatmap"):
-            nn.init.constant_(self.branches[name][-1].bias, -4.6)  # sigmoid 0.01: nearly every cell holds nothing
+            init_bias(branches[name][-1], EMPTY_CELL_LOGIT)
+        self.branches = nn.ModuleDict(branches)
 
     def forward(self, bev: BEVFeatures) -> dict[str, Tensor]:
         """On the head's grid: ``heatmap`` (B, K, Y, X) and ``keypoint_heatmap`` (B, 5, Y, X) logits, ``offset``
@@ -145,7 +146,7 @@ class KeypointHead(BEVHead):
         centers = heatmap_focal_loss(raw["heatmap"], torch.stack([t.heatmap for t in targets])).sum()
         others = torch.stack([t.keypoint_heatmap for t in targets])
         others = heatmap_focal_loss(raw["keypoint_heatmap"], others).sum() / _AROUND
-        offset, vector = 0.0, 0.0
+        offset, vector = centers.new_zeros(()), centers.new_zeros(())
         flat_offsets, flat_vectors = raw["offset"].float().flatten(2), raw["vectors"].float().flatten(2)
         for target, offsets, vectors in zip(targets, flat_offsets, flat_vectors, strict=True):
             positives = target.positives

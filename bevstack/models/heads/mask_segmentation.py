@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from mmengine.structures import InstanceData
@@ -15,10 +16,17 @@ from bevstack.geometry import BEVGrid
 from bevstack.losses.dense import dice_loss
 from bevstack.losses.functional import mean_across_ranks, sigmoid_focal_loss
 from bevstack.losses.masks import mask_focal_loss, no_object_cross_entropy
-from bevstack.losses.matching import FocalClassCost, HungarianMatcher, MaskDiceCost, MaskFocalCost, SoftmaxClassCost
+from bevstack.losses.matching import (
+    FocalClassCost,
+    HungarianMatcher,
+    MaskDiceCost,
+    MaskFocalCost,
+    MatchCost,
+    SoftmaxClassCost,
+)
 from bevstack.models.heads.base import BEVHead
-from bevstack.models.heads.mask_segmentation_decoding import instances_of, segments_of
-from bevstack.models.heads.mask_segmentation_targets import sample_cells, target_panoptic
+from bevstack.models.heads.mask_segmentation_decoding import MaskDecoding, instances_of, segments_of
+from bevstack.models.heads.mask_segmentation_targets import MaskCriterion, sample_cells, target_panoptic
 from bevstack.models.layers.conv import ConvNormReLU
 from bevstack.models.layers.detr_decoder import inverse_sigmoid
 from bevstack.models.layers.mask_decoder import FourierEncoding, MaskDecoderLayer, MaskDecoderSize
@@ -26,7 +34,6 @@ from bevstack.models.layers.settings import Settings
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures, PanopticMap
 
-CLASSIFICATIONS = ("softmax", "focal")
 BLOB = 0.3
 """Weight of every frequency in an untrained mask."""
 CELL_PRIOR, CLASS_PRIOR = 0.05, 0.01
@@ -53,48 +60,6 @@ class PixelDecoderSize(Settings):
             raise ValueError(f"num_convs ({self.num_convs}): at least 1")
 
 
-@dataclass(frozen=True)
-class MaskCriterion(Settings):
-    """What mask queries are trained by.
-
-    Args:
-        classification: ``softmax`` over K classes and "no object", or K sigmoids with the ``focal`` loss.
-        no_object_weight: of queries without object in the softmax loss.
-        class_weight, focal_weight, dice_weight: of the losses and of the matching costs.
-        sampled_cells: on how many cells masks are compared in matching and losses, at most (:func:`sample_cells`); 0
-            for all.
-
-    Raises:
-        ValueError: another classification.
-    """
-
-    classification: str = "softmax"
-    no_object_weight: float = 0.1
-    class_weight: float = 2.0
-    focal_weight: float = 20.0
-    dice_weight: float = 5.0
-    sampled_cells: int = 4096
-
-    def __post_init__(self) -> None:
-        if self.classification not in CLASSIFICATIONS:
-            raise ValueError(f"classification: {self.classification!r} is none of {', '.join(CLASSIFICATIONS)}")
-
-
-@dataclass(frozen=True)
-class MaskDecoding(Settings):
-    """How segments and instances are read from the queries' answers.
-
-    Args:
-        object_threshold: least class probability of a segment of the panoptic map.
-        overlap_threshold: a segment that owns less than this share of its own mask is left out of it.
-        max_num: most instances in ``pred_masks``.
-    """
-
-    object_threshold: float = 0.5
-    overlap_threshold: float = 0.5
-    max_num: int = 100
-
-
 @MODELS.register_module()
 class MaskSegmentationHead(BEVHead):
     """Panoptic BEV segmentation as MaskFormer does it (Cheng et al. 2021), masked attention as in Mask2Former (2022).
@@ -117,6 +82,9 @@ class MaskSegmentationHead(BEVHead):
     Raises:
         ValueError: an argument does not fit another.
     """
+
+    cell_codes: Tensor
+    token_codes: Tensor
 
     def __init__(
         self,
@@ -141,9 +109,9 @@ class MaskSegmentationHead(BEVHead):
         self.decoding = MaskDecoding.build(decoding, "decoding")
         self.masked_attention, self.mask_channels = size.masked_attention, pixels.channels
         softmax, count = self.criterion.classification == "softmax", len(self.things) + len(self.stuff)
-        class_cost = (SoftmaxClassCost if softmax else FocalClassCost)(self.criterion.class_weight)
-        mask_costs = [MaskFocalCost(self.criterion.focal_weight), MaskDiceCost(self.criterion.dice_weight)]
-        self.matcher = HungarianMatcher([class_cost, *mask_costs])
+        costs: list[MatchCost] = [(SoftmaxClassCost if softmax else FocalClassCost)(self.criterion.class_weight)]
+        costs += [MaskFocalCost(self.criterion.focal_weight), MaskDiceCost(self.criterion.dice_weight)]
+        self.matcher = HungarianMatcher(costs)
 
         widths = [in_channels] + [pixels.channels] * pixels.num_convs
         self.convs = nn.Sequential(*(ConvNormReLU(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)))
@@ -163,7 +131,8 @@ class MaskSegmentationHead(BEVHead):
             nn.ReLU(),
             nn.Linear(channels, pixels.channels + 2 * self.encoding.num_frequencies + 1),
         )
-        self.token_shape = tuple(-(-length // size.token_stride) for length in self.grid.shape)
+        rows, columns = (-(-length // size.token_stride) for length in self.grid.shape)
+        self.token_shape = (rows, columns)
         places = self.encoding(self.grid.normalized_from_metres(self.grid.cell_centers())).permute(2, 0, 1)
         self.register_buffer("cell_codes", places.contiguous(), persistent=False)
         pooled = F.adaptive_avg_pool2d(places.unsqueeze(0), self.token_shape)[0]
@@ -173,15 +142,15 @@ class MaskSegmentationHead(BEVHead):
     def reset_parameters(self) -> None:
         """Starting values: masks are blobs around the queries' places, sigmoid classes have a small probability."""
         with torch.no_grad():
-            self.mask_embedding[-1].weight.mul_(0.1)
-            self.mask_embedding[-1].bias.zero_()
-            self.mask_embedding[-1].bias[self.mask_channels : -1] = BLOB
-            self.mask_embedding[-1].bias[-1] = -_odds(CELL_PRIOR)
+            output = cast(nn.Linear, self.mask_embedding[-1])
+            output.weight.mul_(0.1)
+            output.bias.zero_()
+            output.bias[self.mask_channels : -1] = BLOB
+            output.bias[-1] = -_odds(CELL_PRIOR)
             if self.criterion.classification == "focal":
                 self.classifier.bias.fill_(-_odds(CLASS_PRIOR))
-            for update in self.reference_updates:
-                update.weight.zero_()
-                update.bias.zero_()
+            for parameter in self.reference_updates.parameters():
+                parameter.zero_()
 
     def forward(self, bev: BEVFeatures) -> dict[str, Tensor]:
         """Ask every query for its class and mask.
@@ -204,7 +173,7 @@ class MaskSegmentationHead(BEVHead):
         answers = [self._answer(queries, places)] if self.masked_attention else []
         for layer, update in zip(self.layers, self.reference_updates, strict=True):
             seen = None
-            if self.masked_attention:
+            if pooled is not None:
                 seen = self._product(answers[-1][1].detach(), pooled, self.token_codes).flatten(2) > 0
             queries = layer(queries, self.position(self.encoding(places)), keys, values, seen)
             places = (inverse_sigmoid(places) + update(queries).float()).sigmoid()
@@ -256,8 +225,8 @@ class MaskSegmentationHead(BEVHead):
         matched = self.match(raw, targets)  # (B, D, Q)
         labels = [torch.cat([panoptic.labels, panoptic.labels.new_full((1,), -1)]) for panoptic in maps]
         target_labels = torch.stack([label[index] for label, index in zip(labels, matched, strict=True)])
-        count = sum(min(len(panoptic), matched.shape[2]) for panoptic in maps)
-        count = mean_across_ranks(count, matched.device).clamp_min(1)
+        number = sum(min(len(panoptic), matched.shape[2]) for panoptic in maps)
+        count = mean_across_ranks(number, matched.device).clamp_min(1)
 
         focal, dice = (raw["logits"].new_zeros(matched.shape[1]) for _ in range(2))
         for sample, target in enumerate(targets):
@@ -267,14 +236,14 @@ class MaskSegmentationHead(BEVHead):
             focal = focal.index_add(0, layer, mask_focal_loss(predicted, truth, target["weights"]))
             dice = dice.index_add(0, layer, dice_loss(predicted, truth, target["weights"]))
 
-        losses, last = {}, matched.shape[1] - 1
-        for layer in range(last + 1):
-            prefix = "" if layer == last else f"d{layer}."
-            losses[f"{prefix}loss_class"] = self.criterion.class_weight * self._class_loss(
-                raw["logits"][:, layer], target_labels[:, layer], count
-            )
-            losses[f"{prefix}loss_focal"] = self.criterion.focal_weight * focal[layer] / count
-            losses[f"{prefix}loss_dice"] = self.criterion.dice_weight * dice[layer] / count
+        losses: dict[str, Tensor] = {}
+        last = matched.shape[1] - 1
+        for index in range(last + 1):
+            prefix = "" if index == last else f"d{index}."
+            class_loss = self._class_loss(raw["logits"][:, index], target_labels[:, index], count)
+            losses[f"{prefix}loss_class"] = self.criterion.class_weight * class_loss
+            losses[f"{prefix}loss_focal"] = self.criterion.focal_weight * focal[index] / count
+            losses[f"{prefix}loss_dice"] = self.criterion.dice_weight * dice[index] / count
         return losses
 
     def _class_loss(self, logits: Tensor, labels: Tensor, count: Tensor) -> Tensor:

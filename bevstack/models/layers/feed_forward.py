@@ -26,6 +26,6 @@ class FeedForward(nn.Sequential):
 
     def reset_parameters(self) -> None:
         """Xavier-uniform weights, zero biases (docs/reference.md 4.5, Init)."""
-        for linear in (self[0], self[3]):
+        for linear in (layer for layer in self if isinstance(layer, nn.Linear)):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)

@@ -44,6 +44,10 @@ class PeakDecoding(Settings):
     nms_radius_m: float | Mapping[str, float] = 0.5
 
 
+EMPTY_CELL_LOGIT = -4.6
+"""Where the bias of a heatmap starts: probability 0.01, as nearly every cell holds nothing."""
+
+
 class PositiveCells(NamedTuple):
     """The R cells that learn what is regressed at G points, as center sampling does (:func:`positive_cells`).
 

@@ -25,6 +25,8 @@ class FourierEncoding(nn.Module):
         lowest, highest: of them, in waves over the whole extent.
     """
 
+    waves: Tensor
+
     def __init__(self, num_frequencies: int = 8, lowest: float = 0.5, highest: float = 16.0) -> None:
         super().__init__()
         self.num_frequencies = num_frequencies
