@@ -55,7 +55,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         self._skip = iteration - epoch * len(self.dataloader)
 
     def run(self) -> torch.nn.Module:
-        """Launch training."""
+        """Train until the last epoch, a budget or a signal ends it; returns the model."""
         self.runner.call_hook("before_train")
         with SignalWatch() as watch:
             while self._epoch < self._max_epochs and not self.stop_training:
@@ -148,7 +148,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         self._iter += 1
 
     def train_step(self, data_batch: dict) -> dict[str, torch.Tensor]:
-        """Forward, check, backward, update. Returns the losses to log, ``loss`` first."""
+        """Forward, check, backward, update. Returns the losses to log, ``loss`` first: scalars by name."""
         model, wrapper = self.runner.model, self.runner.optim_wrapper
         module = model.module if is_model_wrapper(model) else model
         with wrapper.optim_context(model), naming_unused(model):
@@ -163,7 +163,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         return log
 
     def forward_losses(self, model: torch.nn.Module, data: dict) -> dict[str, torch.Tensor]:
-        """Losses of a preprocessed batch."""
+        """Losses of a preprocessed batch: scalars by name."""
         return model(**data, mode="loss")
 
     def start_streams(self) -> None:
@@ -192,7 +192,7 @@ class StreamingTrainLoop(ResumableTrainLoop):
         self.memory, self._resumed_memory = self._resumed_memory, None
 
     def forward_losses(self, model: torch.nn.Module, data: dict) -> dict[str, torch.Tensor]:
-        """Losses of a batch whose clips carry the memory of their predecessors."""
+        """Losses of a batch whose clips carry the memory of their predecessors: scalars by name."""
         samples = data["data_samples"]
         clip = replace(data["inputs"], memory=carried_memory(self.memory, samples))
         losses, memory = model(inputs=clip, data_samples=samples, mode="stream_loss")

@@ -113,7 +113,7 @@ def choose_samples(dataset: Any, scenes: Sequence[str] | None, max_samples: int 
 
 
 def build_model(cfg: Any, weights: dict[str, torch.Tensor], checkpoint: str) -> torch.nn.Module:
-    """The config's model with a checkpoint's weights, in evaluation mode, on the GPU where there is one."""
+    """The config's model with a checkpoint's weights (any shape), in evaluation mode, on the GPU where there is one."""
     from mmengine.registry import init_default_scope
 
     from bevstack.engine.checkpoint import load_weights

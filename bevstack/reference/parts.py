@@ -64,7 +64,7 @@ def planar_motion_of_can_bus(can_bus: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def planar_motion_of_bev(previous_from_current: Tensor) -> tuple[Tensor, Tensor]:
-    """The same two values from the BEV frames' own poses (docs/reference.md 4.1 I, 4.5, shift)."""
+    """The same (B, 2) and (B,) from the BEV frames' own poses (B, 4, 4): docs/reference.md 4.1 I, 4.5, shift."""
     moved = previous_from_current[:, :3, :3].transpose(1, 2) @ previous_from_current[:, :3, 3:]
     return moved[:, :2, 0], yaw_of(previous_from_current)
 

@@ -50,7 +50,7 @@ class CameraRig(_OnDevice):
 
     @property
     def num_cameras(self) -> int:
-        """N."""
+        """How many cameras the rig has, N."""
         return self.pixels_from_camera.shape[1]
 
 
@@ -107,5 +107,5 @@ class Clip(_OnDevice):
 
     @property
     def batch_size(self) -> int:
-        """B."""
+        """How many samples the batch has, B."""
         return self.frames[-1].images.shape[0]
