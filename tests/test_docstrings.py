@@ -18,7 +18,7 @@ TO_MEND = Path(__file__).with_name("docstrings_to_mend.txt")
 # What says nothing by itself; three words must be left without it.
 EMPTY = r"(see|as|like|of|for) (the|its) (class|parent|base|module|function|above)|see above|as above|entry point|ones"
 _SYMBOL = re.compile(r"\.\.\.|(?:[A-Z](?:_\w+|\d)?'*|[1-9]\d{0,2})(?: ?[*+/-] ?[\w']+)*")
-_REFERENCE = re.compile(r":(?:meth|func|class):`~?([\w.]+)`")
+_REFERENCE = re.compile(r":meth:`~?([\w.]+)`")
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -51,9 +51,10 @@ def has_shape(text: str) -> bool:
     return re.search(r"\bscalars?\b|\bany shape\b", text) is not None
 
 
-def refers(text: str) -> bool:
-    """Whether a text sends its reader to a contract that exists, as an override may."""
-    return any(name.rpartition(".")[2] in NAMES for name in _REFERENCE.findall(text))
+def refers(name: str, text: str) -> bool:
+    """Whether a method's text sends its reader to the documented method that it overrides."""
+    contracts = [contract.rpartition(".") for contract in _REFERENCE.findall(text)]
+    return any(own == name.rpartition(".")[2] and owner.rpartition(".")[2] in NAMES for owner, _, own in contracts)
 
 
 def takes_tensors(node: Definition) -> bool:
@@ -80,7 +81,7 @@ def offenders() -> dict[str, str]:
         needs_shape = takes_tensors(node) and not name.startswith("bevstack.synthetic.")
         if not says_something(text):
             found[name] = "says nothing"
-        elif needs_shape and not has_shape(text) and not refers(text):
+        elif needs_shape and not has_shape(text) and not refers(name, text):
             found[name] = "no shapes"
     return found
 
@@ -108,6 +109,12 @@ def test_shapes_are_recognised(text, shape) -> None:
 def test_what_says_nothing_is_recognised() -> None:
     assert not any(map(says_something, ["Ones.", "See the class.", "N.", "Entry point.", ""]))
     assert all(map(says_something, ["Draw both tables anew.", "(B, C)", "See the class; steps count from zero."]))
+
+
+def test_an_override_may_refer_to_its_contract() -> None:
+    assert refers("bevstack.models.heads.scene.SceneHead.loss", "As :meth:`BEVHead.loss`, of each task.")
+    assert not refers("bevstack.models.heads.scene.SceneHead.loss", "As :meth:`BEVHead.predict` says.")
+    assert not refers("bevstack.models.heads.scene.SceneHead.loss", "As :meth:`NoHead.loss` says.")
 
 
 def test_docstrings() -> None:

@@ -69,7 +69,7 @@ def count_operators(module: nn.Module, *inputs: Tensor) -> float:
 
     Args:
         module: on the meta device, or any other.
-        inputs: of its forward, on the same device.
+        inputs: of its forward, of any shape, on the same device.
     """
     from torch.utils.flop_counter import FlopCounterMode
 

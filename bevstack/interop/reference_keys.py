@@ -95,7 +95,7 @@ def our_names(published: str, head: str = "detection") -> tuple[str, ...] | None
 
 
 def our_weights(published: Mapping[str, Tensor], head: str = "detection") -> dict[str, Tensor]:
-    """Published weights under our names; what the published model does not have is left out (:func:`unknown_names`)."""
+    """Published weights (tensors of any shape) under our names; :func:`unknown_names` are left out."""
     converted: dict[str, Tensor] = {}
     for name, tensor in published.items():
         names = our_names(name, head) or ()
