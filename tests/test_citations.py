@@ -44,7 +44,7 @@ def cited(text: str) -> list[tuple[str, str]]:
     Raises:
         ValueError: it is none.
     """
-    end = re.search(r"[);:\"'|]|\.(?=\s|$)", text)
+    end = re.search(r"[);:\"'|]|\.(?=[\s\"]|$)", text)
     parts, section = [], ""
     for part in text[: end.start() if end else None].strip().split(", "):
         if match := re.fullmatch(r"(\d(?:\.\d)?)(?: ([A-Z]))?", part):

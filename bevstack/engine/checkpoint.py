@@ -143,7 +143,7 @@ def load_weights(model: nn.Module, state_dict: dict[str, Tensor], file: str | os
 
     Args:
         model: receives them; untouched when an error is raised.
-        state_dict: names (a leading ``module.`` is dropped) to tensors; those of published models are recognised
+        state_dict: names (a leading ``module.`` is dropped) to tensors of any shape; published models' are recognised
             (:mod:`bevstack.interop.foreign_weights`).
         file: named in messages.
         strict: whether missing and unexpected keys are an error rather than a message.

@@ -59,7 +59,7 @@ def convert(
     """Weights for ``model`` and what the file should say about them.
 
     Args:
-        state: as read from ``file``.
+        state: name to tensor of any shape, as read from ``file``.
         model: whose names and shapes are wanted (may live on the meta device).
         file: named in messages.
         kind: ``bevformer`` (complete or an error) or ``backbone``.
@@ -80,7 +80,7 @@ def convert(
 
 
 def published_config(state: Mapping[str, Tensor], folder: Path, file: str | os.PathLike) -> Path:
-    """The published configuration with as many BEV cells as the weights.
+    """The published configuration with as many BEV cells as the weights, whose BEV queries are (Q, C).
 
     Raises:
         InputError: there is none.
@@ -93,7 +93,7 @@ def published_config(state: Mapping[str, Tensor], folder: Path, file: str | os.P
 
 
 def write_safetensors(weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the file whole or not at all.
+    """Write weights (of any shape) to a file, whole or not at all.
 
     Raises:
         InputError: it cannot be written.

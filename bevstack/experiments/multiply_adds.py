@@ -101,7 +101,7 @@ def count_operators(module: nn.Module, *inputs: Tensor) -> float:
 
     Args:
         module: on the meta device, or any other.
-        inputs: of its forward, on the same device.
+        inputs: of its forward, of any shape, on the same device.
     """
     with torch.no_grad(), mock.patch("torch.autocast", lambda *_, **__: nullcontext()):
         with FlopCounterMode(display=False) as counter:

@@ -107,7 +107,7 @@ def training_images(cfg: Config, model: nn.Module, num_samples: int, seed: int) 
 
 
 def one_by_one(inputs: dict[str, Tensor]) -> dict[str, list[Tensor]]:
-    """One packed sample as a batch of one for the preprocessor, without its sweeps."""
+    """One packed sample (tensors of any shape) as a batch of one for the preprocessor, without its sweeps."""
     return {key: [value] for key, value in inputs.items() if key != "sweeps"}
 
 
@@ -173,7 +173,13 @@ def learn(
 
 @torch.no_grad()
 def evaluate(reader: MotionReader, clips: Tensor, motion: Tensor) -> tuple[list[Tensor], list[float]]:
-    """Readings of unseen clips, and the mean length of each one's error, pixels a frame."""
+    """Readings of unseen clips, (B, 2, h, w) each, and the mean length of each one's error, pixels a frame.
+
+    Args:
+        reader: as trained.
+        clips: (B, T, 3, H, W).
+        motion: (B, 2, H, W) pixels a frame.
+    """
     reader.eval()
     found = reader(clips)
     return found, [deviation.norm(dim=1).mean().item() for deviation in deviations(found, motion)]
@@ -181,7 +187,15 @@ def evaluate(reader: MotionReader, clips: Tensor, motion: Tensor) -> tuple[list[
 
 def draw(path: Path, clips: Tensor, motion: Tensor, readings: Sequence[Tensor], rows: int = 6) -> None:
     """First and last frame of some clips, the true motion and readings of it: hue is the direction, brightness the
-    speed."""
+    speed.
+
+    Args:
+        path: of the PNG.
+        clips: (B, T, 3, H, W).
+        motion: (B, 2, H, W) pixels a frame.
+        readings: each (B, 2, h, w).
+        rows: how many clips.
+    """
     fastest = motion[:rows].norm(dim=1).max().clamp_min(1e-3)
     lines = []
     for row, (clip, true) in enumerate(zip(clips[:rows], motion[:rows], strict=True)):

@@ -95,7 +95,7 @@ def our_names(published: str, head: str = "detection") -> tuple[str, ...] | None
 
 
 def our_weights(published: Mapping[str, Tensor], head: str = "detection") -> dict[str, Tensor]:
-    """Published weights under our names; what the published model does not have is left out (:func:`unknown_names`)."""
+    """Published weights (tensors of any shape) under our names; :func:`unknown_names` are left out."""
     converted: dict[str, Tensor] = {}
     for name, tensor in published.items():
         names = our_names(name, head) or ()
@@ -117,7 +117,8 @@ def unknown_names(published: Iterable[str]) -> list[str]:
 def with_current_boxes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our weights with the box convention of mmdet3d 0.17 turned into that of 1.x in every last regression layer.
 
-    Exact: output channels 2 and 3 change places, 6 and 7 change places and sign (docs/reference.md 4.7).
+    Only weights (10, C) and biases (10,) of these layers change; the others, of any shape, are passed on. Exact: output
+    channels 2 and 3 change places, 6 and 7 change places and sign (docs/reference.md 4.7).
     """
     turned = dict(weights)
     for name, tensor in weights.items():
@@ -132,6 +133,6 @@ def is_published(names: Iterable[str]) -> bool:
 
 
 def whole(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights, each with memory of its own, as safetensors asks for."""
+    """The same weights (of any shape), each with memory of its own, as safetensors asks for."""
     layout = torch.contiguous_format
     return {name: tensor.detach().cpu().clone(memory_format=layout) for name, tensor in weights.items()}

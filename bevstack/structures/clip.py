@@ -37,7 +37,7 @@ class CameraRig(Batched):
 
     @property
     def num_cameras(self) -> int:
-        """N."""
+        """How many cameras the rig has, N."""
         return self.pixels_from_camera.shape[1]
 
 
@@ -89,5 +89,5 @@ class Clip(Batched):
 
     @property
     def batch_size(self) -> int:
-        """B."""
+        """How many samples the batch has, B."""
         return self.frames[-1].images.shape[0]
