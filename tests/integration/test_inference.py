@@ -132,10 +132,11 @@ def test_every_head_says_the_same_as_through_its_dataset(tiny, tmp_path):
 
 
 def test_sweeps_half_size_and_can_bus_are_as_in_the_dataset(tmp_path):
-    # Expected: equal to what rounding leaves: the height of a camera above the ground comes from the rig here, from the
-    # calibration table there, and a pixel of a sweep may round the other way. The can_bus form is the published one.
+    # Expected: equal but for rounding: the height of a camera above the ground comes from the rig here, from the
+    # calibration table there. The can_bus form is the published one, which reads absolute headings.
     root = tmp_path / "root"
     generate(root, 1, 1, 3, (128, 72), True, 1, 3, "v1.0-mini")
+    shutil.rmtree(root / "can_bus")  # its accelerations are what poses do not tell
     create_nuscenes(root, "v1.0-mini", maps=False)
     swin = dict(embed_dim=16, depths=(1, 1), num_heads=(1, 2), window_size=4, beta=1 / 4, out_indices=(0, 1))
     cfg = small_config(
@@ -157,7 +158,7 @@ def test_sweeps_half_size_and_can_bus_are_as_in_the_dataset(tmp_path):
     )
     predictor = Predictor(front_door.trained(cfg).eval(), cfg)
     dataset = DATASETS.build({**cfg.test_dataloader.dataset, "test_mode": True})
-    assert_the_same_way(predictor, dataset, atol=2e-4)
+    assert_the_same_way(predictor, dataset, atol=1e-6)
     for number in range(len(dataset)):
         there, moment = dataset[number]["inputs"], moment_of(dataset, number)
         here = predictor.steps(moment.images, moment.rig, moment.sweeps)
@@ -165,7 +166,7 @@ def test_sweeps_half_size_and_can_bus_are_as_in_the_dataset(tmp_path):
         np.testing.assert_allclose(here["pixels_from_camera"], there["pixels_from_camera"][0], rtol=1e-6)
         swept = np.stack([np.stack(swept) for swept in here["sweeps"]]).astype(int)
         off = np.abs(swept - there["sweeps"][0].permute(0, 1, 3, 4, 2).numpy())
-        assert off.max() <= 2 and off.mean() < 0.01
+        assert off.max() <= 1 and off.mean() < 1e-3
     assert CLASSES == predictor.classes
 
 
@@ -232,8 +233,8 @@ def test_twenty_lines_draw_a_picture(folder, monkeypatch, capsys):
     assert picture.shape[1] > 1.5 * picture.shape[0] > 600 and picture.std() > 20
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == (prediction.boxes.scores >= 0.3).sum()
-    # Six plain files and one calibration: no place of the data set is asked for.
-    assert prediction.rasters["map"].layers.shape[0] == 6 and prediction.sample.metainfo["camera_names"][0] == "CAM_FRONT"
+    assert prediction.rasters["map"].layers.shape[0] == 6
+    assert prediction.sample.metainfo["camera_names"][0] == "CAM_FRONT"
 
 
 def test_the_calibration_of_the_page_is_one(folder):
@@ -241,7 +242,7 @@ def test_the_calibration_of_the_page_is_one(folder):
     text = json.loads(PAGE.files["examples/calibration.json"])
     keys = ("pixels_from_camera", "ego_from_camera")
     rig = Rig.from_ego(*([text["cameras"][0][key]] for key in keys), text["ego_from_bev"], ["CAM_FRONT"])
-    place = rig.camera_from_bev[0] @ [0.02, 10.76, -0.33, 1]  # 10 m ahead of the camera: 11.70 - 0.94, 1.51 - 1.84
+    place = rig.camera_from_bev[0] @ [-0.02, 10.76, -0.33, 1]  # 10 m ahead of the camera: -0.02, 11.70 - 0.94, 1.51 - 1.84
     np.testing.assert_allclose(place, [0, 0, 10, 1], atol=1e-9)
     assert {"ego_from_bev", "cameras"} == set(json.loads((folder / "calibration.json").read_text()))
 
