@@ -364,8 +364,10 @@ def test_a_memory_without_a_motion_is_one_line(predictor):
 
 def test_an_image_that_the_steps_cannot_take_is_one_line():
     cfg = small_config()
-    cfg.test_dataloader.dataset.pipeline[1] = dict(type="CropImages", size=(40, 100))
-    with pytest.raises(InputError, match="images: CropImages: .* 100x40 does not fit into an image of 80x48"):
+    cfg.test_dataloader.dataset.pipeline[1] = dict(
+        type="ResizeCropFlipImages", scale=1.0, source_crop_px=(0, 0, 100, 40)
+    )
+    with pytest.raises(InputError, match="images: ResizeCropFlipImages: .* not inside"):
         predictor_of(cfg).step(images_of(0), rig_of())
 
 
