@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from unittest import mock
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -33,10 +32,11 @@ def count_multiply_adds(
     What is counted is :meth:`bevstack.models.BEVPerception.step` and each head's ``forward``, as they run; heads on
     boxes on ``BOXES`` of them. Convolutions and linear layers are counted by their outputs times inputs per output;
     normalisation, activation, interpolation, softmax and projection of points are left out, as such counts do.
-    ``backbone``, ``neck``, ``encoder`` and each ``heads.<name>`` hold these. Three parts stand for themselves, as many
-    counters miss them: the kernels of deformable convolutions (their offset convolutions belong to the backbone; five
-    multiply-adds for each bilinear sample are counted with the kernels), the sampling of deformable attention (five per
-    channel of a sample), and the matrix products of the object queries' self-attention.
+    ``backbone``, ``neck``, ``encoder``, each ``heads.<name>`` and each ``image_heads.<name>`` that predicts hold these.
+    Three parts stand for themselves, as many counters miss them: the kernels of deformable convolutions (their offset
+    convolutions belong to the backbone; five multiply-adds for each bilinear sample are counted with the kernels), the
+    sampling of deformable attention (five per channel of a sample), and the matrix products of the object queries'
+    self-attention.
 
     Args:
         model: on the meta device.
@@ -51,6 +51,9 @@ def count_multiply_adds(
         bev, _ = model.step(frame_of(model, padded_size_px), full_memory(model))
         for head in model.heads.values():
             head(bev, [some_boxes()]) if isinstance(head, BoxHead) else head(bev)
+        for head in model.image_heads.values():
+            if head.predicts:
+                head(bev.image_features)
     return dict(counts)
 
 
@@ -103,9 +106,8 @@ def count_operators(module: nn.Module, *inputs: Tensor) -> float:
         module: on the meta device, or any other.
         inputs: of its forward, of any shape, on the same device.
     """
-    with torch.no_grad(), mock.patch("torch.autocast", lambda *_, **__: nullcontext()):
-        with FlopCounterMode(display=False) as counter:
-            module(*inputs)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(*inputs)
     return counter.get_total_flops() / 2
 
 
@@ -118,16 +120,18 @@ def published_count(counts: dict[str, float]) -> float:
 @contextmanager
 def _counting(model: BEVPerception, counts: dict[str, float], cameras_per_cell: float) -> Iterator[None]:
     def part_of(name: str) -> str:
-        return ".".join(name.split(".")[: 2 if name.startswith("heads.") else 1])
+        return ".".join(name.split(".")[: 2 if name.startswith(("heads.", "image_heads.")) else 1])
 
     def hook(name: str):
         part = part_of(name)
 
         def count(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv1d | nn.Conv2d):
                 counts[part] += output.numel() * module.weight[0].numel()
             elif isinstance(module, nn.Linear):
                 counts[part] += output.numel() * module.in_features
+            elif isinstance(module, nn.LSTMCell):
+                counts[part] += len(inputs[0]) * (module.weight_ih.numel() + module.weight_hh.numel())
             elif isinstance(module, ModulatedDeformConv2dPack):
                 samples = output[:, 0].numel() * module.in_channels * module.weight[0, 0].numel()
                 counts[DEFORMABLE_CONVOLUTION] += output.numel() * module.weight[0].numel() + 5 * samples
@@ -146,8 +150,7 @@ def _counting(model: BEVPerception, counts: dict[str, float], cameras_per_cell: 
 
     handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules()]
     try:
-        with mock.patch("torch.autocast", lambda *_, **__: nullcontext()):  # refuses the meta device, even to be off
-            yield
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bevstack.geometry.transforms import full_precision
+
 NEAREST_DEPTH_M = 1e-5
 
 
@@ -23,7 +25,7 @@ def project_points(pixels_from_bev: Tensor, points: Tensor) -> tuple[Tensor, Ten
         the division, so points behind a camera land far outside the image (docs/reference.md 4.5, point_sampling).
         Computed in float32 at least, whatever autocast says.
     """
-    with torch.autocast(points.device.type, enabled=False):
+    with full_precision(points):
         dtype = torch.promote_types(points.dtype, torch.float32)
         matrix, points = pixels_from_bev.to(dtype), points.to(dtype)
         projected = points.unsqueeze(-3) @ matrix[..., :3, :3].transpose(-1, -2) + matrix[..., None, :3, 3]

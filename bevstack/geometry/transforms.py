@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -11,9 +11,9 @@ from torch import Tensor
 def full_precision(tensor: Tensor) -> AbstractContextManager:
     """A context without autocast on the device of a tensor of any shape.
 
-    A place 50 m away would be good to a quarter of a metre only in bfloat16.
+    A place 50 m away would be good to a quarter of a metre only in bfloat16. The meta device knows no autocast.
     """
-    return torch.autocast(tensor.device.type, enabled=False)
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def rigid_transform(rotation: Tensor, translation: Tensor) -> Tensor:

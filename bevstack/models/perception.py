@@ -16,7 +16,7 @@ from bevstack.models.backbones.base import fitted_config, require_declared
 from bevstack.models.bev.alignment import WarpAlignment
 from bevstack.models.bev.memory import push_memory
 from bevstack.models.freezing import freeze, keep_evaluating
-from bevstack.models.heads.base import BEVHead, BoxHead
+from bevstack.models.heads.base import BEVHead, BoxHead, ImageHead
 from bevstack.models.layers.evaluation_mode import evaluating
 from bevstack.registry import MODELS
 from bevstack.structures import AlignedHistory, BEVDataSample, BEVFeatures, BEVMemory, Clip, Frame
@@ -81,7 +81,7 @@ class BEVPerception(BaseModel):
         self.bev_neck = None if bev_neck is None else MODELS.build(bev_neck)
         self.heads = nn.ModuleDict({name: self._built_head(name, head) for name, head in heads.items()})
         self.temporal_fusion = None if temporal_fusion is None else MODELS.build(temporal_fusion)
-        self.image_heads = nn.ModuleDict({name: MODELS.build(head) for name, head in (image_heads or {}).items()})
+        self.image_heads = nn.ModuleDict({name: _image_head(name, head) for name, head in (image_heads or {}).items()})
         self.bev_levels = bev_levels
         encoder_frames = 0 if self.temporal_fusion is not None else getattr(self.encoder, "history_frames", 0)
         other_frames = [getattr(self.temporal_fusion, "history_frames", 0)]
@@ -243,7 +243,8 @@ class BEVPerception(BaseModel):
         for head in self.heads_in_order():
             set_fields(results, head.predict(raw_of(head, bev), results))
         for head in self.image_heads.values():
-            set_fields(results, head.predict(head(bev.image_features), bev.rig))
+            if head.predicts:
+                set_fields(results, head.predict(head(bev.image_features), bev.rig))
         return results
 
     def heads_in_order(self) -> list[BEVHead]:
@@ -278,6 +279,15 @@ def with_history_channels(config: Mapping, encoder: nn.Module) -> dict:
     taken = {} if component is None else inspect.signature(component).parameters  # the builder tells unknown names
     missing = "history_channels" in taken and config.get("history_channels") is None
     return {**config, "history_channels": encoder.channels} if missing else dict(config)
+
+
+def _image_head(name: str, config: Mapping) -> ImageHead:
+    """The head on image features that a config names."""
+    head = MODELS.build(config)
+    if not isinstance(head, ImageHead):
+        reason = f"{type(head).__name__} is no head on images; derive it from bevstack.models.heads.ImageHead"
+        raise TypeError(f"image head '{name}': {reason}")
+    return head
 
 
 def raw_of(head: BEVHead, bev: BEVFeatures) -> dict[str, Tensor]:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bevstack.geometry.transforms import full_precision
+
 BACKENDS = ("embedding_bag", "indexing")
 
 
@@ -67,7 +69,7 @@ def deformable_attention(
 
     if value.is_meta:  # which slots are occupied is not known where there are no values
         return value.new_empty(batch, queries, heads * channels)
-    with torch.autocast(value.device.type, enabled=False):
+    with full_precision(value):
         dtype = torch.promote_types(value.dtype, torch.float32)
         # Ragged list of the occupied slots, in query order: nothing is computed for an empty one.
         pair = (slots.reshape(-1) >= 0).nonzero().squeeze(1)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from bevstack.geometry.transforms import full_precision
 from bevstack.ops.deformable_attention import weighted_rows
 
 _Pair = int | tuple[int, int]
@@ -130,7 +131,7 @@ def _convolve_piece(tokens: Tensor, places: Tensor, mask: Tensor, matrix: Tensor
     images, rows, columns, taps, deform_groups = mask.shape
     groups, _, group_outputs = matrix.shape
     channels = tokens.shape[-1]
-    with torch.autocast(tokens.device.type, enabled=False):
+    with full_precision(tokens):
         indices, weights = _corners(tokens.shape[1], tokens.shape[2], places, mask)
         table = tokens.reshape(-1, channels // deform_groups)
         sampled = weighted_rows(table, indices.flatten(0, -2), weights.flatten(0, -2))

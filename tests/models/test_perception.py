@@ -429,9 +429,10 @@ def test_a_head_predicts_after_those_it_requires():
         (dict(heads=dict(a=reader(in_channels=16))), "is 16, but BEVUNet gives 12 channels; set in_channels=12"),
         (dict(heads=dict(a=reader()), bev_neck=None), "in_channels is 12, but BEVFormerEncoder gives 16 channels; set"),
         (dict(heads=dict(a=config()["neck"])), "head 'a': TopDownNeck is no head; derive it from bevstack"),
+        (dict(image_heads=dict(a=config()["neck"])), "image head 'a': TopDownNeck is no head on images; derive"),
         (dict(loss_weights=dict(maps=1.0)), "loss_weights names ['maps']; the heads are ['detection',"),
     ],
-    ids=["absent", "misspelt", "circle", "channels-of-neck", "channels-of-encoder", "no-head", "weights"],
+    ids=["absent", "misspelt", "circle", "channels-of-neck", "channels-of-encoder", "no-head", "image-head", "prior"],
 )
 def test_mistakes_are_told_when_the_model_is_built(changes, said):
     with pytest.raises((ValueError, TypeError)) as caught:

@@ -188,8 +188,13 @@ class ImageHead(_Head):
         """
 
     def predict(self, raw: dict[str, Tensor], rig: CameraRig) -> list[dict[str, object]]:
-        """Per sample, the fields to be set on it; none for a head that only trains what is below it."""
+        """Per sample of B, the fields to be set on it. A head that leaves this out only trains what is below it."""
         return [{} for _ in range(len(rig.camera_from_bev))]
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it says anything about a sample; a head that only trains what is below it is not run in a test."""
+        return type(self).predict is not ImageHead.predict
 
 
 def detected_boxes(samples: Sequence[BEVDataSample], device: torch.device | str) -> list[LabelledBoxes]:

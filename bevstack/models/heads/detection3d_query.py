@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bevstack.geometry import BEVGrid
 from bevstack.geometry.box_code import BOX_CODE_SIZE, bottom_centred, decode_boxes, encode_boxes
+from bevstack.geometry.transforms import full_precision
 from bevstack.losses.functional import masked_l1_loss, mean_across_ranks, sigmoid_focal_loss
 from bevstack.losses.matching import BoxL1Cost, FocalClassCost, HungarianMatcher, MatchCost
 from bevstack.models.heads.base import BEVHead
@@ -285,7 +286,7 @@ def _passing(scores: Tensor, threshold: float) -> Tensor:
 
 def _in_full_precision(module: nn.Module, tokens: Tensor) -> Tensor:
     """(..., C) to (..., C'), under autocast, too: a place in bfloat16 is good to half a metre only."""
-    with torch.autocast(tokens.device.type, enabled=False):
+    with full_precision(tokens):
         return module(tokens.to(next(module.parameters()).dtype)).float()
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bevstack.geometry import BEVGrid
+from bevstack.geometry.transforms import full_precision
 from bevstack.losses.dense import dice_loss
 from bevstack.losses.functional import mean_across_ranks, sigmoid_focal_loss
 from bevstack.losses.masks import mask_focal_loss, no_object_cross_entropy
@@ -205,7 +206,7 @@ class MaskSegmentationHead(BEVHead):
     def _product(self, embeddings: Tensor, cells: Tensor, codes: Tensor) -> Tensor:
         """Embeddings (..., M, E + 4 F + 1), cells' (..., E, Y, X) and codes (4 F, Y, X) to logits (..., M, Y, X)."""
         looks, where, bias = embeddings.split([self.mask_channels, len(codes), 1], dim=-1)
-        with torch.autocast(cells.device.type, enabled=False):
+        with full_precision(cells):
             masks = looks.float() @ cells.float().flatten(-2) + where.float() @ codes.flatten(1) + bias.float()
         return masks.unflatten(-1, codes.shape[-2:])
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bevstack.geometry.transforms import full_precision
 from bevstack.registry import MODELS
 
 
@@ -30,7 +31,7 @@ class TrackLSTM(nn.Module):
 
     def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
         """(G, M, C) tokens and (G, M) bool to (G, C) float32, the state after the newest frame."""
-        with torch.autocast(tokens.device.type, enabled=False):  # a state in bfloat16 loses what it gathers
+        with full_precision(tokens):  # a state in bfloat16 loses what it gathers
             tokens = tokens.float()
             hidden = cell = tokens.new_zeros(tokens.shape[0], tokens.shape[2])
             for age in reversed(range(tokens.shape[1])):
