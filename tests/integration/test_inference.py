@@ -242,7 +242,7 @@ def test_the_calibration_of_the_page_is_one(folder):
     text = json.loads(PAGE.files["examples/calibration.json"])
     keys = ("pixels_from_camera", "ego_from_camera")
     rig = Rig.from_ego(*([text["cameras"][0][key]] for key in keys), text["ego_from_bev"], ["CAM_FRONT"])
-    place = rig.camera_from_bev[0] @ [-0.02, 10.76, -0.33, 1]  # 10 m ahead of the camera: -0.02, 11.70 - 0.94, 1.51 - 1.84
+    place = rig.camera_from_bev[0] @ [-0.02, 11.70 - 0.94, 1.51 - 1.84, 1]  # 10 m ahead of the camera
     np.testing.assert_allclose(place, [0, 0, 10, 1], atol=1e-9)
     assert {"ego_from_bev", "cameras"} == set(json.loads((folder / "calibration.json").read_text()))
 
