@@ -1,7 +1,7 @@
 """bevstack: multi-camera bird's-eye-view perception on the OpenMMLab stack.
 
-Importing the package is light. It only makes sure that mmcv, mmdet, mmdet3d and timm can be imported where compiled
-parts of mmcv or torchvision are absent (:mod:`bevstack.interop.standins`).
+Importing the package imports no other. It only makes sure that mmcv, mmdet, mmdet3d and timm can be imported later
+where compiled parts of mmcv or torchvision are absent (:mod:`bevstack.interop.standins`).
 """
 
 import importlib

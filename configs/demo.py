@@ -10,23 +10,11 @@ average of the weights.
 from mmengine.config import read_base
 
 with read_base():
+    from ._base_.nuscenes_names import *  # noqa: F403
     from ._base_.runtime import *  # noqa: F403
 
 data_root = "data/nuscenes-synthetic"
 version = "v1.0-mini"
-classes = (
-    "car",
-    "truck",
-    "construction_vehicle",
-    "bus",
-    "trailer",
-    "barrier",
-    "motorcycle",
-    "bicycle",
-    "pedestrian",
-    "traffic_cone",
-)
-map_layers = ("drivable_area", "ped_crossing", "walkway", "stop_line", "carpark_area", "divider")
 train_seconds = 510
 
 extent = dict(x_range_m=(-51.2, 51.2), y_range_m=(-51.2, 51.2))
@@ -69,10 +57,8 @@ model = dict(
             channels=64,
             num_convs=1,
             resample="logits",
-            subcells=2,
-            gamma=0.0,
-            alpha=-1.0,
-            cell_weight=2.0,
+            upscale=2,
+            criterion=dict(cell_weight=2.0, gamma=0.0, alpha=-1.0),
         ),
         vehicle=dict(
             type="SemanticSegmentationHead",
@@ -83,10 +69,8 @@ model = dict(
             channels=64,
             num_convs=1,
             resample="logits",
-            subcells=2,
-            gamma=0.0,
-            alpha=-1.0,
-            cell_weight=2.0,
+            upscale=2,
+            criterion=dict(cell_weight=2.0, gamma=0.0, alpha=-1.0),
         ),
     ),
 )

@@ -18,7 +18,7 @@ index_root = "work_dirs/real_keyframe/index"
 head_grid = dict(shape=(256, 256), **extent)  # noqa: F405
 model["bev_neck"]["out_grid"] = head_grid  # noqa: F405
 model["heads"]["detection"]["grid"] = head_grid  # noqa: F405
-model["heads"]["detection"]["nms_radius_m"] = 0.3  # noqa: F405
+model["heads"]["detection"]["decoding"] = dict(nms_radius_m=0.3)  # noqa: F405
 model["heads"]["vehicle"].update(grid=head_grid, resample="features")  # noqa: F405
 model["heads"].pop("map")  # noqa: F405
 

@@ -81,6 +81,14 @@ def test_heads_do_not_know_each_other() -> None:
                 assert other not in heads or related, (path.stem, other)
 
 
+def test_models_draw_nothing() -> None:
+    """What is drawn of a sample is drawn in visualization, by painters; no part of a model makes pictures."""
+    drawing = {"cv2", "PIL", "matplotlib"}
+    for path in FILES:
+        if path.is_relative_to(PACKAGE / "models"):
+            assert not drawing & {name.split(".")[0] for name in imports(TREES[path])}, named(path)
+
+
 def forwards() -> list[tuple[Path, ast.ClassDef, ast.FunctionDef]]:
     places = (PACKAGE / "models", PACKAGE / "ops", PACKAGE / "losses")
     return [

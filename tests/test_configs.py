@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from bevstack.engine.config import check_components, components, load_config
@@ -31,6 +32,11 @@ def test_names_and_keys_are_known(cfg) -> None:
     """Every ``type`` is registered and every key beside it is a parameter of it."""
     check_components(cfg)
     assert cfg.default_scope == "bevstack"
+
+
+def test_what_is_written_is_the_config(cfg) -> None:
+    """The text that a run keeps beside its checkpoints reads as the config that it came from."""
+    assert Config.fromstring(cfg.pretty_text, ".py").to_dict() == cfg.to_dict()
 
 
 def test_model_is_built(cfg) -> None:

@@ -5,9 +5,17 @@ python tools/visualize.py CONFIG CHECKPOINT --out DIR [--split val] [--scenes NA
 python tools/visualize.py --dataset-only CONFIG --out DIR
 """
 
+from bevstack.engine.arguments import visualize_arguments
 from bevstack.errors import run_tool
 
-if __name__ == "__main__":
-    from bevstack.engine.visualize import main
 
+def main() -> int:
+    """Read the command line, then import what draws: --help and mistaken flags answer before torch is there."""
+    visualize_arguments()
+    from bevstack.engine import visualize
+
+    return visualize.main()
+
+
+if __name__ == "__main__":
     run_tool(main)

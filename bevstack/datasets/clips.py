@@ -52,7 +52,9 @@ def _filled(chosen: list[int]) -> tuple[list[int], int]:
 
 
 def random_queue(row: int, num_frames: int, previous: np.ndarray, rng: np.random.Generator) -> tuple[list[int], int]:
-    """The paper's training queue (docs/reference.md 4.5): of the T samples before the keyframe, one is dropped.
+    """The paper's training queue: of the T samples before the keyframe, one is dropped.
+
+    Source: docs/reference.md 4.5, Training queue, 4.1 M: frames of another scene are never among them.
 
     Args:
         row: the keyframe.
@@ -71,5 +73,8 @@ def random_queue(row: int, num_frames: int, previous: np.ndarray, rng: np.random
 def consecutive_queue(
     row: int, num_frames: int, previous: np.ndarray, rng: np.random.Generator
 ) -> tuple[list[int], int]:
-    """The T - 1 samples before the keyframe and the keyframe; as :func:`random_queue`, but nothing is drawn."""
+    """The T - 1 samples before the keyframe and the keyframe: arguments and results as :func:`random_queue`.
+
+    Nothing is drawn.
+    """
     return _filled([*_walk_back(row, num_frames - 1, previous), row])

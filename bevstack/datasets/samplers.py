@@ -2,20 +2,20 @@
 
 Each gives :class:`bevstack.datasets.clips.ClipIndex`, so that workers seed a clip by its epoch. The order depends on
 (seed, epoch) alone; ``start_at(n)`` skips the first n indices of the next pass, for resuming in the middle of an epoch.
-All ask their dataset for ``len``, ``stream_starts`` and ``scene_rows`` (see
-:class:`bevstack.datasets.nuscenes.dataset.NuScenesBEVDataset`).
+All ask their dataset for ``len``, ``stream_starts`` and ``scene_rows``
+(:class:`bevstack.datasets.base.BEVDataset`).
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import chain
 
 import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
 from torch.utils.data import Sampler
 
+from bevstack.datasets.base import BEVDataset
 from bevstack.datasets.clips import ClipIndex
 from bevstack.registry import DATA_SAMPLERS
 
@@ -23,7 +23,7 @@ from bevstack.registry import DATA_SAMPLERS
 class _EpochSampler(Sampler):
     """What the samplers share: rank, seed, epoch, and a start in the middle of an epoch."""
 
-    def __init__(self, dataset, seed: int | None) -> None:
+    def __init__(self, dataset: BEVDataset, seed: int | None) -> None:
         self.dataset = dataset
         self.rank, self.world_size = get_dist_info()
         self.seed = sync_random_seed() if seed is None else seed
@@ -61,7 +61,9 @@ class ClipSampler(_EpochSampler):
         round_up: whether ranks get equally many by repeating the first samples; without it some get one fewer.
     """
 
-    def __init__(self, dataset, shuffle: bool = True, seed: int | None = None, round_up: bool = True) -> None:
+    def __init__(
+        self, dataset: BEVDataset, shuffle: bool = True, seed: int | None = None, round_up: bool = True
+    ) -> None:
         super().__init__(dataset, seed)
         self.shuffle, self.round_up = shuffle, round_up
 
@@ -80,7 +82,7 @@ class ClipSampler(_EpochSampler):
         return order[self.rank :: self.world_size].tolist()
 
 
-def streams_of(dataset) -> list[np.ndarray]:
+def streams_of(dataset: BEVDataset) -> list[np.ndarray]:
     """Sample numbers of each stream (a scene, or the part of one between gaps), in order of time."""
     starts = np.flatnonzero(dataset.stream_starts)
     return np.split(np.arange(len(dataset)), starts[1:]) if len(starts) else []
@@ -100,10 +102,8 @@ class StreamingSampler(_EpochSampler):
         dataset: to sample from.
         batch_size: the loader's batch size on one rank; must be that of the data loader.
         seed: of the order; None draws one that all ranks share.
-        max_start_offset: each stream starts at a random frame among its first ``max_start_offset + 1``.
         max_stream_length: streams are cut into pieces of at most so many frames, which are shuffled like streams, so
             that memories start anew more often. None keeps streams whole.
-        infinite: go on with the next epoch instead of ending (for loops that count iterations).
 
     Raises:
         ValueError: a number makes no sense.
@@ -111,22 +111,17 @@ class StreamingSampler(_EpochSampler):
 
     def __init__(
         self,
-        dataset,
+        dataset: BEVDataset,
         batch_size: int,
         seed: int | None = None,
-        max_start_offset: int = 0,
         max_stream_length: int | None = None,
-        infinite: bool = False,
     ) -> None:
         super().__init__(dataset, seed)
         if batch_size < 1:
             raise ValueError(f"batch_size: {batch_size} must be at least 1")
-        if max_start_offset < 0:
-            raise ValueError(f"max_start_offset: {max_start_offset} must not be negative")
         if max_stream_length is not None and max_stream_length < 1:
             raise ValueError(f"max_stream_length: {max_stream_length} must be at least 1")
-        self.batch_size, self.infinite = batch_size, infinite
-        self.max_start_offset, self.max_stream_length = max_start_offset, max_stream_length
+        self.batch_size, self.max_stream_length = batch_size, max_stream_length
         self._streams = streams_of(dataset)
 
     @property
@@ -136,10 +131,6 @@ class StreamingSampler(_EpochSampler):
 
     def __len__(self) -> int:
         return self.steps_per_epoch * self.batch_size
-
-    def __iter__(self) -> Iterator[ClipIndex]:
-        first = super().__iter__()
-        return chain(first, self._epochs_after(self.epoch)) if self.infinite else first
 
     def order(self, epoch: int) -> list[int]:
         """This rank's batches of the epoch, one after the other."""
@@ -155,17 +146,11 @@ class StreamingSampler(_EpochSampler):
         columns = [np.concatenate(pieces)[: self.steps_per_epoch] for pieces in mine]
         return np.stack(columns, axis=1).ravel().tolist()
 
-    def _epochs_after(self, epoch: int) -> Iterator[ClipIndex]:
-        while True:
-            epoch += 1
-            yield from (ClipIndex(i, epoch) for i in self.order(epoch))
-
     def _shuffled(self, rng: np.random.Generator) -> list[np.ndarray]:
         pieces = []
         for stream in self._streams:
-            start = int(rng.integers(min(self.max_start_offset, len(stream) - 1) + 1))
             length = self.max_stream_length or len(stream)
-            pieces += [stream[low : low + length] for low in range(start, len(stream), length)]
+            pieces += [stream[low : low + length] for low in range(0, len(stream), length)]
         return [pieces[i] for i in rng.permutation(len(pieces))]
 
 
@@ -181,7 +166,7 @@ class SceneShardedSampler(_EpochSampler):
         seed: unused, as nothing is random; taken because mmengine's Runner hands one to every sampler.
     """
 
-    def __init__(self, dataset, seed: int | None = None) -> None:
+    def __init__(self, dataset: BEVDataset, seed: int | None = None) -> None:
         super().__init__(dataset, seed=0 if seed is None else seed)
         scenes, sizes = np.unique(dataset.scene_rows, return_counts=True)
         load = np.zeros(self.world_size, dtype=np.int64)
@@ -197,7 +182,7 @@ class SceneShardedSampler(_EpochSampler):
         return len(self._order)
 
     def order(self, epoch: int) -> list[int]:
-        """The same in every epoch."""
+        """This rank's sample numbers, scene by scene; the same in every epoch."""
         return self._order
 
 

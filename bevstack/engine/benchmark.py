@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import resource
 import statistics
 import time
@@ -13,22 +12,18 @@ from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
 from tqdm import tqdm
 
+from bevstack.engine.arguments import benchmark_parser
 from bevstack.engine.config import building, load_config
 from bevstack.engine.cpu_memory import keep_freed_memory
 from bevstack.engine.models import build_model
 from bevstack.engine.train import device_name
 from bevstack.errors import InputError
+from bevstack.registry import DATASETS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point: build the model and one batch, repeat one step, print median, spread and peak memory."""
-    parser = argparse.ArgumentParser(prog="tools/benchmark.py", description="Time one step of a config.")
-    parser.add_argument("config", help="config file")
-    parser.add_argument("--train", action="store_true", help="a training step instead of an inference")
-    parser.add_argument("--repeats", type=int, default=3, help="steps that count, after one that does not")
-    parser.add_argument("--sample", type=int, default=0, help="index of the first sample of the batch")
-    parser.add_argument("--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides")
-    args = parser.parse_args(arguments)
+    args = benchmark_parser().parse_args(arguments)
     if args.repeats < 1:
         raise InputError("benchmark", "--repeats", f"{args.repeats} must be at least 1")
     cfg = load_config(args.config, args.cfg_options)
@@ -52,8 +47,6 @@ def step_of(cfg, train: bool, first_sample: int) -> Callable[[], object]:
     Raises:
         InputError: the config has no such data, or the data is too small.
     """
-    from bevstack.registry import DATASETS
-
     part = "train_dataloader" if train else "test_dataloader"
     if cfg.get(part) is None:
         raise InputError(cfg.filename or "config", part, "absent: nothing to take a batch from")

@@ -16,9 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.logging import HistoryBuffer
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from bevstack.errors import InputError
+from bevstack.files import atomic_write
 from bevstack.interop.foreign_weights import native_weights
 
 LAST_CHECKPOINT = "last_checkpoint"
@@ -27,38 +30,10 @@ _PATTERNS = ("epoch_*.pth", "iter_*.pth")
 
 def _mmengine_globals() -> list:
     """What checkpoints of mmengine hold beside tensors and plain values: histories of logged scalars."""
-    from mmengine.logging import HistoryBuffer
-
     scalars = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint32", "bool_")
     dtype_classes = {type(np.dtype(getattr(np, name))) for name in scalars}
     multiarray = np.core.multiarray
     return [HistoryBuffer, multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, *dtype_classes]
-
-
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write a small file through a temporary name in the same folder, so that no reader ever sees half of it.
-
-    Raises:
-        InputError: the file cannot be written (full disk, read-only folder); an earlier one is intact.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(path, "write", error.strerror or str(error)) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
@@ -67,32 +42,17 @@ def write_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
     Raises:
         InputError: it cannot be written; or it holds something that reading with ``weights_only`` would refuse.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+    path, remark = Path(path), "; the checkpoint before it is intact"
+    with atomic_write(path, "write", remark) as temporary:
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+        except RuntimeError as error:  # torch's zip writer where the disk is full
+            raise InputError(path, "write", f"cannot be written: {str(error).splitlines()[0]}{remark}") from error
         allowed = {f"{entry.__module__}.{entry.__qualname__}" for entry in _mmengine_globals()}
         refused = set(torch.serialization.get_unsafe_globals_in_checkpoint(temporary)) - allowed
         if refused:
             raise InputError(path, "content", f"objects that are not plain data: {', '.join(sorted(refused))}")
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise InputError(path, "write", f"{error.strerror or error}; the checkpoint before it is intact") from error
-    except RuntimeError as error:  # torch's zip writer where the disk is full
-        reason = f"cannot be written ({str(error).splitlines()[0]}); the checkpoint before it is intact"
-        raise InputError(path, "write", reason) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def remove_partial_files(folder: Path) -> None:
-    """Delete what a killed run left of unfinished writes. Only for the holder of the folder's lock."""
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> dict[str, Any]:
@@ -127,8 +87,6 @@ def read_checkpoint(path: str | os.PathLike, map_location: str | torch.device = 
 
 
 def _read_safetensors(path: Path, map_location: str | torch.device) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="pt", device=str(map_location)) as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
@@ -185,7 +143,7 @@ def load_weights(model: nn.Module, state_dict: dict[str, Tensor], file: str | os
 
     Args:
         model: receives them; untouched when an error is raised.
-        state_dict: names (a leading ``module.`` is dropped) to tensors; those of published models are recognised
+        state_dict: names (a leading ``module.`` is dropped) to tensors of any shape; published models' are recognised
             (:mod:`bevstack.interop.foreign_weights`).
         file: named in messages.
         strict: whether missing and unexpected keys are an error rather than a message.
@@ -238,8 +196,6 @@ def plain(value: Any) -> Any:
     Tensors go to the CPU, numpy arrays become tensors and numpy scalars numbers, histories of logged scalars become
     ``{"history": (values, counts, max_length)}``, paths text; anything else stays as it is.
     """
-    from mmengine.logging import HistoryBuffer
-
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, np.ndarray):
@@ -259,8 +215,6 @@ def plain(value: Any) -> Any:
 
 def message_hub_state(state: dict[str, Any]) -> dict[str, Any]:
     """What mmengine's ``MessageHub.load_state_dict`` takes, from its :func:`plain` form (or its own)."""
-    from mmengine.logging import HistoryBuffer
-
     scalars = {}
     for name, entry in state["log_scalars"].items():
         if isinstance(entry, dict):

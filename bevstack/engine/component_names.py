@@ -8,6 +8,11 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import mmengine.registry as theirs
+from mmengine.registry import Registry
+
+import bevstack.registry as ours
+
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """"; did you mean ...?" with the known name that is nearest; "" where none is near."""
@@ -64,11 +69,6 @@ def known_scopes() -> set[str]:
 
 def _registries() -> list:
     """Our registries first, then mmengine's for what we add nothing to (optimizers, functions, ...)."""
-    import mmengine.registry as theirs
-    from mmengine.registry import Registry
-
-    import bevstack.registry as ours
-
     return [value for module in (ours, theirs) for value in vars(module).values() if isinstance(value, Registry)]
 
 

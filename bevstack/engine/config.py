@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.runner import Runner
 
 from bevstack.engine.component_names import find_component, suggested_name, suggestion
 from bevstack.errors import InputError
-from bevstack.interop.mmengine_config import import_standard_library_eagerly
+from bevstack.interop.mmengine_config import eager_standard_library, write_without_formatter
 from bevstack.reference.compat import apply_compat
 
 # top-level keys that have a meaning, beside the arguments of mmengine's Runner
@@ -49,9 +50,9 @@ def load_config(path: str | os.PathLike, options: Sequence[str] | None = None) -
     path = Path(path)
     if not path.is_file():
         raise InputError(path, "config", "no such file" if not path.exists() else "not a file")
-    import_standard_library_eagerly()
     try:
-        cfg = Config.fromfile(path, import_custom_modules=False)
+        with eager_standard_library():
+            cfg = write_without_formatter(Config.fromfile(path, import_custom_modules=False))
     except SyntaxError as error:
         raise InputError(path, f"line {error.lineno}", error.msg) from error
     except Exception as error:  # noqa: BLE001 - a config is a program and may raise anything
@@ -124,7 +125,7 @@ def _require_place(cfg: Config, parts: list[str], path: Path) -> None:
             if part not in node:
                 if last and depth > 0:
                     return
-                known = list(node.keys()) + (sorted(_runner_keys()) if depth == 0 else [])
+                known = list(node.keys()) + (sorted(runner_keys()) if depth == 0 else [])
                 if last and part in known:
                     return
                 raise InputError("--cfg-options", place, f"no such key in {path}{suggestion(part, known)}")
@@ -133,9 +134,8 @@ def _require_place(cfg: Config, parts: list[str], path: Path) -> None:
             raise InputError("--cfg-options", place, f"{'.'.join(parts[:depth])} is the value {node!r}, not a dict")
 
 
-def _runner_keys() -> set[str]:
-    from mmengine.runner import Runner
-
+def runner_keys() -> set[str]:
+    """Top-level keys of a config that have a meaning: mmengine's for its Runner, and ours."""
     return {*inspect.signature(Runner.__init__).parameters, *_TOP_LEVEL} - {"self", "cfg"}
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import track
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bevstack.engine.arguments import convert_parser
 from bevstack.engine.checkpoint import read_checkpoint
 from bevstack.engine.config import load_config
 from bevstack.engine.models import build_model
 from bevstack.errors import InputError
+from bevstack.files import atomic_write
 from bevstack.interop.foreign_weights import CURRENT_BOXES, backbone_weights, check_complete, native_weights
 from bevstack.interop.reference_keys import is_published, whole, with_current_boxes
 
@@ -20,36 +25,12 @@ BOXES_AS_IN_FILE = "as in the source"
 _BEV_QUERIES = "pts_bbox_head.bev_embedding.weight"
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="tools/convert_checkpoint.py", description=__doc__)
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    bevformer = kinds.add_parser("bevformer", help="a published BEVFormer (tiny, small, base, or of the same layout)")
-    bevformer.add_argument("--config", help="the config it is for (default: the published one with its BEV grid)")
-    bevformer.add_argument(
-        "--boxes",
-        choices=("keep", "current"),
-        default="keep",
-        help="'current': turn the detection head's boxes from mmdet3d 0.17's convention into today's; 'keep' for use "
-        "with compat.old_boxes (see docs/compatibility.md)",
-    )
-    backbone = kinds.add_parser("backbone", help="ResNet of torchvision or caffe, FCOS3D, mmdet or timm weights")
-    backbone.add_argument("--config", required=True, help="the config whose backbone (and neck) they are for")
-    for kind in (bevformer, backbone):
-        kind.add_argument("source", metavar="IN", help="the .pth to read")
-        kind.add_argument("out", metavar="OUT", help="the .safetensors to write")
-    return parser.parse_args(arguments)
-
-
 def main(config_folder: Path, arguments: Sequence[str] | None = None) -> int:
     """Entry point; ``config_folder`` holds the published configurations."""
-    args = parse_arguments(arguments)
+    args = convert_parser().parse_args(arguments)
     out = Path(args.out)
     if out.suffix != ".safetensors":
         raise InputError(out, "OUT", "must end in .safetensors")
-    from rich.console import Console
-    from rich.progress import track
-
     console = Console(stderr=True)
     steps = iter(track(range(4), "converting", console=console, transient=True, disable=not console.is_terminal))
     next(steps)
@@ -78,7 +59,7 @@ def convert(
     """Weights for ``model`` and what the file should say about them.
 
     Args:
-        state: as read from ``file``.
+        state: name to tensor of any shape, as read from ``file``.
         model: whose names and shapes are wanted (may live on the meta device).
         file: named in messages.
         kind: ``bevformer`` (complete or an error) or ``backbone``.
@@ -99,7 +80,7 @@ def convert(
 
 
 def published_config(state: Mapping[str, Tensor], folder: Path, file: str | os.PathLike) -> Path:
-    """The published configuration with as many BEV cells as the weights.
+    """The published configuration with as many BEV cells as the weights, whose BEV queries are (Q, C).
 
     Raises:
         InputError: there is none.
@@ -112,19 +93,13 @@ def published_config(state: Mapping[str, Tensor], folder: Path, file: str | os.P
 
 
 def write_safetensors(weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the file whole or not at all.
+    """Write weights (of any shape) to a file, whole or not at all.
 
     Raises:
         InputError: it cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(whole(weights), temporary, dict(metadata))
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(path, "write", str(error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path, "write") as temporary:
+        try:
+            save_file(whole(weights), temporary, dict(metadata))
+        except SafetensorError as error:
+            raise InputError(path, "write", f"cannot be written: {error}") from error

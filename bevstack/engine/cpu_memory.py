@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 
+KEEP_MALLOC = "BEVSTACK_KEEP_MALLOC"
 # parameters of mallopt(3)
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 
@@ -12,11 +14,14 @@ def keep_freed_memory() -> bool:
     """Serve large tensors from the heap and keep it, instead of mapping fresh pages and clearing them each time.
 
     By default glibc maps every large tensor anew and gives it back when freed, so that each step touches each page for
-    the first time. Costs memory that is held until the process ends. Does nothing where the C library is not glibc.
+    the first time. Costs memory that is held until the process ends; there is no way back in the same process. Does
+    nothing where the C library is not glibc, or where the environment variable ``BEVSTACK_KEEP_MALLOC`` is 1.
 
     Returns:
         Whether the allocator took the settings.
     """
+    if os.environ.get(KEEP_MALLOC) == "1":
+        return False
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):
         return False

@@ -15,8 +15,9 @@ from mmengine.hooks import EMAHook as MMEngineEMAHook
 from mmengine.hooks import Hook, IterTimerHook
 from tqdm import tqdm
 
-from bevstack.engine.checkpoint import LAST_CHECKPOINT, atomic_write, load_weights, newest_checkpoint, read_checkpoint
+from bevstack.engine.checkpoint import LAST_CHECKPOINT, load_weights, newest_checkpoint, read_checkpoint
 from bevstack.errors import InputError
+from bevstack.files import atomic_write
 from bevstack.registry import HOOKS
 
 
@@ -51,7 +52,8 @@ class CheckpointHook(MMEngineCheckpointHook):
         self.saved_iter = meta["iter"]
         if not is_main_process():
             return
-        atomic_write(Path(runner.work_dir) / LAST_CHECKPOINT, os.fsencode(self.last_ckpt))
+        with atomic_write(Path(runner.work_dir) / LAST_CHECKPOINT) as temporary:
+            temporary.write_bytes(os.fsencode(self.last_ckpt))
         for old in outdated:
             Path(self.out_dir, self.filename_tmpl.format(old)).unlink(missing_ok=True)
 

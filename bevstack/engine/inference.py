@@ -18,8 +18,7 @@ from mmengine.dataset import pseudo_collate
 from scipy.spatial.transform import Rotation
 from torch import nn
 
-from bevstack.datasets.nuscenes.can_bus import CanBusForm, CorrectedCanBus, EgoState
-from bevstack.datasets.transforms.loading import read_image
+from bevstack.datasets.ego_state import CanBusForm, CorrectedCanBus, EgoState
 from bevstack.datasets.transforms.packing import PackBEVInputs
 from bevstack.engine.image_steps import ImageSteps, as_image
 from bevstack.engine.models import class_names, precision_of
@@ -27,6 +26,7 @@ from bevstack.engine.prediction import BEVPrediction
 from bevstack.engine.stored_config import data_settings
 from bevstack.engine.visualize import build_visualizer
 from bevstack.errors import InputError
+from bevstack.images import read_image
 from bevstack.registry import TASK_UTILS
 from bevstack.structures import BEVDataSample, BEVMemory
 from bevstack.structures.moment import Image, Moment, Motion, Rig, Sweeps, rigid_inverse
@@ -136,7 +136,7 @@ class Predictor:
         ]
         sample = prediction.sample.new()
         sample.pop("timestamp_s", None)  # along a stream it begins at 0, which is no date to write on a picture
-        return build_visualizer(self.config, self.model, score_thr, layout).draw(sample, views)
+        return build_visualizer(self.config, score_thr, layout).draw(sample, views)
 
     @staticmethod
     def _picture(image: Image, place: str) -> np.ndarray | None:

@@ -40,7 +40,7 @@ class AutocastOptimWrapper(OptimWrapper):
             yield
 
     def backward(self, loss: Tensor, **kwargs) -> None:
-        """Backward of the (scaled, for float16) loss."""
+        """Backward of the scalar loss, which is scaled for float16."""
         self.loss_scaler.scale(loss).backward(**kwargs)
         self._inner_count += 1
 

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bevstack.evaluation.submission import submitted_boxes
 from bevstack.geometry import BEVGrid
-from bevstack.geometry.boxes3d import gravity_centers, transform_boxes
+from bevstack.geometry.boxes3d import gravity_centers, oriented_boxes, transform_boxes
 from bevstack.geometry.keypoints import KEYPOINT_NAMES
 from bevstack.structures import BEVDataSample, BEVRaster, PanopticMap
 from bevstack.structures.boxes import box_tensor
@@ -232,14 +233,12 @@ class BEVPrediction:
         Raises:
             ValueError: the model predicts no boxes.
         """
-        # Only here is anything of nuScenes' own needed, and with it the devkit.
-        from bevstack.evaluation.submission import global_boxes
-
         if self.boxes is None:
             raise ValueError("the model predicts no boxes")
-        boxes, values = self.boxes, self.boxes.boxes.copy()
-        values[:, 7:9] = np.nan_to_num(values[:, 7:9], nan=0.0)  # the challenge takes no box without a velocity
-        return global_boxes(token, values, boxes.scores, boxes.names, global_from_bev, attributes=boxes.attributes)
+        boxes, values = self.boxes, torch.from_numpy(self.boxes.boxes).double()
+        values[:, 7:9] = values[:, 7:9].nan_to_num(nan=0.0)  # the challenge takes no box without a velocity
+        moved = oriented_boxes(torch.as_tensor(global_from_bev, dtype=torch.float64), values)
+        return submitted_boxes(token, moved, boxes.scores, boxes.names, boxes.attributes)
 
 
 def _numbers(values: Tensor) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import logging
 import os
 import time
@@ -22,7 +23,6 @@ from torch import nn
 
 from bevstack.engine.checkpoint import (
     LAST_CHECKPOINT,
-    atomic_write,
     load_weights,
     message_hub_state,
     plain,
@@ -35,6 +35,7 @@ from bevstack.engine.resume_check import changed_settings, run_settings
 from bevstack.engine.stored_config import plain_config
 from bevstack.engine.train_loops import ResumableTrainLoop
 from bevstack.errors import InputError
+from bevstack.files import atomic_write
 from bevstack.interop.foreign_weights import check_box_convention
 from bevstack.registry import RUNNERS
 
@@ -62,6 +63,9 @@ class _WithoutNoise(logging.Filter):
         return len(text) < 1000 and not text.startswith(('"FileClient" will', '"HardDiskBackend" is', "Exp name: "))
 
 
+_RUNS = itertools.count(1)
+
+
 @RUNNERS.register_module()
 class BEVRunner(Runner):
     """Runner of mmengine; configs and hooks stay as OpenMMLab users know them. What differs:
@@ -73,13 +77,17 @@ class BEVRunner(Runner):
       ``resume_changed=True``;
     * epoch-based training without a ``type`` uses :class:`bevstack.engine.train_loops.ResumableTrainLoop`;
     * without a GPU, processes talk over gloo;
-    * the console shows results; config, hooks and environment go to the log file and the work directory.
+    * the console shows results; config, hooks and environment go to the log file and the work directory;
+    * runs of one process that start within a second do not share mmengine's logger, visualizer and message hub.
 
     Args:
         **kwargs: of mmengine's ``Runner``.
     """
 
     def __init__(self, **kwargs) -> None:
+        if kwargs.get("experiment_name") is None:  # mmengine's is the config's name and the second
+            filename = getattr(kwargs.get("cfg"), "filename", None)
+            kwargs["experiment_name"] = f"{Path(filename).stem if filename else 'run'}_{next(_RUNS)}"
         super().__init__(**kwargs)
         for handler, level in self._console_levels.items():
             handler.setLevel(level)
@@ -324,7 +332,8 @@ class BEVRunner(Runner):
             return str(hook.last_ckpt)
         self.save_checkpoint(str(folder), path.name, meta={"epoch": self.epoch, "iter": self.iter})
         if is_main_process():
-            atomic_write(Path(self.work_dir) / LAST_CHECKPOINT, os.fsencode(path))
+            with atomic_write(Path(self.work_dir) / LAST_CHECKPOINT) as temporary:
+                temporary.write_bytes(os.fsencode(path))
         if hook is not None:
             hook.last_ckpt, hook.saved_iter = str(path), self.iter
         return str(path)

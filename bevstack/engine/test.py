@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -12,12 +11,15 @@ from typing import Any
 
 from mmengine.config import Config
 
+from bevstack.engine.arguments import test_parser
 from bevstack.engine.checkpoint import read_checkpoint
 from bevstack.engine.component_names import find_component
 from bevstack.engine.config import accepted_keys, building, check_components, load_config
 from bevstack.engine.faults import RunError
+from bevstack.engine.runner import BEVRunner
 from bevstack.engine.train import SUMMARY_NAME
 from bevstack.errors import InputError
+from bevstack.evaluation import print_table, write_metrics
 
 METRICS_NAME = "metrics.json"
 _TRAINING = ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "auto_scale_lr")
@@ -25,21 +27,9 @@ _VALIDATION = ("val_dataloader", "val_cfg", "val_evaluator")
 _TRAINING_HOOKS = ("EMAHook", "BudgetSchedule", "MaxSecondsHook")
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Flags as OpenMMLab users know them."""
-    parser = argparse.ArgumentParser(prog="tools/test.py", description="Score a checkpoint on a config's test set.")
-    parser.add_argument("config", help="config file")
-    parser.add_argument("checkpoint", help="checkpoint file (with EMA, its averaged weights are used)")
-    parser.add_argument("--out", "--work-dir", metavar="DIR", help="folder of the results (default: the checkpoint's)")
-    parser.add_argument("--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides")
-    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="job launcher")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = parse_arguments(arguments)
+    args = test_parser().parse_args(arguments)
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     cfg = load_config(args.config, args.cfg_options)
     try:
@@ -78,8 +68,6 @@ def test(
     read_checkpoint(checkpoint)  # before anything is built or written
     check_components(cfg)
     _prepare(cfg, out, launcher)
-    from bevstack.engine.runner import BEVRunner
-    from bevstack.evaluation import print_table, write_metrics
 
     with building(cfg):
         runner = BEVRunner.from_cfg(cfg)

@@ -2,47 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
 from mmengine.config import Config
 
-from bevstack.engine.checkpoint import atomic_write, newest_checkpoint, read_checkpoint
+from bevstack.engine.arguments import train_parser
+from bevstack.engine.checkpoint import newest_checkpoint, read_checkpoint
 from bevstack.engine.config import building, check_components, load_config
 from bevstack.engine.faults import RunError
+from bevstack.engine.hooks import BudgetSchedule
+from bevstack.engine.runner import BEVRunner
 from bevstack.engine.work_dir import WorkDirLock
 from bevstack.errors import InputError
-
-if TYPE_CHECKING:
-    from bevstack.engine.runner import BEVRunner
+from bevstack.files import atomic_write
+from bevstack.precision import choose_precision
 
 SUMMARY_NAME = "train_summary.json"
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Flags as OpenMMLab users know them."""
-    parser = argparse.ArgumentParser(prog="tools/train.py", description="Train what a config describes.")
-    parser.add_argument("config", help="config file")
-    parser.add_argument("--work-dir", help="where checkpoints and logs go (default: work_dirs/<name of the config>)")
-    parser.add_argument(
-        "--resume", nargs="?", const="auto", metavar="CHECKPOINT", help="continue; without a file: the newest one"
-    )
-    parser.add_argument("--amp", action="store_true", help="mixed precision: bf16 or fp16, what the device has")
-    parser.add_argument("--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides")
-    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="job launcher")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 1 for numbers that are not finite, 128 + n for signal n."""
-    args = parse_arguments(arguments)
+    args = train_parser().parse_args(arguments)
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     cfg = load_config(args.config, args.cfg_options)
     try:
@@ -86,8 +72,6 @@ def train(
     if amp:
         _use_autocast(cfg)
     check_components(cfg)
-    from bevstack.engine.runner import BEVRunner
-
     lock = WorkDirLock(cfg.work_dir) if _is_main() else None
     try:
         notes = _set_resume(cfg, resume)
@@ -138,8 +122,6 @@ def _set_resume(cfg: Config, resume: str | None) -> list[str]:
 
 def device_name() -> str:
     """The device in words: the GPU's name, or the number of CPU threads."""
-    import torch
-
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU, {torch.get_num_threads()} threads"
@@ -147,9 +129,6 @@ def device_name() -> str:
 
 def _describe(runner: BEVRunner, notes: list[str]) -> dict:
     """Print what is trained on what, and start the summary."""
-    from bevstack.engine.hooks import BudgetSchedule
-    from bevstack.precision import choose_precision
-
     precision = getattr(runner.optim_wrapper, "precision", None) or choose_precision("float32")
     parameters = list(runner.module.parameters())
     total, frozen = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if not p.requires_grad)
@@ -185,6 +164,7 @@ def _finish(runner: BEVRunner, summary: dict, wall_seconds: float) -> dict:
         "checkpoint": checkpoint,
     }
     if runner.rank == 0:
-        atomic_write(Path(runner.work_dir) / SUMMARY_NAME, (json.dumps(summary, indent=2) + "\n").encode())
+        with atomic_write(Path(runner.work_dir) / SUMMARY_NAME) as temporary:
+            temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         print(f"trained {runner.iter} steps in {summary['train_seconds']:.1f} s; checkpoint: {checkpoint}", flush=True)
     return summary

@@ -53,7 +53,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         self._skip = iteration - epoch * len(self.dataloader)
 
     def run(self) -> torch.nn.Module:
-        """Launch training."""
+        """Train until the last epoch, a budget or a signal ends it; returns the model."""
         self.runner.call_hook("before_train")
         with SignalWatch() as watch:
             while self._epoch < self._max_epochs and not self.stop_training:
@@ -146,7 +146,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         self._iter += 1
 
     def train_step(self, data_batch: dict) -> dict[str, torch.Tensor]:
-        """Forward, check, backward, update. Returns the losses to log, ``loss`` first."""
+        """Forward, check, backward, update. Returns the losses to log, ``loss`` first: scalars by name."""
         model, wrapper = self.runner.model, self.runner.optim_wrapper
         module = model.module if is_model_wrapper(model) else model
         with wrapper.optim_context(model), naming_unused(model):
@@ -161,7 +161,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         return log
 
     def forward_losses(self, model: torch.nn.Module, data: dict) -> dict[str, torch.Tensor]:
-        """Losses of a preprocessed batch."""
+        """Losses of a preprocessed batch: scalars by name."""
         return model(**data, mode="loss")
 
     def start_streams(self) -> None:
@@ -189,7 +189,7 @@ class StreamingTrainLoop(ResumableTrainLoop):
         self.streams, self._resumed = self._resumed, Streams()
 
     def forward_losses(self, model: torch.nn.Module, data: dict) -> dict[str, torch.Tensor]:
-        """Losses of a batch whose clips carry the memory of their predecessors."""
+        """Losses of a batch whose clips carry the memory of their predecessors: scalars by name."""
         losses, self.streams = self.streams.step(model, data, "loss")
         return losses
 

@@ -6,8 +6,8 @@ import fcntl
 import os
 from pathlib import Path
 
-from bevstack.engine.checkpoint import remove_partial_files
 from bevstack.errors import InputError
+from bevstack.files import remove_partial_files
 
 LOCK_NAME = ".train.lock"
 

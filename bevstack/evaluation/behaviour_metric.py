@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torchmetrics.classification import MulticlassF1Score
 
 from bevstack.errors import InputError
 from bevstack.evaluation.gathering import GatheredMetric, as_dict
@@ -53,7 +54,7 @@ class BehaviourMetric(GatheredMetric):
         self.classes = None if classes is None else tuple(classes)
 
     def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
-        """Compare one batch's boxes."""
+        """Keep the attributes of one batch's boxes, true, predicted and by the default rule, side by side."""
         for sample in map(as_dict, data_samples):
             classes = self.named_classes(self.classes or sample.get("classes"))
             found = self._of_detections(sample, classes)
@@ -126,8 +127,6 @@ def _scores(key: str, true: Sequence[str], predicted: Sequence[str]) -> dict[str
 
 def _macro_f1(attributes: Sequence[str], true: Sequence[str], predicted: Sequence[str]) -> float:
     """Mean F1 of the attributes that occur; NaN where nothing is compared."""
-    from torchmetrics.classification import MulticlassF1Score
-
     if not true:
         return float("nan")
     target, guess = (torch.tensor([attributes.index(name) for name in names]) for names in (true, predicted))

@@ -1,4 +1,7 @@
-"""Average precision of boxes for any list of classes, by the nuScenes devkit's matching of centres."""
+"""Average precision of boxes for any list of classes, by the nuScenes devkit's matching of centres.
+
+Functions import the devkit themselves: it is loaded where something is scored, not with every metric of a config.
+"""
 
 from __future__ import annotations
 

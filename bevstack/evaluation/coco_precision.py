@@ -7,6 +7,8 @@ import io
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).round(2).tolist())
 """Similarities (IoU or OKS) from which on a prediction is right."""
@@ -36,9 +38,6 @@ def coco_precision(
     Returns:
         (10, 101, K): similarities :data:`THRESHOLDS`, recalls 0:.01:1; NaN for classes without a true object.
     """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
     class GivenSimilarity(COCOeval):
         """COCO's evaluation of keypoints; only the similarity comes from here."""
 
@@ -74,5 +73,5 @@ def coco_precision(
 
 
 def mean_of_known(values: np.ndarray) -> float:
-    """The mean of what is not NaN; NaN where nothing is known."""
+    """The mean of the values, of any shape, that are not NaN; NaN where nothing is known."""
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")

@@ -15,11 +15,13 @@ from bevstack.evaluation.nuscenes_scoring import default_attribute_errors, open_
 from bevstack.evaluation.submission import (
     SubmittedBoxes,
     check_submission,
-    global_boxes,
     require_detection_classes,
+    submitted_boxes,
     write_submission,
 )
+from bevstack.geometry.boxes3d import BOX_SIZE
 from bevstack.registry import METRICS
+from bevstack.structures.poses import boxes_in_global
 
 RESULTS_NAME = "results_nusc.json"
 
@@ -89,14 +91,14 @@ class NuScenesDetectionMetric(GatheredMetric):
             reason = "the model predicts no boxes: leave this metric out, or add a detection head"
             raise InputError("NuScenesDetectionMetric", "pred_instances_3d", reason)
         instances = sample["pred_instances_3d"]
-        boxes = instances["bboxes_3d"].tensor.detach().cpu().double().numpy()
         scores = instances["scores_3d"].detach().cpu().double().numpy()
         labels = instances["labels_3d"].detach().cpu().numpy().astype(np.int64)
         attributes = instances["attribute_names"] if "attribute_names" in instances else None
         known = len(self.classes)
         names = [self.classes[label] if 0 <= label < known else f"label {label}" for label in labels]
-        augmentation = sample.get("augmented_from_bev")
-        return global_boxes(sample["token"], boxes, scores, names, sample["global_from_bev"], augmentation, attributes)
+        boxes = boxes_in_global(sample, instances["bboxes_3d"])
+        with_velocity = instances["bboxes_3d"].tensor.shape[1] == BOX_SIZE
+        return submitted_boxes(sample["token"], boxes, scores, names, attributes, with_velocity)
 
     def compute_metrics(self, results: list[SubmittedBoxes]) -> dict[str, float]:
         """Check all samples' boxes, write the submission, score it.

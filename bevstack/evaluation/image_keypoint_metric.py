@@ -16,6 +16,7 @@ from bevstack.evaluation.keypoint_metric import SimilarityMetric, object_keypoin
 from bevstack.evaluation.true_objects import countable, match_by_distance, on_host
 from bevstack.geometry.keypoints import KEYPOINT_NAMES, NUM_KEYPOINTS, image_keypoints
 from bevstack.registry import METRICS
+from bevstack.structures.poses import bev_from_augmented
 
 PCK_SHARES = (0.1, 0.2)
 """Of the object's size in the image: how far away a keypoint is still found."""
@@ -105,7 +106,7 @@ class ImageKeypointMetric(SimilarityMetric):
             )
 
     def compute_metrics(self, results: list[ScoredPoints]) -> dict[str, float]:
-        """AP by pycocotools, PCK by matching; see the class."""
+        """AP by pycocotools, PCK by matching and the number of true points: of each kind, and means over the kinds."""
         if not results:
             raise InputError("ImageKeypointMetric", "samples", "no sample was scored")
         results = sorted(results, key=lambda result: result.token)
@@ -144,8 +145,8 @@ def _true_points(sample: dict[str, Any], limits: np.ndarray) -> tuple[np.ndarray
     areas = focal_px2[cameras] * scale[cameras] ** 2 * side_m2[objects] / depths**2
     sizes = np.sqrt(np.minimum(areas, image_size_px[cameras].prod(-1)))
 
-    bev_from_augmented = np.linalg.inv(np.asarray(sample.get("augmented_from_bev", np.eye(4)), float))
-    centers = boxes[:, :2] @ bev_from_augmented[:2, :2].T + bev_from_augmented[:2, 3]
+    matrix = bev_from_augmented(sample).numpy()
+    centers = boxes[:, :2] @ matrix[:2, :2].T + matrix[:2, 3]
     counted = countable(instances) & (np.hypot(*centers.T) < limits[labels])
     return cameras, kinds, points, sizes, counted[objects]
 

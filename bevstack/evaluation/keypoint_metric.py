@@ -15,6 +15,7 @@ from bevstack.evaluation.gathering import GatheredMetric, as_dict
 from bevstack.evaluation.true_objects import class_ranges, countable, match_by_distance, on_host
 from bevstack.geometry.keypoints import NUM_KEYPOINTS, box_poses, pose_keypoints
 from bevstack.registry import METRICS
+from bevstack.structures.poses import bev_from_augmented
 
 SIGMAS = (0.1,) * NUM_KEYPOINTS
 """How far a keypoint may stray, by keypoint: COCO's hips have 0.107, shoulders 0.079. An object of 8 m2 of ground
@@ -121,7 +122,7 @@ class KeypointMetric(SimilarityMetric):
                     why = "add a KeypointHead" if field.startswith("pred") else "the split has no labels"
                     reason = f"sample {token} has none: {why}, or leave the metric out"
                     raise InputError("KeypointMetric", field, reason)
-            matrix = np.linalg.inv(np.asarray(sample.get("augmented_from_bev", np.eye(4)), float))[:2]
+            matrix = bev_from_augmented(sample).numpy()[:2]
             labels, turns, areas = self._truth(sample["gt_instances_3d"], matrix)
             near = [np.linalg.norm(t[0, 0]) < limits[label] for t, label in zip(turns, labels, strict=True)]
             near = np.flatnonzero(near)
@@ -159,7 +160,7 @@ class KeypointMetric(SimilarityMetric):
         return labels, turns, areas
 
     def compute_metrics(self, results: list[ScoredPoses]) -> dict[str, float]:
-        """AP by pycocotools, PCK by matching; see the class."""
+        """AP by pycocotools, PCK by matching and the share of matched objects: of each class, and means over them."""
         if not results:
             raise InputError("KeypointMetric", "samples", "no sample was scored")
         results = sorted(results, key=lambda result: result.token)

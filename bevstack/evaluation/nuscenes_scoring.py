@@ -1,4 +1,7 @@
-"""Scoring of submitted boxes by the nuScenes devkit's own detection evaluation (detection_cvpr_2019)."""
+"""Scoring of submitted boxes by the nuScenes devkit's own detection evaluation (detection_cvpr_2019).
+
+Functions import the devkit themselves: it is loaded where something is scored, not with every metric of a config.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pycocotools import mask as run_lengths
 from torch import Tensor
 
 from bevstack.errors import InputError
@@ -131,8 +132,6 @@ def _map_of(sample: dict[str, Any], field: str) -> PanopticMap:
 
 def _encoded(masks: Tensor, labels: Tensor, scores: Tensor | None = None) -> list[tuple]:
     """Masks (n, Y, X) as (run-length code, class, score), small enough to travel between ranks."""
-    from pycocotools import mask as run_lengths
-
     columns = np.asfortranarray(masks.cpu().numpy().astype(np.uint8).transpose(1, 2, 0))
     scores = torch.ones(len(labels)) if scores is None else scores
     return list(zip(run_lengths.encode(columns), labels.tolist(), scores.tolist(), strict=True))
@@ -163,8 +162,6 @@ def _class_iou(counts: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
 
 def _instance_precision(samples: Sequence[dict], classes: Sequence[str]) -> dict[str, float]:
     """COCO's average precision of masks, computed by pycocotools on run lengths of BEV cells."""
-    from pycocotools import mask as run_lengths
-
     def annotations(field: str) -> list[dict]:
         found = []
         for image, sample in enumerate(samples):

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Mapping
 
-from bevstack.errors import InputError
+from rich.console import Console
+from rich.table import Table
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from bevstack.files import atomic_write
 
 _SUMMARY = ("NDS", "mAP", "mAP_present", "NDS_present", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
 _BY_DETECTION_CLASS = ("AP", "ATE", "ASE", "AOE", "AVE", "AAE", "gt")
@@ -26,37 +22,11 @@ _BY_KEYPOINT_CLASS = ("keypoint_AP", "keypoint_AP50", "PCK@0.5m", "PCK@1m", "key
 _BY_IMAGE_KEYPOINT = tuple(f"image_keypoint_{name}" for name in ("AP", "AP50", "AP75", "PCK@0.1", "PCK@0.2", "gt"))
 
 
-@contextlib.contextmanager
-def atomic_text(path: str | os.PathLike) -> Iterator[TextIO]:
-    """A text file that appears under its name only when it is complete.
-
-    Raises:
-        InputError: the file cannot be written; nothing is left behind.
-    """
-    path = Path(path)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with open(handle, "w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise InputError(path, "file", f"cannot be written: {error.strerror or error}") from None
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-
-
 def write_metrics(path: str | os.PathLike, metrics: Mapping[str, float]) -> None:
     """Write ``metrics`` as one flat JSON object, keys sorted, plain floats, null for what is not finite; atomic."""
     plain = {key: float(value) for key, value in metrics.items()}
     plain = {key: value if math.isfinite(value) else None for key, value in plain.items()}
-    with atomic_text(path) as file:
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         json.dump(plain, file, indent=2, sort_keys=True, allow_nan=False)
         file.write("\n")
 
@@ -67,9 +37,9 @@ def _text(value: float, count: bool = False) -> str:
     return f"{int(value)}" if count else f"{value:.3f}"
 
 
-def _class_table(title: str, columns: tuple[str, ...], metrics: Mapping[str, float], rows: str = "class"):
-    from rich.table import Table
-
+def _class_table(
+    title: str, columns: tuple[str, ...], metrics: Mapping[str, float], rows: str = "class"
+) -> Table | None:
     names = [key.split("/", 1)[1] for key in metrics if key.startswith(f"{columns[0]}/")]
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column(rows)
@@ -88,9 +58,6 @@ def print_table(metrics: Mapping[str, float], console: Console | None = None) ->
 
     Classes without ground truth are dimmed; a value that does not exist is shown as "-".
     """
-    from rich.console import Console
-    from rich.table import Table
-
     console = console or Console()
     detection = _class_table("Detection (matching and errors of detection_cvpr_2019)", _BY_DETECTION_CLASS, metrics)
     segmentation = _class_table("BEV segmentation (IoU at 0.5, at best)", _BY_LAYER, metrics)

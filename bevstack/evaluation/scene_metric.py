@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
 from bevstack.errors import InputError
 from bevstack.evaluation.gathering import GatheredMetric, as_dict
@@ -30,7 +31,7 @@ class SceneMetric(GatheredMetric):
     """
 
     def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
-        """Note one batch's answers."""
+        """Keep the true class and the probabilities of every task of one batch's samples."""
         for sample in map(as_dict, data_samples):
             token = str(sample.get("token"))
             for field, advice in (("gt_scene", "add LoadSceneLabels to the pipeline"), ("pred_scene", "no such head")):
@@ -46,7 +47,7 @@ class SceneMetric(GatheredMetric):
             self.results.append((token, sample.get("scene_token", token), answers))
 
     def compute_metrics(self, results: list[tuple[str, str, dict]]) -> dict[str, float]:
-        """Every task's scores."""
+        """Accuracy and macro F1 of every task, by sample and by scene, and how often its commonest class is true."""
         self.require_distinct(token for token, _, _ in results)
         by_task: dict[str, list[tuple[str, str, tuple[str, ...], Tensor]]] = defaultdict(list)
         for _, scene, answers in results:
@@ -70,8 +71,6 @@ class SceneMetric(GatheredMetric):
 
     @staticmethod
     def _scores(task: str, suffix: str, predicted: Tensor, truth: Tensor, number: int) -> dict[str, float]:
-        from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
-
         accuracy = multiclass_accuracy(predicted, truth, number, average="micro")
         f1 = multiclass_f1_score(predicted, truth, number, average="macro")
         return {f"scene_accuracy{suffix}/{task}": accuracy.item(), f"scene_f1{suffix}/{task}": f1.item()}

@@ -1,4 +1,4 @@
-"""IoU of BEV rasters, at a fixed threshold and at the best one (the two protocols of docs/reference.md 1)."""
+"""IoU of BEV rasters, at a fixed threshold and at the best one (docs/reference.md 1, Thresholds)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class BEVSegmentationMetric(GatheredMetric):
         return raster.layers[[raster.classes.index(name) for name in self.classes or ()]]
 
     def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
-        """Count one batch's cells."""
+        """Count the cells of one batch's samples by class and threshold."""
         for sample in map(as_dict, data_samples):
             truth, predicted = self._raster(sample, "gt_rasters"), self._raster(sample, "pred_rasters")
             if not truth.grid.same_as(predicted.grid):
@@ -74,7 +74,7 @@ class BEVSegmentationMetric(GatheredMetric):
             self.results.append((sample["token"], self.classes, counts.cpu()))
 
     def compute_metrics(self, results: list[tuple[str, tuple[str, ...], Tensor]]) -> dict[str, float]:
-        """IoU per class from the summed counts."""
+        """IoU of each class at 0.5 and at its best threshold, and their means, from all samples' counts."""
         if not results:
             raise InputError("BEVSegmentationMetric", self.name, "no sample was scored")
         self.require_distinct(token for token, _, _ in results)

@@ -15,24 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
-from bevstack.datasets.nuscenes.taxonomy import ATTRIBUTES, DETECTION_CLASSES
+from bevstack.datasets.nuscenes.taxonomy import ATTRIBUTE_AT_REST, ATTRIBUTE_MOVING, ATTRIBUTES, DETECTION_CLASSES
 from bevstack.errors import InputError
-from bevstack.evaluation.report import atomic_text
+from bevstack.files import atomic_write
+from bevstack.geometry import matrix_to_quaternion
+from bevstack.geometry.boxes3d import OrientedBoxes
 
 MAX_BOXES_PER_SAMPLE = 500
 MOVING_SPEED_MPS = 0.2
 """Above this speed a box counts as moving when its attribute is not predicted."""
-
-_AT_REST = {
-    "car": "vehicle.parked", "truck": "vehicle.parked", "trailer": "vehicle.parked",
-    "construction_vehicle": "vehicle.parked", "bus": "vehicle.stopped", "pedestrian": "pedestrian.standing",
-    "motorcycle": "cycle.without_rider", "bicycle": "cycle.without_rider",
-}  # fmt: skip
-_MOVING = {
-    "car": "vehicle.moving", "truck": "vehicle.moving", "trailer": "vehicle.moving",
-    "construction_vehicle": "vehicle.moving", "bus": "vehicle.moving", "pedestrian": "pedestrian.moving",
-    "motorcycle": "cycle.with_rider", "bicycle": "cycle.with_rider",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,7 +66,7 @@ class SubmittedBoxes:
 
 def default_attribute(name: str, speed_mps: float) -> str:
     """The usual attribute of a box whose attribute is not predicted: by class and whether it moves (> 0.2 m/s)."""
-    return (_MOVING if speed_mps > MOVING_SPEED_MPS else _AT_REST).get(name, "")
+    return (ATTRIBUTE_MOVING if speed_mps > MOVING_SPEED_MPS else ATTRIBUTE_AT_REST).get(name, "")
 
 
 def require_detection_classes(classes: Sequence[str], file: str, field: str = "classes") -> None:
@@ -91,56 +82,33 @@ def require_detection_classes(classes: Sequence[str], file: str, field: str = "c
             raise InputError(file, field, f"'{name}' is no class of the nuScenes detection score; {hint}")
 
 
-def global_boxes(
+def submitted_boxes(
     token: str,
-    boxes: np.ndarray,
+    boxes: OrientedBoxes,
     scores: np.ndarray,
     names: Sequence[str],
-    global_from_bev: np.ndarray,
-    augmented_from_bev: np.ndarray | None = None,
     attributes: Sequence[str] | None = None,
+    with_velocity: bool = True,
 ) -> SubmittedBoxes:
-    """Boxes of the (augmented) BEV frame to the global frame.
+    """Boxes of a sample as the challenge wants them.
 
     Args:
         token: the sample's token.
-        boxes: (G, 9) as (x, y, z_bottom, l, w, h, yaw, vx, vy), or (G, 7) without velocity, which is then 0.
+        boxes: G in the global frame, float64 (:func:`bevstack.structures.poses.boxes_in_global`).
         scores: (G,).
         names: G class names.
-        global_from_bev: (4, 4) rigid, of the frame before augmentation.
-        augmented_from_bev: (4, 4) the BEV augmentation: rotation about z, uniform scale, flips; None for none.
         attributes: G attribute names; None for the default by class and speed.
+        with_velocity: whether the boxes have velocities; else 0 is submitted.
     """
-    from scipy.spatial.transform import Rotation
-
-    boxes = np.asarray(boxes, dtype=np.float64)
-    bev_from_augmented = np.eye(4) if augmented_from_bev is None else np.linalg.inv(np.asarray(augmented_from_bev))
-    linear = bev_from_augmented[:3, :3]
-    scale = np.cbrt(abs(np.linalg.det(linear)))
-    center = boxes[:, :3] + boxes[:, 5:6] * [0.0, 0.0, 0.5]
-    center = center @ linear.T + bev_from_augmented[:3, 3]
-    heading = np.stack([np.cos(boxes[:, 6]), np.sin(boxes[:, 6])], axis=-1) @ linear[:2, :2].T
-    velocity = boxes[:, 7:9] if boxes.shape[1] >= 9 else np.zeros((len(boxes), 2))
-    velocity = np.pad(velocity, ((0, 0), (0, 1))) @ linear.T
-
-    global_from_bev = np.asarray(global_from_bev, dtype=np.float64)
-    turn = global_from_bev[:3, :3]
-    half_yaw = np.arctan2(heading[:, 1], heading[:, 0]) / 2
-    around_z = np.stack([0 * half_yaw, 0 * half_yaw, np.sin(half_yaw), np.cos(half_yaw)], axis=-1)  # (x, y, z, w)
-    rotation = np.full((len(boxes), 4), np.nan)
-    finite = np.isfinite(half_yaw)
-    if finite.any():
-        turned = Rotation.from_matrix(turn) * Rotation.from_quat(around_z[finite])
-        rotation[finite] = turned.as_quat()[:, [3, 0, 1, 2]]
-    velocity = (velocity @ turn.T)[:, :2]
+    velocity = boxes.velocities.numpy() if with_velocity else np.zeros((len(names), 2))
     if attributes is None:
         speeds = np.hypot(velocity[:, 0], velocity[:, 1])
         attributes = [default_attribute(name, speed) for name, speed in zip(names, speeds, strict=True)]
     return SubmittedBoxes(
         token=token,
-        translation=center @ turn.T + global_from_bev[:3, 3],
-        size_wlh=boxes[:, [4, 3, 5]] * scale,
-        rotation=rotation,
+        translation=boxes.centers.numpy(),
+        size_wlh=boxes.sizes.numpy()[:, [1, 0, 2]],
+        rotation=matrix_to_quaternion(boxes.rotations).numpy(),
         velocity=velocity,
         scores=np.asarray(scores, dtype=np.float64),
         names=tuple(names),
@@ -205,7 +173,7 @@ def write_submission(
     path: str | os.PathLike, submitted: Mapping[str, SubmittedBoxes], meta: Mapping[str, bool]
 ) -> None:
     """Write the official JSON, whole or not at all; samples in the mapping's order."""
-    with atomic_text(path) as file:
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write('{"meta": ' + json.dumps(dict(meta)) + ', "results": {')
         for number, (token, boxes) in enumerate(submitted.items()):
             file.write((",\n" if number else "\n") + json.dumps(token) + ": " + json.dumps(boxes.records()))

@@ -13,10 +13,12 @@ import numpy as np
 from bevstack.errors import InputError
 from bevstack.evaluation.gathering import GatheredMetric, as_dict
 from bevstack.evaluation.nuscenes_scoring import open_tables, split_tokens
-from bevstack.evaluation.report import atomic_text
-from bevstack.evaluation.submission import SubmittedBoxes, check_submission, global_boxes, require_detection_classes
+from bevstack.evaluation.submission import SubmittedBoxes, check_submission, require_detection_classes, submitted_boxes
 from bevstack.evaluation.tracking_scoring import TRACKING_CLASSES, require_motmetrics, score_tracks
+from bevstack.files import atomic_write
+from bevstack.geometry.boxes3d import BOX_SIZE
 from bevstack.registry import METRICS, TASK_UTILS
+from bevstack.structures.poses import boxes_in_global
 from bevstack.tracking import Detections, Tracker, detections_of
 
 TRACKS_NAME = "tracking_nusc.json"
@@ -79,11 +81,16 @@ class NuScenesTrackingMetric(GatheredMetric):
     def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
         """Keep one batch's predicted boxes, moved to the global frame."""
         for sample in map(as_dict, data_samples):
-            detections = detections_of(sample, self.classes)
-            instances = sample["pred_instances_3d"]
-            boxes = instances["bboxes_3d"].tensor.detach().cpu().double().numpy()
-            places = sample["global_from_bev"], sample.get("augmented_from_bev")
-            submitted = global_boxes(sample["token"], boxes, detections.scores, tuple(detections.names), *places)
+            if "pred_instances_3d" not in sample:
+                reason = "the model predicts no boxes: leave this metric out, or add a detection head"
+                raise InputError("NuScenesTrackingMetric", "pred_instances_3d", reason)
+            own = sample["pred_instances_3d"]["bboxes_3d"]
+            boxes = boxes_in_global(sample, own)
+            detections = detections_of(sample, self.classes, boxes)
+            with_velocity = own.tensor.shape[1] == BOX_SIZE
+            submitted = submitted_boxes(
+                sample["token"], boxes, detections.scores, detections.names, with_velocity=with_velocity
+            )
             self.results.append((submitted, detections))
 
     def compute_metrics(self, results: list[tuple[SubmittedBoxes, Detections]]) -> dict[str, float]:
@@ -110,7 +117,7 @@ class NuScenesTrackingMetric(GatheredMetric):
     def _write(self, records: Mapping[str, list[dict]]) -> None:
         meta = dict.fromkeys(("use_camera", "use_lidar", "use_radar", "use_map", "use_external"), False)
         meta["use_camera"] = True
-        with atomic_text(self.results_path) as file:
+        with atomic_write(self.results_path) as temporary, open(temporary, "w", encoding="utf-8") as file:
             json.dump({"meta": meta, "results": records}, file)
             file.write("\n")
 

@@ -1,4 +1,8 @@
-"""Scoring of tracks by the nuScenes devkit's own tracking evaluation (tracking_nips_2019)."""
+"""Scoring of tracks by the nuScenes devkit's own tracking evaluation (tracking_nips_2019).
+
+Functions import the devkit themselves: it is loaded where something is scored, and its tracking part needs
+motmetrics, which is optional.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 
 from bevstack.errors import InputError
 from bevstack.evaluation.nuscenes_scoring import split_tokens
@@ -64,8 +70,6 @@ def score_tracks(tables: NuScenes, split: str, records: Mapping[str, Sequence[di
     from nuscenes.eval.common.loaders import add_center_dist, filter_eval_boxes, load_gt_of_sample_tokens
     from nuscenes.eval.tracking.data_classes import TrackingBox, TrackingMetrics
     from nuscenes.eval.tracking.evaluate import TrackingEval
-    from rich.console import Console
-    from rich.progress import track
 
     config = config_factory("tracking_nips_2019")
 

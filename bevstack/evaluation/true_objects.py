@@ -1,4 +1,7 @@
-"""Which true objects count, and which prediction found which of them, by nuScenes' rules."""
+"""Which true objects count, and which prediction found which of them, by nuScenes' rules.
+
+Functions import the devkit themselves: it is loaded where something is scored, not with every metric of a config.
+"""
 
 from __future__ import annotations
 
@@ -72,5 +75,5 @@ def match_by_distance(
 
 
 def on_host(value: Any) -> np.ndarray:
-    """A tensor or an array, as a numpy array on the host."""
+    """A tensor or an array of any shape, as a numpy array on the host."""
     return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)

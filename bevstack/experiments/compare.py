@@ -29,7 +29,6 @@ The length of this file: what is run and what is written of it share the same fe
 
 from __future__ import annotations
 
-import argparse
 import copy
 import hashlib
 import json
@@ -44,11 +43,20 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bevstack.engine.config import check_components, load_config
+from bevstack.engine.config import check_components, load_config, runner_keys
+from bevstack.engine.models import build_model
+from bevstack.engine.train import SUMMARY_NAME
 from bevstack.errors import InputError
+from bevstack.experiments.arguments import compare_parser
+from bevstack.experiments.multiply_adds import DEFORMABLE_CONVOLUTION, count_multiply_adds, count_operators
+from bevstack.files import atomic_write
+from bevstack.registry import DATASETS
 
 RESULTS_NAME = "comparison.json"
 _PLACED = ("data_root", "version", "index_root")
@@ -76,30 +84,13 @@ class Variant:
     config: Config
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line of ``tools/compare.py``."""
-    parser = argparse.ArgumentParser(
-        prog="tools/compare.py", description="Train and score a config's variants at equal steps; write one page."
-    )
-    parser.add_argument("config", help="a config with a dict named comparison")
-    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/comparison"), help="trainings and raw numbers")
-    parser.add_argument("--page", type=Path, help="markdown file to write (default: comparison.md in the work dir)")
-    parser.add_argument("--only", nargs="+", metavar="TITLE", help="sections whose title contains one of these words")
-    parser.add_argument("--list", action="store_true", help="say what would be trained, and what is done already")
-    parser.add_argument("--page-only", action="store_true", help="write the page from what is done already")
-    parser.add_argument("--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides")
-    return parser.parse_args(arguments)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, or 1 where a variant failed (the others are done all the same).
 
     Raises:
         InputError: the comparison or one of its variants is not right; before anything is trained.
     """
-    from bevstack.evaluation.report import atomic_text
-
-    args = parse_arguments(arguments)
+    args = compare_parser().parse_args(arguments)
     cfg = load_config(args.config, args.cfg_options)
     sections = chosen_sections(cfg, args.only)
     variants = list(all_variants(cfg, sections))
@@ -116,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     preparations = {section["title"]: section.get("prepare", ()) for section in sections}
     failures = run_all(to_train, results, results_path, preparations) if to_train else {}
     page = args.page or args.work_dir / "comparison.md"
-    with atomic_text(page) as file:
+    with atomic_write(page) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(page_text(cfg, sections, variants, results, failures))
     print(f"{len(to_train) - len(failures)} trained, {len(failures)} failed; {page}; raw numbers: {results_path}")
     return 1 if failures else 0
@@ -203,13 +194,11 @@ def variant_config(cfg: Config, section: Mapping, entry: Mapping, seed: int) -> 
     tree["train_cfg"]["max_epochs"] = 1_000_000  # the steps end it
     tree["default_hooks"]["checkpoint"] = dict(type="CheckpointHook", interval=1_000_000)
     tree["randomness"] = dict(seed=seed)
-    return Config(tree, filename=cfg.filename)
+    return Config(tree, filename=cfg.filename, format_python_code=False)
 
 
 def _is_run_key(name: str) -> bool:
-    from bevstack.engine.config import _runner_keys
-
-    return name in _runner_keys()
+    return name in runner_keys()
 
 
 def set_place(tree: dict, place: str, value: Any, file: str | os.PathLike = "config") -> None:
@@ -279,18 +268,6 @@ def run_all(
 
     ``preparations``: by section title, what is run before the section's first variant.
     """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    from bevstack.evaluation.report import atomic_text
-
     failures: dict[str, str] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(file=sys.stderr)) as bar:
@@ -305,7 +282,7 @@ def run_all(
                 failures[variant.key] = str(failure)
                 bar.console.print(f"failed: {title}: {failure}", markup=False, highlight=False)
             else:
-                with atomic_text(path) as file:
+                with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
                     json.dump({"results": results}, file, indent=1, sort_keys=True)
             bar.advance(task)
     return failures
@@ -340,8 +317,6 @@ def run_variant(variant: Variant, folder: Path) -> dict:
     Raises:
         RunFailure: the training or the test did not end well; ``folder`` holds their output.
     """
-    from bevstack.engine.train import SUMMARY_NAME
-
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "config.py"
     variant.config.dump(config)
@@ -385,9 +360,6 @@ def cost_of(config: Config) -> dict[str, float]:
     Keys: ``parameters``, ``parameters/<part>``, ``multiply_adds``, ``multiply_adds/<part>``; parts are backbone, neck,
     encoder, bev_neck and heads.<name>. The images' size is that of the test pipeline.
     """
-    from bevstack.engine.models import build_model
-    from bevstack.experiments.multiply_adds import DEFORMABLE_CONVOLUTION, count_multiply_adds, count_operators
-
     model = build_model(config, "cpu").eval()
     cost: dict[str, float] = {"parameters": float(sum(p.numel() for p in model.parameters()))}
     for name, part in [*model.named_children(), *((f"heads.{name}", head) for name, head in model.heads.items())]:
@@ -500,15 +472,10 @@ def provenance(cfg: Config, variants: Sequence[Variant], done: Sequence[Mapping]
 
 def scenes_of(config: Config) -> str:
     """How many scenes and samples are trained on and scored."""
-    from bevstack.datasets.nuscenes.index import NuScenesIndex
-
     texts = []
     for word, loader in (("trained on", config.train_dataloader), ("scored on", config.test_dataloader)):
-        data = loader.dataset
-        index = NuScenesIndex.open(data.data_root, data.version, data.get("index_root"))
-        rows = index.samples(data.split)
-        scenes = {index.scene(row)["name"] for row in rows}
-        texts.append(f"{word} {len(scenes)} scenes ({len(rows)} samples)")
+        dataset = DATASETS.build({**loader.dataset, "pipeline": []})
+        texts.append(f"{word} {len(np.unique(dataset.scene_rows))} scenes ({len(dataset)} samples)")
     return ", ".join(texts)
 
 

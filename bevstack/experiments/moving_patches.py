@@ -48,23 +48,28 @@ class MovingPatches:
         """``count`` clips (count, T, 3, size, size), oldest frame first, and the motion (count, 2, size, size) of each
         pixel of the last frame: (u, v) pixels a frame."""
         height, width = self.images.shape[-2:]
-        seeded = {"generator": generator}
+
+        def uniform(columns: int) -> Tensor:
+            return torch.rand(count, columns, generator=generator)
+
+        def normal(columns: int) -> Tensor:
+            return torch.randn(count, columns, generator=generator)
 
         def moves() -> Tensor:
-            return (torch.rand(count, 1, **seeded) < 0.8).float()
+            return (uniform(1) < 0.8).float()
 
         def places(half: float) -> Tensor:
             room = torch.tensor([width, height]) - 2 * half
-            return half + torch.rand(count, 2, **seeded) * room.clamp_min(0.0)
+            return half + uniform(2) * room.clamp_min(0.0)
 
         speed = torch.tensor(self.speed_px)
-        behind = torch.randn(count, 2, **seeded) * speed * moves()
-        behind_growth = torch.randn(count, 1, **seeded) * self.growth
-        front = behind + torch.randn(count, 2, **seeded) * speed * moves()
-        front_growth = behind_growth + torch.randn(count, 1, **seeded) * self.growth
-        half_sides = self.size_px * torch.exp(torch.rand(count, 2, **seeded) * 1.6 - 2.4)  # 0.09 to 0.45 of the side
-        center = (torch.rand(count, 2, **seeded) - 0.5) * 0.6 * self.size_px
-        chosen = torch.randint(len(self.images), (2, count), **seeded)
+        behind = normal(2) * speed * moves()
+        behind_growth = normal(1) * self.growth
+        front = behind + normal(2) * speed * moves()
+        front_growth = behind_growth + normal(1) * self.growth
+        half_sides = self.size_px * torch.exp(uniform(2) * 1.6 - 2.4)  # 0.09 to 0.45 of the side
+        center = (uniform(2) - 0.5) * 0.6 * self.size_px
+        chosen = torch.randint(len(self.images), (2, count), generator=generator)
         half = self.size_px / 2
         behind_source, front_source = places(half), places(half)
 

@@ -9,9 +9,11 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from bevstack.interop.deform_conv import ModulatedDeformConv2dPack
 from bevstack.models.bev import SpatialCrossAttention, TemporalSelfAttention
+from bevstack.models.heads import BoxHead, LabelledBoxes
 from bevstack.models.layers.attention import DeformableCrossAttention, MultiHeadSelfAttention
 from bevstack.models.perception import BEVPerception
 from bevstack.structures import BEVMemory, CameraRig, EgoMotion, Frame
@@ -19,6 +21,8 @@ from bevstack.structures import BEVMemory, CameraRig, EgoMotion, Frame
 SAMPLING = "deformable attention: bilinear samples"
 DEFORMABLE_CONVOLUTION = "deformable convolutions"
 SELF_ATTENTION = "self-attention of the object queries: products"
+BOXES = 100
+"""Detected boxes that heads on boxes are counted for."""
 
 
 def count_multiply_adds(
@@ -26,13 +30,13 @@ def count_multiply_adds(
 ) -> dict[str, float]:
     """Multiply-adds of one step of one sample that has its whole history, and of the heads on it, by part.
 
-    What is counted is :meth:`bevstack.models.BEVPerception.step` and each head's ``forward``, as they run. Convolutions
-    and linear layers are counted by their outputs times inputs per output; normalisation, activation, interpolation,
-    softmax and projection of points are left out, as such counts do. ``backbone``, ``neck``, ``encoder`` and each
-    ``heads.<name>`` hold these. Three parts stand for themselves, as many counters miss them: the kernels of deformable
-    convolutions (their offset convolutions belong to the backbone; five multiply-adds for each bilinear sample are
-    counted with the kernels), the sampling of deformable attention (five per channel of a sample), and the matrix
-    products of the object queries' self-attention.
+    What is counted is :meth:`bevstack.models.BEVPerception.step` and each head's ``forward``, as they run; heads on
+    boxes on ``BOXES`` of them. Convolutions and linear layers are counted by their outputs times inputs per output;
+    normalisation, activation, interpolation, softmax and projection of points are left out, as such counts do.
+    ``backbone``, ``neck``, ``encoder`` and each ``heads.<name>`` hold these. Three parts stand for themselves, as many
+    counters miss them: the kernels of deformable convolutions (their offset convolutions belong to the backbone; five
+    multiply-adds for each bilinear sample are counted with the kernels), the sampling of deformable attention (five per
+    channel of a sample), and the matrix products of the object queries' self-attention.
 
     Args:
         model: on the meta device.
@@ -46,7 +50,7 @@ def count_multiply_adds(
     with torch.no_grad(), _counting(model, counts, cameras_per_cell):
         bev, _ = model.step(frame_of(model, padded_size_px), full_memory(model))
         for head in model.heads.values():
-            head(bev)
+            head(bev, [some_boxes()]) if isinstance(head, BoxHead) else head(bev)
     return dict(counts)
 
 
@@ -71,6 +75,12 @@ def frame_of(model: BEVPerception, padded_size_px: Sequence[int]) -> Frame:
         return Frame(images, rig, motion, torch.empty(1, sweeps, *images.shape[1:]) if sweeps else None)
 
 
+def some_boxes() -> LabelledBoxes:
+    """As many boxes of one sample as a full scene shows, on the meta device."""
+    with torch.device("meta"):
+        return LabelledBoxes(torch.empty(BOXES, 9), torch.empty(BOXES, dtype=torch.long))
+
+
 def full_memory(model: BEVPerception) -> BEVMemory | None:
     """As many past frames of one sample as ``model`` reads, on the meta device; None where it reads none."""
     grid, frames = model.encoder.grid, model.memory_frames
@@ -91,10 +101,8 @@ def count_operators(module: nn.Module, *inputs: Tensor) -> float:
 
     Args:
         module: on the meta device, or any other.
-        inputs: of its forward, on the same device.
+        inputs: of its forward, of any shape, on the same device.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     with torch.no_grad(), mock.patch("torch.autocast", lambda *_, **__: nullcontext()):
         with FlopCounterMode(display=False) as counter:
             module(*inputs)
@@ -124,7 +132,7 @@ def _counting(model: BEVPerception, counts: dict[str, float], cameras_per_cell: 
                 samples = output[:, 0].numel() * module.in_channels * module.weight[0, 0].numel()
                 counts[DEFORMABLE_CONVOLUTION] += output.numel() * module.weight[0].numel() + 5 * samples
             elif isinstance(module, MultiHeadSelfAttention):
-                queries, width = inputs[0].shape[1], module.value.out_features
+                queries, width = inputs[0].shape[1], module.value_proj.out_features
                 counts[SELF_ATTENTION] += 2 * len(inputs[0]) * queries * queries * width
             elif isinstance(module, SpatialCrossAttention):
                 samples = output.numel() * module.num_levels * module.num_points
@@ -132,7 +140,7 @@ def _counting(model: BEVPerception, counts: dict[str, float], cameras_per_cell: 
             elif isinstance(module, TemporalSelfAttention):
                 counts[SAMPLING] += 5 * output.numel() * 2 * module.num_points
             elif isinstance(module, DeformableCrossAttention):
-                counts[SAMPLING] += 5 * output.numel() * module.levels * module.points
+                counts[SAMPLING] += 5 * output.numel() * module.num_levels * module.num_points
 
         return count
 

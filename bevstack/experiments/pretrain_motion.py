@@ -8,14 +8,15 @@ The clips are small: it runs on the CPU, in minutes.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.colors import hsv_to_rgb
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,30 +24,15 @@ from bevstack.engine.checkpoint import load_weights, read_checkpoint, write_chec
 from bevstack.engine.config import building, check_components, load_config
 from bevstack.engine.models import build_model
 from bevstack.errors import InputError
+from bevstack.experiments.arguments import pretrain_motion_parser
 from bevstack.experiments.moving_patches import MovingPatches
-
-
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line of ``tools/pretrain_motion.py``."""
-    parser = argparse.ArgumentParser(
-        prog="tools/pretrain_motion.py",
-        description="Teach a video backbone's fast path to see motion; gives a checkpoint for a training's load_from.",
-    )
-    parser.add_argument("config", help="config with a video backbone; what its load_from holds stays as it is")
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write; a picture goes beside it (.png)")
-    parser.add_argument("--steps", type=int, default=1500, help="training steps")
-    parser.add_argument("--batch-size", type=int, default=16, help="clips a step")
-    parser.add_argument("--patch-px", type=int, default=64, help="side of the clips, a multiple of 32")
-    parser.add_argument("--samples", type=int, default=150, help="training samples whose images are used")
-    parser.add_argument("--lr", type=float, default=4e-3, help="highest learning rate")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and clips")
-    parser.add_argument("--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides")
-    return parser.parse_args(arguments)
+from bevstack.registry import DATASETS
+from bevstack.visualization.files import write_png
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point: train, write the model's weights and a picture, and say how well motion is seen."""
-    args = parse_arguments(arguments)
+    args = pretrain_motion_parser().parse_args(arguments)
     least = (("--steps", args.steps, 20), ("--batch-size", args.batch_size, 1), ("--samples", args.samples, 1))
     for flag, value, bound in least:
         if value < bound:
@@ -108,10 +94,6 @@ def training_images(cfg: Config, model: nn.Module, num_samples: int, seed: int) 
     Raises:
         InputError: the config has no training data.
     """
-    from rich.progress import track
-
-    from bevstack.registry import DATASETS
-
     if cfg.get("train_dataloader") is None:
         raise InputError(cfg.filename or "config", "train_dataloader", "absent: no images to learn from")
     with building(cfg):
@@ -125,7 +107,7 @@ def training_images(cfg: Config, model: nn.Module, num_samples: int, seed: int) 
 
 
 def one_by_one(inputs: dict[str, Tensor]) -> dict[str, list[Tensor]]:
-    """One packed sample as a batch of one for the preprocessor, without its sweeps."""
+    """One packed sample (tensors of any shape) as a batch of one for the preprocessor, without its sweeps."""
     return {key: [value] for key, value in inputs.items() if key != "sweeps"}
 
 
@@ -169,8 +151,6 @@ def learn(
     reader: MotionReader, patches: MovingPatches, steps: int, batch_size: int, lr: float, generator: torch.Generator
 ) -> None:
     """AdamW on the sum of the readings' mean errors |u| + |v|, one cycle of the learning rate; shows progress."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     parameters = [p for p in reader.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
@@ -193,7 +173,13 @@ def learn(
 
 @torch.no_grad()
 def evaluate(reader: MotionReader, clips: Tensor, motion: Tensor) -> tuple[list[Tensor], list[float]]:
-    """Readings of unseen clips, and the mean length of each one's error, pixels a frame."""
+    """Readings of unseen clips, (B, 2, h, w) each, and the mean length of each one's error, pixels a frame.
+
+    Args:
+        reader: as trained.
+        clips: (B, T, 3, H, W).
+        motion: (B, 2, H, W) pixels a frame.
+    """
     reader.eval()
     found = reader(clips)
     return found, [deviation.norm(dim=1).mean().item() for deviation in deviations(found, motion)]
@@ -201,9 +187,15 @@ def evaluate(reader: MotionReader, clips: Tensor, motion: Tensor) -> tuple[list[
 
 def draw(path: Path, clips: Tensor, motion: Tensor, readings: Sequence[Tensor], rows: int = 6) -> None:
     """First and last frame of some clips, the true motion and readings of it: hue is the direction, brightness the
-    speed."""
-    from bevstack.visualization.files import write_png
+    speed.
 
+    Args:
+        path: of the PNG.
+        clips: (B, T, 3, H, W).
+        motion: (B, 2, H, W) pixels a frame.
+        readings: each (B, 2, h, w).
+        rows: how many clips.
+    """
     fastest = motion[:rows].norm(dim=1).max().clamp_min(1e-3)
     lines = []
     for row, (clip, true) in enumerate(zip(clips[:rows], motion[:rows], strict=True)):
@@ -217,8 +209,6 @@ def draw(path: Path, clips: Tensor, motion: Tensor, readings: Sequence[Tensor], 
 
 def motion_colors(motion: Tensor) -> np.ndarray:
     """(2, H, W) motion, 1 for the fastest, to (H, W, 3) uint8 RGB."""
-    from matplotlib.colors import hsv_to_rgb
-
     direction = (torch.atan2(motion[1], motion[0]) / (2 * torch.pi)) % 1.0
     speed = motion.norm(dim=0).clamp(0, 1)
     hsv = torch.stack([direction, torch.ones_like(speed), speed], dim=-1)

@@ -69,7 +69,7 @@ class BEVGrid:
 
     @property
     def num_cells(self) -> int:
-        """Y times X."""
+        """How many cells there are: Y times X."""
         return self.shape[0] * self.shape[1]
 
     def finer(self, factor: int) -> BEVGrid:

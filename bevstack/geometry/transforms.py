@@ -9,7 +9,10 @@ from torch import Tensor
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager:
-    """A context without autocast: a place 50 m away would be good to a quarter of a metre only in bfloat16."""
+    """A context without autocast on the device of a tensor of any shape.
+
+    A place 50 m away would be good to a quarter of a metre only in bfloat16.
+    """
     return torch.autocast(tensor.device.type, enabled=False)
 
 
@@ -52,6 +55,25 @@ def quaternion_to_matrix(quaternion: Tensor) -> Tensor:
         2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
     ]  # fmt: skip
     return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
+
+
+def matrix_to_quaternion(rotation: Tensor) -> Tensor:
+    """Rotation matrices (..., 3, 3) to unit quaternions (..., 4) as (w, x, y, z), w not negative.
+
+    The products q_i q_j are linear in the matrix (Shepperd 1978); the row of the largest q_i^2 is q_i q, without loss.
+    """
+    (m00, m01, m02), (m10, m11, m12), (m20, m21, m22) = (row.unbind(-1) for row in rotation.unbind(-2))
+    products = [
+        1 + m00 + m11 + m22, m21 - m12, m02 - m20, m10 - m01,
+        m21 - m12, 1 + m00 - m11 - m22, m01 + m10, m02 + m20,
+        m02 - m20, m01 + m10, 1 - m00 + m11 - m22, m12 + m21,
+        m10 - m01, m02 + m20, m12 + m21, 1 - m00 - m11 + m22,
+    ]  # fmt: skip
+    products = torch.stack(products, dim=-1).unflatten(-1, (4, 4))
+    largest = products.diagonal(dim1=-2, dim2=-1).argmax(-1)
+    row = products.take_along_dim(largest[..., None, None], dim=-2).squeeze(-2)
+    row = torch.where(row[..., :1] < 0, -row, row)
+    return row / row.norm(dim=-1, keepdim=True)
 
 
 def yaw_of(dst_from_src: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ class ModulatedDeformConv2dPack(nn.Module):
     """A drop-in for ``nn.Conv2d`` that predicts its own offsets and mask (Zhu et al. 2019).
 
     ``conv_offset`` gives 3 values per deform group and tap; the first two thirds are offsets, the last third is the
-    mask before its sigmoid (docs/reference.md, golden README). State-dict keys are mmcv's: ``weight``, ``bias``,
+    mask before its sigmoid (docs/reference.md 4.8, DCNv2). State-dict keys are mmcv's: ``weight``, ``bias``,
     ``conv_offset.weight``, ``conv_offset.bias``.
 
     Args:

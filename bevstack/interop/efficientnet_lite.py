@@ -25,7 +25,8 @@ def packaged_efficientnet_lite0(model: nn.Module) -> dict[str, Tensor]:
         model: the timm model; its block layout tells where each block's weights go.
 
     Returns:
-        A state dict for ``model.load_state_dict``; the classifier and what the model lacks are left out.
+        A state dict (tensors of any shape) for ``model.load_state_dict``; the classifier and what the model lacks are
+        left out.
 
     Raises:
         ImportError: the package is not installed.

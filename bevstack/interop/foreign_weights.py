@@ -28,7 +28,7 @@ def native_weights(state: Mapping[str, Tensor], model: nn.Module, file: str | os
     """The weights of a file under the model's names.
 
     Args:
-        state: as read from the file.
+        state: name to tensor of any shape, as read from the file.
         model: that is to receive them; untouched.
         file: named in messages.
 
@@ -63,7 +63,7 @@ def backbone_weights(
     """Backbone (and neck, where all of it fits) of a detector's or an ImageNet classifier's weights.
 
     Args:
-        state: the file's.
+        state: the file's: name to tensor of any shape.
         own: the model's ``state_dict``.
         file: named in messages.
 
@@ -117,6 +117,11 @@ def _source_name(name: str, prefix: str, state: Mapping[str, Tensor]) -> str | N
 
 def check_complete(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], file: str | os.PathLike) -> None:
     """Every key of the model is there, none beside, with equal shapes.
+
+    Args:
+        weights: name to tensor of any shape.
+        own: the model's ``state_dict``.
+        file: named in messages.
 
     Raises:
         InputError: says which keys or shapes do not fit.

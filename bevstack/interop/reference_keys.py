@@ -25,11 +25,11 @@ _ENCODER_PARTS = {
     "norms.2": "feed_forward_norm",
 }
 _DECODER_PARTS = {
-    "attentions.0.attn.out_proj": "self_attention.output",
+    "attentions.0.attn.out_proj": "self_attention.output_proj",
     "attentions.1.sampling_offsets": "cross_attention.sampling_offsets",
-    "attentions.1.attention_weights": "cross_attention.attention_logits",
-    "attentions.1.value_proj": "cross_attention.value",
-    "attentions.1.output_proj": "cross_attention.output",
+    "attentions.1.attention_weights": "cross_attention.attention_weights",
+    "attentions.1.value_proj": "cross_attention.value_proj",
+    "attentions.1.output_proj": "cross_attention.output_proj",
     "ffns.0.layers.0.0": "feed_forward.0",
     "ffns.0.layers.1": "feed_forward.3",
     "norms.0": "norms.0",
@@ -47,13 +47,13 @@ _RULES = (
     (r"pts_bbox_head\.transformer\.cams_embeds", r"encoder.camera_embedding"),
     (rf"pts_bbox_head\.transformer\.can_bus_mlp\.([02])\.{_LINEAR}", r"encoder.motion_embedding.mlp.\1.\2"),
     (rf"pts_bbox_head\.transformer\.can_bus_mlp\.norm\.{_LINEAR}", r"encoder.motion_embedding.norm.\1"),
-    (rf"pts_bbox_head\.transformer\.reference_points\.{_LINEAR}", r"{head}.reference.\1"),
-    (rf"pts_bbox_head\.cls_branches\.(\d+\.\d+)\.{_LINEAR}", r"{head}.classifiers.\1.\2"),
-    (rf"pts_bbox_head\.reg_branches\.(\d+\.\d+)\.{_LINEAR}", r"{head}.regressors.\1.\2"),
+    (rf"pts_bbox_head\.transformer\.reference_points\.{_LINEAR}", r"{head}.reference_points.\1"),
+    (rf"pts_bbox_head\.cls_branches\.(\d+\.\d+)\.{_LINEAR}", r"{head}.cls_branches.\1.\2"),
+    (rf"pts_bbox_head\.reg_branches\.(\d+\.\d+)\.{_LINEAR}", r"{head}.reg_branches.\1.\2"),
 )
 # What the file holds and the model keeps as settings: the weights of the box values in the loss.
 _SETTINGS = ("pts_bbox_head.code_weights",)
-_LAST_REGRESSOR = re.compile(r"(?:^|.*\.)regressors\.\d+\.4\.(weight|bias)")
+_LAST_OF_REG_BRANCH = re.compile(r"(?:^|.*\.)reg_branches\.\d+\.4\.(weight|bias)")
 
 # Place of each value of a code of mmdet3d 1.x in a code of mmdet3d 0.17, and its sign there (docs/reference.md 4.7).
 OLD_PLACES = (0, 1, 3, 2, 4, 5, 7, 6, 8, 9)
@@ -84,7 +84,7 @@ def our_names(published: str, head: str = "detection") -> tuple[str, ...] | None
         return None if part is None else (f"encoder.{match[1]}.{part}.{match[3]}",)
     if match := re.fullmatch(rf"{start}decoder\.(layers\.\d+)\.attentions\.0\.attn\.in_proj_{_LINEAR}", published):
         stem = f"heads.{head}.{match[1]}.self_attention"
-        return f"{stem}.query_key.{match[2]}", f"{stem}.value.{match[2]}"
+        return f"{stem}.query_key_proj.{match[2]}", f"{stem}.value_proj.{match[2]}"
     if match := re.fullmatch(rf"{start}decoder\.(layers\.\d+)\.(.+)\.{_LINEAR}", published):
         part = _DECODER_PARTS.get(match[2])
         return None if part is None else (f"heads.{head}.{match[1]}.{part}.{match[3]}",)
@@ -95,7 +95,7 @@ def our_names(published: str, head: str = "detection") -> tuple[str, ...] | None
 
 
 def our_weights(published: Mapping[str, Tensor], head: str = "detection") -> dict[str, Tensor]:
-    """Published weights under our names; what the published model does not have is left out (:func:`unknown_names`)."""
+    """Published weights (tensors of any shape) under our names; :func:`unknown_names` are left out."""
     converted: dict[str, Tensor] = {}
     for name, tensor in published.items():
         names = our_names(name, head) or ()
@@ -117,11 +117,12 @@ def unknown_names(published: Iterable[str]) -> list[str]:
 def with_current_boxes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our weights with the box convention of mmdet3d 0.17 turned into that of 1.x in every last regression layer.
 
-    Exact: output channels 2 and 3 change places, 6 and 7 change places and sign (docs/reference.md 4.7).
+    Only weights (10, C) and biases (10,) of these layers change; the others, of any shape, are passed on. Exact: output
+    channels 2 and 3 change places, 6 and 7 change places and sign (docs/reference.md 4.7).
     """
     turned = dict(weights)
     for name, tensor in weights.items():
-        if _LAST_REGRESSOR.fullmatch(name):
+        if _LAST_OF_REG_BRANCH.fullmatch(name):
             turned[name] = code_from_old_code(tensor.movedim(0, -1)).movedim(-1, 0).contiguous()
     return turned
 
@@ -132,6 +133,6 @@ def is_published(names: Iterable[str]) -> bool:
 
 
 def whole(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights, each with memory of its own, as safetensors asks for."""
+    """The same weights (of any shape), each with memory of its own, as safetensors asks for."""
     layout = torch.contiguous_format
     return {name: tensor.detach().cpu().clone(memory_format=layout) for name, tensor in weights.items()}

@@ -2,7 +2,8 @@
 
 mmcv-lite has no ``mmcv._ext``; without it ``mmcv.ops``, and with it most of mmdet and mmdet3d, cannot be imported.
 torchvision built for another torch cannot register ``torchvision::nms``; without it torchvision, and with it timm,
-cannot be imported. Both are put in place only where the compiled part is missing, and nowhere else.
+cannot be imported. Both are put in place only where the compiled part is missing, and only when the package that needs
+it is imported: two import finders wait for that, so that installing them costs nothing and imports nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class _MissingExtension(ModuleType):
         return _missing_op(name)
 
 
-class _StandinFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class _ExtensionFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Answers for ``mmcv._ext`` after every other finder has failed to find the compiled one."""
 
     def find_spec(self, fullname, path=None, target=None):
@@ -61,44 +62,67 @@ def compiled_mmcv_present() -> bool:
     return any(next(Path(place).glob("_ext*.so"), None) for place in spec.submodule_search_locations)
 
 
-def _torchvision_extension_loads() -> bool:
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or not spec.submodule_search_locations:
-        return True  # nothing installed: nothing to stand in for
-    library = next(Path(spec.submodule_search_locations[0]).glob("_C*.so"), None)
-    if library is None:
-        return False
+class _TorchvisionFinder(importlib.abc.MetaPathFinder):
+    """Asks the other finders for torchvision; what they find declares missing schemas before it runs."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != "torchvision":
+            return None
+        others = (finder for finder in list(sys.meta_path) if finder is not self)
+        found = (finder.find_spec(fullname, path, target) for finder in others if hasattr(finder, "find_spec"))
+        spec = next((spec for spec in found if spec is not None), None)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _TorchvisionLoader(spec.loader)
+        return spec
+
+
+class _TorchvisionLoader(importlib.abc.Loader):
+    """torchvision's own loader, which declares missing schemas first and then takes its place again."""
+
+    def __init__(self, loader) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str):
+        return getattr(self._loader, name)
+
+    def create_module(self, spec):
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module):
+        module.__spec__.loader = module.__loader__ = self._loader
+        _declare_missing_schemas(Path(module.__file__).parent)
+        self._loader.exec_module(module)
+
+
+def _declare_missing_schemas(folder: Path) -> None:
+    """Declare ``torchvision::nms`` and ``qnms`` where the compiled part in ``folder`` is absent or cannot be loaded.
+
+    Left alone: torch built for a GPU, whose torchvision is built for one, too.
+    """
     import torch
 
-    try:
-        torch.ops.load_library(str(library))
-    except OSError:
-        return False
-    return True
-
-
-def _torch_is_cpu_build() -> bool:
-    import torch
-
-    return torch.version.cuda is None and getattr(torch.version, "hip", None) is None
-
-
-def _declare_torchvision_schemas() -> None:
-    import torch
-
+    if _LIBRARIES or torch.version.cuda is not None or getattr(torch.version, "hip", None) is not None:
+        return
+    extension = next(folder.glob("_C*.so"), None)
+    if extension is not None:
+        try:
+            torch.ops.load_library(str(extension))
+            return
+        except OSError:  # built for another torch
+            pass
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _LIBRARIES.append(library)
 
 
+def torchvision_stand_in_serves() -> bool:
+    """Whether torchvision was imported with the stand-in's schemas."""
+    return bool(_LIBRARIES)
+
+
 def install_standins() -> None:
-    """Put every needed stand-in in place. Idempotent; does nothing where the compiled parts are there."""
-    if not any(isinstance(finder, _StandinFinder) for finder in sys.meta_path):
-        sys.meta_path.append(_StandinFinder())
-    if importlib.util.find_spec("torch") is None:
-        return  # an installation in the making; the doctor says so
-    if "torchvision" in sys.modules or _LIBRARIES or not _torch_is_cpu_build():
-        return
-    if not _torchvision_extension_loads():
-        _declare_torchvision_schemas()
+    """Let every needed stand-in come into place when its package is imported. Idempotent; imports nothing."""
+    if not any(isinstance(finder, _TorchvisionFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _TorchvisionFinder())  # first, because it asks all others
+        sys.meta_path.append(_ExtensionFinder())  # last: the compiled extension comes before it

@@ -40,6 +40,7 @@ class LossBalancing(nn.Module, ABC):
     """
 
     needs_shared_weight = False
+    priors: Tensor
 
     def __init__(self, priors: Mapping[str, float], logged: bool = True) -> None:
         super().__init__()
@@ -108,7 +109,7 @@ class FixedWeights(LossBalancing):
     """
 
     def weigh(self, losses: Tensor, shared_weight: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Ones."""
+        """(tasks,) ones, whatever the losses, and no loss of its own."""
         return torch.ones_like(self.priors), {}
 
 
@@ -130,7 +131,7 @@ class UncertaintyWeights(LossBalancing):
         self.log_variance = nn.Parameter(torch.full((len(self.tasks),), -math.log(2)))
 
     def weigh(self, losses: Tensor, shared_weight: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """exp(-s) / 2, and the sum of s / 2 as a loss (negative while uncertainties are below 1)."""
+        """(tasks,) exp(-s) / 2, and the sum of s / 2 as a loss (negative while uncertainties are below 1)."""
         own = (self.log_variance * self.active).sum() / 2
         return (-self.log_variance).exp() / 2, {"balancing.loss_log_variance": own}
 
@@ -152,6 +153,10 @@ class DynamicWeightAverage(LossBalancing):
         ValueError: window or temperature is not positive.
     """
 
+    sums: Tensor
+    means: Tensor
+    steps: Tensor
+
     def __init__(
         self, priors: Mapping[str, float], window: int = 100, temperature: float = 2.0, logged: bool = True
     ) -> None:
@@ -164,7 +169,7 @@ class DynamicWeightAverage(LossBalancing):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def weigh(self, losses: Tensor, shared_weight: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weights of this window; then the step is counted."""
+        """(tasks,) weights of this window, and no loss of its own; then the step is counted."""
         last, before = self.means
         ratio = torch.where((before > 0) & (last > 0), last / before, 1.0)
         share = (ratio / self.temperature).masked_fill(~self.active, -torch.inf).softmax(0)
@@ -205,11 +210,17 @@ class GradNorm(LossBalancing):
             weight matrix of the last part that all heads share, in the order of construction.
 
     Raises:
-        ValueError: a number that makes no sense; in use: no task's loss depends on the shared weight.
+        ValueError: a number that makes no sense; in use: no shared weight is given, or no task's loss depends on it.
     """
 
     needs_shared_weight = True
     betas, eps = (0.9, 0.999), 1e-12
+    steps: Tensor
+    log_weights: Tensor
+    initial_losses: Tensor
+    gradient_mean: Tensor
+    gradient_square: Tensor
+    updates: Tensor
 
     def __init__(
         self,
@@ -232,7 +243,7 @@ class GradNorm(LossBalancing):
             self.register_buffer(name, torch.zeros(len(self.tasks)))
 
     def weigh(self, losses: Tensor, shared_weight: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weights so far; then they take a step."""
+        """(tasks,) weights so far, and no loss of its own; then they take a step."""
         weights = self.log_weights.exp()
         if self.learning:
             now = mean_across_ranks(losses.detach(), losses.device)
@@ -240,6 +251,8 @@ class GradNorm(LossBalancing):
                 self.initial_losses += now / self.initial_steps
             self.steps += 1
             if int(self.steps) >= self.initial_steps and int(self.steps) % self.interval == 0:
+                if shared_weight is None:
+                    raise ValueError("GradNorm: forward needs a weight that the heads share")
                 norms = self.gradient_norms(losses, shared_weight)
                 self._step(now, mean_across_ranks(norms, losses.device))
         return weights, {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from bevstack.geometry.transforms import full_precision
+
 
 def binary_focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
     """Focal loss (Lin et al. 2017, eq. 5) of independent yes / no questions.
@@ -23,19 +25,26 @@ def binary_focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma
     return loss if alpha < 0 else loss * (alpha * target + (1 - alpha) * (1 - target))
 
 
-def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor, weights: Tensor | None = None, smooth: float = 1.0) -> Tensor:
     """One minus the Dice coefficient of each mask (Milletari et al. 2016, squared form).
 
     Args:
-        logits, target: (..., D), one mask per row; smooth: keeps empty masks finite.
+        logits, target: (..., D), one mask per row; target in [0, 1].
+        weights: (D,) how many cells each of the D stands for; None for one.
+        smooth: keeps empty masks finite.
 
     Returns:
         (...), not reduced.
     """
     probability, target = logits.float().sigmoid(), target.float()
-    overlap = (probability * target).sum(-1)
-    total = probability.square().sum(-1) + target.square().sum(-1)
-    return 1 - (2 * overlap + smooth) / (total + smooth)
+
+    def total(values: Tensor) -> Tensor:
+        return values.sum(-1) if weights is None else values @ weights
+
+    with full_precision(logits):
+        overlap = total(probability * target)
+        extent = total(probability.square()) + total(target.square())
+        return 1 - (2 * overlap + smooth) / (extent + smooth)
 
 
 def heatmap_focal_loss(logits: Tensor, heatmap: Tensor, alpha: float = 2.0, beta: float = 4.0) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
+from mmengine.dist import all_reduce
 from torch import Tensor
-from torch.nn import functional as F
+
+from bevstack.losses.dense import binary_focal_loss
 
 
 def sigmoid_focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Focal loss of K independent yes / no questions (Lin et al. 2017, eq. 5), in float32.
+    """:func:`bevstack.losses.dense.binary_focal_loss` of the K questions whether an object is of a class.
 
     Args:
         logits: (..., K).
@@ -19,13 +21,8 @@ def sigmoid_focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamm
     Returns:
         (..., K), not reduced.
     """
-    logits = logits.float()
     classes = torch.arange(logits.shape[-1], device=logits.device)
-    target = (labels.unsqueeze(-1) == classes).to(logits.dtype)
-    probability = logits.sigmoid()
-    miss = probability * (1 - target) + (1 - probability) * target
-    weight = (alpha * target + (1 - alpha) * (1 - target)) * miss.pow(gamma)
-    return F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight
+    return binary_focal_loss(logits, labels.unsqueeze(-1) == classes, alpha, gamma)
 
 
 def sigmoid_focal_cost(
@@ -33,7 +30,7 @@ def sigmoid_focal_cost(
 ) -> Tensor:
     """What it costs to give each query each target's class: focal loss as a positive minus as a negative.
 
-    Source: Deformable DETR (Zhu et al. 2021); exact form in docs/reference.md 4.8.
+    Source: Deformable DETR (Zhu et al. 2021); exact form in docs/reference.md 4.8, Focal cost.
 
     Args:
         logits: (..., Q, K).
@@ -74,8 +71,6 @@ def masked_l1_loss(predictions: Tensor, targets: Tensor, mask: Tensor) -> Tensor
 
 def mean_across_ranks(value: float | Tensor, device: torch.device | str = "cpu") -> Tensor:
     """A number averaged over all processes of a distributed run, as a float32 scalar; itself where there is one."""
-    from mmengine.dist import all_reduce
-
     mean = torch.as_tensor(value, dtype=torch.float32, device=device).clone()
     all_reduce(mean, op="mean")
     return mean

@@ -55,22 +55,6 @@ def mask_focal_loss(logits: Tensor, masks: Tensor, weights: Tensor) -> Tensor:
         return binary_focal_loss(logits, masks) @ weights / weights.sum()
 
 
-def mask_dice_loss(logits: Tensor, masks: Tensor, weights: Tensor, smooth: float = 1.0) -> Tensor:
-    """Dice loss of masks as :func:`bevstack.losses.dense.dice_loss` has it, of cells that stand for several.
-
-    Args:
-        logits, masks, weights: see :func:`mask_focal_loss`.
-        smooth: keeps empty masks finite.
-
-    Returns:
-        (M,).
-    """
-    probability, masks = logits.float().sigmoid(), masks.float()
-    with full_precision(logits):
-        overlap = (probability * masks) @ weights
-        return 1 - (2 * overlap + smooth) / (probability.square() @ weights + masks @ weights + smooth)
-
-
 def mask_focal_cost(logits: Tensor, masks: Tensor, weights: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
     """:func:`mask_focal_loss` of each predicted mask against each true one.
 
@@ -93,11 +77,11 @@ def mask_focal_cost(logits: Tensor, masks: Tensor, weights: Tensor, alpha: float
 
 
 def mask_dice_cost(logits: Tensor, masks: Tensor, weights: Tensor, smooth: float = 1.0) -> Tensor:
-    """:func:`mask_dice_loss` of each predicted mask against each true one.
+    """Dice loss (:func:`bevstack.losses.dense.dice_loss`) of each predicted mask against each true one.
 
     Args:
         logits, masks, weights: see :func:`mask_focal_cost`.
-        smooth: see :func:`mask_dice_loss`.
+        smooth: keeps empty masks finite.
 
     Returns:
         (..., Q, G).

@@ -6,6 +6,8 @@ the device. Both read their inputs and return new tensors.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -51,7 +53,7 @@ def shift_hue_scale_saturation(images: Tensor, hue_deg: Tensor, saturation: Tens
 
 
 class PhotometricDistortion:
-    """BEVFormer's ``PhotoMetricDistortionMultiViewImage`` (docs/reference.md 5), every image drawn on its own.
+    """BEVFormer's photometric distortion (docs/reference.md 5, Augmentation), every image drawn on its own.
 
     Brightness, contrast (before or after the next two, by a coin), saturation, hue, contrast, an order of the channels;
     each happens with probability one half. Values are neither rounded nor clipped, as published.
@@ -104,7 +106,7 @@ class PhotometricDistortion:
         """(M, 3, H, W) float RGB on the scale 0 ... 255 -> distorted, same shape."""
         return self.apply(images, self.draw(len(images)))
 
-    def apply(self, images: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+    def apply(self, images: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
         """Distort (M, 3, H, W) images by the parameters of :meth:`draw`."""
         if images.device.type != "cpu":
             return self._apply(images, drawn)
@@ -115,7 +117,7 @@ class PhotometricDistortion:
         return out
 
     @staticmethod
-    def _apply(images: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+    def _apply(images: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
         def on_device(values: Tensor) -> Tensor:
             return values.to(images.device, non_blocking=True)
 
@@ -201,6 +203,6 @@ class GridMask:
 
     def __call__(self, images: Tensor) -> Tensor:
         """(M, 3, H, W) normalised images -> the same with the erased pixels 0, the mean colour."""
-        size = tuple(images.shape[-2:])
+        size = (images.shape[-2], images.shape[-1])
         drawn = self.draw(len(images), size).to(images.device, non_blocking=True)
         return images * self.mask(drawn, size).unsqueeze(1)

@@ -16,7 +16,7 @@ from bevstack.models.backbones.base import fitted_config, require_declared
 from bevstack.models.bev.alignment import WarpAlignment
 from bevstack.models.bev.memory import push_memory
 from bevstack.models.freezing import freeze, keep_evaluating
-from bevstack.models.heads.base import BEVHead
+from bevstack.models.heads.base import BEVHead, BoxHead
 from bevstack.models.layers.evaluation_mode import evaluating
 from bevstack.registry import MODELS
 from bevstack.structures import AlignedHistory, BEVDataSample, BEVFeatures, BEVMemory, Clip, Frame
@@ -41,9 +41,7 @@ class BEVPerception(BaseModel):
         temporal_fusion: joins the encoder's B_t with the past frames', before ``bev_neck``
             (:class:`bevstack.models.bev.TemporalConcatenation`); the encoder then makes every frame alone. None leaves
             the history to the encoder.
-        image_heads: by name; heads on the image features of the keyframe. They add losses in training
-            (:class:`bevstack.models.heads.PerspectiveHead`); those with a ``predict(raw, rig)`` predict, too
-            (:class:`bevstack.models.heads.ImageKeypointHead`).
+        image_heads: by name; each a :class:`bevstack.models.heads.ImageHead`, on the image features of the keyframe.
         bev_levels: how many levels of the image features the encoder gets, the finest first; all where not given.
         loss_weights: by head name, 1 where not named.
         loss_balancing: rule of :mod:`bevstack.losses.balancing` that weighs the heads' losses on top of
@@ -154,7 +152,7 @@ class BEVPerception(BaseModel):
     def remember(self, frame: Frame, memory: BEVMemory | None = None) -> BEVMemory | None:
         """The memory after a frame of which nothing else is wanted: a :meth:`step` without fusion, neck and heads.
 
-        Runs in evaluation mode without gradient, as the reference trains its history (docs/reference.md 4.5).
+        Runs in evaluation mode without gradient, as in docs/reference.md 4.5, Training queue.
         """
         with torch.no_grad(), evaluating(self):
             past = None if memory is None else memory.moved(frame.motion)
@@ -230,7 +228,7 @@ class BEVPerception(BaseModel):
         Returns:
             Scalars as ``<head>.<loss>``, and what the balancing logs.
         """
-        losses = {name: head.loss(head(bev), samples) for name, head in self.heads.items()}
+        losses = {name: head.loss(raw_of(head, bev), samples) for name, head in self.heads.items()}
         for name, head in self.image_heads.items():
             losses[name] = head.loss(head(bev.image_features), samples, bev.rig)
         shared = None if self.shared_weight is None else self.get_parameter(self.shared_weight)
@@ -243,10 +241,9 @@ class BEVPerception(BaseModel):
         """
         results = [sample.new() for sample in samples]
         for head in self.heads_in_order():
-            set_fields(results, head.predict(head(bev), results))
+            set_fields(results, head.predict(raw_of(head, bev), results))
         for head in self.image_heads.values():
-            if hasattr(head, "predict"):
-                set_fields(results, head.predict(head(bev.image_features), bev.rig))
+            set_fields(results, head.predict(head(bev.image_features), bev.rig))
         return results
 
     def heads_in_order(self) -> list[BEVHead]:
@@ -281,6 +278,11 @@ def with_history_channels(config: Mapping, encoder: nn.Module) -> dict:
     taken = {} if component is None else inspect.signature(component).parameters  # the builder tells unknown names
     missing = "history_channels" in taken and config.get("history_channels") is None
     return {**config, "history_channels": encoder.channels} if missing else dict(config)
+
+
+def raw_of(head: BEVHead, bev: BEVFeatures) -> dict[str, Tensor]:
+    """What a head's ``loss`` and ``predict`` read: its raw outputs, or what a head on boxes makes of B_t."""
+    return head.encode(bev) if isinstance(head, BoxHead) else head(bev)
 
 
 def set_fields(samples: Sequence[BEVDataSample], predicted: Sequence[Mapping[str, object]]) -> None:

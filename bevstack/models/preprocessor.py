@@ -70,7 +70,8 @@ class BEVPreprocessor(BaseDataPreprocessor):
         num_frames = images[0].shape[0]
         sizes = torch.stack([size.cpu() for size in inputs["image_size_px"]])  # (B, T, N, 2)
         divisor = self.pad_divisor
-        padded = tuple(-(-int(length) // divisor) * divisor for length in sizes.amax(dim=(0, 1, 2)))
+        height, width = (-(-int(length) // divisor) * divisor for length in sizes.amax(dim=(0, 1, 2)))
+        padded = (height, width)
         images = [image.to(self.device, non_blocking=True) for image in images]
         sweeps = [sweep.to(self.device, non_blocking=True) for sweep in inputs.get("sweeps", ())]
         one_by_one = ("images", "image_size_px", "sweeps")
@@ -83,7 +84,7 @@ class BEVPreprocessor(BaseDataPreprocessor):
                 now = self._normalized([image[t] for image in images], sizes[:, t], padded, drawn)
                 before = self._sweeps([sweep[t] for sweep in sweeps], sizes[:, t], padded, drawn)
                 if training and self.grid_mask is not None and t == num_frames - 1:
-                    now, before = self._masked(now, before)
+                    now, before = self._masked(self.grid_mask, now, before)
                 frames.append(replace(self._frame(now, batched, sizes_on_device, t, padded), sweeps=before))
         samples = data.get("data_samples")
         samples = None if samples is None else [self._moved(sample) for sample in samples]
@@ -109,7 +110,7 @@ class BEVPreprocessor(BaseDataPreprocessor):
             out[b, :, : image.shape[1], : image.shape[2]].copy_(image)
             out[b, :, image.shape[1] :] = 0
             out[b, :, : image.shape[1], image.shape[2] :] = 0
-        if drawn is not None:
+        if drawn is not None and self.photometric is not None:
             flat = self.photometric.apply(out.flatten(0, 1).permute(0, 3, 1, 2), drawn).permute(0, 2, 3, 1)
             out = flat.contiguous().unflatten(0, (batch, cameras))
         if self.channel_order == "bgr":
@@ -133,11 +134,12 @@ class BEVPreprocessor(BaseDataPreprocessor):
         flat = [sweep.flatten(0, 1) for sweep in sweeps]
         return self._normalized(flat, sizes.repeat(1, moments, 1), padded, drawn).unflatten(1, (moments, cameras))
 
-    def _masked(self, images: Tensor, sweeps: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    @staticmethod
+    def _masked(grid_mask: GridMask, images: Tensor, sweeps: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """GridMask on (B, N, 3, H, W) images; the same mask on their sweeps (B, S, N, 3, H, W)."""
-        size = tuple(images.shape[-2:])
-        drawn = self.grid_mask.draw(images.shape[:2].numel(), size).to(images.device, non_blocking=True)
-        keep = self.grid_mask.mask(drawn, size).unflatten(0, images.shape[:2]).unsqueeze(2)
+        size = (images.shape[-2], images.shape[-1])
+        drawn = grid_mask.draw(images.shape[:2].numel(), size).to(images.device, non_blocking=True)
+        keep = grid_mask.mask(drawn, size).unflatten(0, images.shape[:2]).unsqueeze(2)
         return images * keep, None if sweeps is None else sweeps * keep.unsqueeze(1)
 
     @staticmethod

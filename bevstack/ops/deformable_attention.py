@@ -4,7 +4,8 @@ Every query looks into up to S of M value maps (its *slots*): for spatial cross-
 see the query, for temporal self-attention the previous and the current BEV, for a detection decoder the one BEV. The
 function takes raw pixel offsets and raw logits, with the softmax inside, so that a fused kernel can stand behind it.
 
-Sources: Deformable DETR (Zhu et al. 2021), eq. 3; BEVFormer (Li et al. 2022), eq. 2-5; docs/reference.md 4.5.
+Sources: Deformable DETR (Zhu et al. 2021), eq. 3; BEVFormer (Li et al. 2022), eq. 2-5; and
+docs/reference.md 4.5, Deformable attention.
 """
 
 from __future__ import annotations

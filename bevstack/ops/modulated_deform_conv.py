@@ -5,7 +5,7 @@ columns (rows of channels, so that one bilinear sample is four weighted rows) an
 product. The work goes in pieces of bounded size whose columns are computed again in the backward pass, so that memory
 stays at a few times one piece whatever the size of the input.
 
-Sources: Zhu et al. 2019, Deformable ConvNets v2, eq. 1; conventions of mmcv's operator, docs/reference.md 4.8.
+Sources: Zhu et al. 2019, Deformable ConvNets v2, eq. 1; conventions of mmcv's operator, docs/reference.md 4.8, DCNv2.
 """
 
 from __future__ import annotations

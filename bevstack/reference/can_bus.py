@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bevstack.datasets.nuscenes.can_bus import CAN_BUS_SIZE, CorrectedCanBus, EgoState
+from bevstack.datasets.ego_state import CAN_BUS_SIZE, CorrectedCanBus, EgoState
 from bevstack.registry import TASK_UTILS
 
 

@@ -29,19 +29,19 @@ _LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 @dataclass(frozen=True)
 class CompatSwitches:
-    """What to do as the published BEVFormer does; everything is off by default (letters: docs/reference.md 4.1).
+    """What to do as the published BEVFormer does; everything is off by default (docs/reference.md 4.1).
 
     Args:
-        alias_shift: shift the references into the previous *and* the current BEV (C).
-        rotate_center: (column, row) in cells about which the previous BEV is rotated; None: the true origin (B).
-        nearest_rotation: rotate by nearest neighbour: small turns vanish (F).
-        ego_pose: align the BEV, which lives in the lidar frame, by the motion of the ego frame (I); read from can_bus,
-            so it needs ``absolute_yaw`` and ``global_axis_deltas``.
-        quaternion_w: can_bus[3:7] is four times w (A).
-        absolute_yaw: can_bus[16] is the absolute heading (H).
-        global_axis_deltas: can_bus[0:3] lies along global axes (H).
-        unwrapped_yaw_change: can_bus[17] jumps by 360 degrees where the heading passes zero (G).
-        visible_padding: what falls into the padding of an image counts as seen (N).
+        alias_shift: shift the references into the previous *and* the current BEV (4.1 C).
+        rotate_center: (column, row) in cells that the previous BEV is turned about; None: the origin (4.1 B).
+        nearest_rotation: rotate by nearest neighbour: small turns vanish (4.1 F).
+        ego_pose: align the BEV, which lives in the lidar frame, by the motion of the ego frame (4.1 I); read from
+            can_bus, so it needs ``absolute_yaw`` and ``global_axis_deltas``.
+        quaternion_w: can_bus[3:7] is four times w (4.1 A).
+        absolute_yaw: can_bus[16] is the absolute heading (4.1 H).
+        global_axis_deltas: can_bus[0:3] lies along global axes (4.1 H).
+        unwrapped_yaw_change: can_bus[17] jumps by 360 degrees where the heading passes zero (4.1 G).
+        visible_padding: what falls into the padding of an image counts as seen (4.1 N).
         old_boxes: the weights of the detection head speak mmdet3d 0.17's boxes; what comes out does not (4.7).
     """
 

@@ -64,7 +64,14 @@ def planar_motion_of_can_bus(can_bus: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def planar_motion_of_bev(previous_from_current: Tensor) -> tuple[Tensor, Tensor]:
-    """The same two values from the BEV frames' own poses (docs/reference.md 4.1 I, 4.5: the frame-agnostic form)."""
+    """The same two values from the BEV frames' own poses (docs/reference.md 4.1 I, 4.5, shift).
+
+    Args:
+        previous_from_current: (B, 4, 4) metres.
+
+    Returns:
+        (B, 2) metres moved (x, y of the current frame) and (B,) radians turned to the left.
+    """
     moved = previous_from_current[:, :3, :3].transpose(1, 2) @ previous_from_current[:, :3, 3:]
     return moved[:, :2, 0], yaw_of(previous_from_current)
 
@@ -149,4 +156,5 @@ class OldBoxesDetectionHead(QueryDetectionHead):
     box_convention = "mmdet3d-0.17"
 
     def _box_code(self, centres: Tensor, update: Tensor) -> Tensor:
+        """Centres (..., 3) and the branch's old code (..., 10) to a code (..., 10) of today."""
         return super()._box_code(centres, code_from_old_code(update))

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from mmdet3d.structures import LiDARInstance3DBoxes
 from torch import Tensor
 
 from bevstack.geometry.boxes3d import BOX_SIZE
 
-if TYPE_CHECKING:
-    from mmdet3d.structures import LiDARInstance3DBoxes
-
 
 def lidar_boxes(boxes: Tensor) -> LiDARInstance3DBoxes:
     """(G, 9) boxes of :mod:`bevstack.geometry.boxes3d` as mmdet3d's structure, on the same device; G may be 0."""
-    from mmdet3d.structures import LiDARInstance3DBoxes
-
     return LiDARInstance3DBoxes(boxes.reshape(-1, BOX_SIZE), box_dim=BOX_SIZE)
 
 

@@ -37,7 +37,7 @@ class CameraRig(Batched):
 
     @property
     def num_cameras(self) -> int:
-        """N."""
+        """How many cameras the rig has, N."""
         return self.pixels_from_camera.shape[1]
 
 
@@ -49,7 +49,7 @@ class EgoMotion(Batched):
         previous_from_current: (B, 4, 4) metres, identity where there is no previous frame.
         has_previous: (B,) bool, whether the sample has a previous frame at all.
         seconds: (B,) time since the previous frame, 0 where there is none.
-        can_bus: (B, 18) ego state and motion (:mod:`bevstack.datasets.nuscenes.can_bus`), or None.
+        can_bus: (B, 18) ego state and motion (:mod:`bevstack.datasets.ego_state`), or None.
     """
 
     previous_from_current: Tensor
@@ -89,5 +89,5 @@ class Clip(Batched):
 
     @property
     def batch_size(self) -> int:
-        """B."""
+        """How many samples the batch has, B."""
         return self.frames[-1].images.shape[0]

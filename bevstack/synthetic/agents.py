@@ -38,16 +38,17 @@ class Agent:
 
     It stands at ``pose`` (x, y, yaw), or follows ``path`` with arc length ``s`` (T,) and speed ``v`` (T,) at the
     traffic's time steps; ``behind`` metres after the leader that owns the path for a trailer. ``offset`` is a left
-    shift from the path.
+    shift from the path. ``mesh`` is there after :func:`give_shape` (the ego car has none), ``s`` and ``v`` are there
+    once it has been driven or walked.
     """
 
     category: str
     size_lwh: np.ndarray
-    mesh: Mesh
+    mesh: Mesh = field(init=False, repr=False, compare=False)
     pose: tuple[float, float, float] = (0.0, 0.0, 0.0)
     path: Path | None = None
-    s: np.ndarray | None = None
-    v: np.ndarray | None = None
+    s: np.ndarray = field(init=False, repr=False, compare=False)
+    v: np.ndarray = field(init=False, repr=False, compare=False)
     behind: float = 0.0
     offset: float = 0.0
     parked: bool = False
@@ -57,6 +58,13 @@ class Agent:
     limit: float = 8.0
     start_s: float = 0.0
     extra: dict = field(default_factory=dict)
+
+    @property
+    def course(self) -> Path:
+        """The ``path`` of what moves. Raises ValueError for what stands."""
+        if self.path is None:
+            raise ValueError(f"a {self.category} that stands at {self.pose} follows no path")
+        return self.path
 
     def poses(self, times: np.ndarray, clock: np.ndarray) -> np.ndarray:
         """(T, 3) x, y, yaw at ``times``, given the traffic's ``clock`` of ``s`` and ``v``."""
@@ -131,11 +139,34 @@ def draw_size(rng: np.random.Generator, category: str) -> np.ndarray:
     return size
 
 
-def make_agent(rng: np.random.Generator, category: str, **settings: object) -> Agent:
-    """An agent of a category with a drawn size; ``settings`` are fields of :class:`Agent`. :func:`give_shape` adds the
+def make_agent(
+    rng: np.random.Generator,
+    category: str,
+    *,
+    pose: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    path: Path | None = None,
+    offset: float = 0.0,
+    parked: bool = False,
+    rider: bool = False,
+    posture: str = "standing",
+    limit: float = 8.0,
+    start_s: float = 0.0,
+) -> Agent:
+    """An agent of a category with a drawn size; the arguments are fields of :class:`Agent`. :func:`give_shape` adds the
     mesh."""
     size = draw_size(rng, category)
-    agent = Agent(category, size, None, **settings)  # type: ignore[arg-type]
+    agent = Agent(
+        category,
+        size,
+        pose=pose,
+        path=path,
+        offset=offset,
+        parked=parked,
+        rider=rider,
+        posture=posture,
+        limit=limit,
+        start_s=start_s,
+    )
     if category in ("vehicle.motorcycle", "vehicle.bicycle") and agent.rider:
         size[2] = rng.uniform(1.6, 1.85)
     elif category == "movable_object.barrier":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from bevstack.synthetic.traffic import EGO_WHEELBASE_M, Traffic
 STEERING_RATIO = 15.2
 
 
-def _round(values: np.ndarray) -> list[float]:
+def _round(values: Iterable[float]) -> list[float]:
     return [round(float(v), 6) for v in values]
 
 
@@ -41,7 +42,7 @@ def write_can_bus(
         return pose, stamps, speed, push, turn
 
     pose, stamps, speed, push, turn = motion(50)
-    messages: dict[str, object] = {
+    messages: dict[str, list] = {
         "pose": [
             {
                 "accel": _round([push[k], speed[k] * turn[k], 9.81]),
@@ -124,9 +125,9 @@ def write_can_bus(
         }
         for k in range(len(stamps))
     ]
-    way = traffic.ego.path.xy + origin
+    way = traffic.ego.course.xy + origin
     messages["route"] = [_round(point) for point in way]
-    messages["meta"] = {
+    meta = {
         name: {
             "message_count": len(rows),
             "message_freq": round((len(rows) - 1) / (seconds + 0.2), 3),
@@ -135,5 +136,5 @@ def write_can_bus(
         for name, rows in messages.items()
         if name != "route"
     }
-    for name, rows in messages.items():
-        (folder / f"{scene}_{name}.json").write_text(json.dumps(rows))
+    for name, content in {**messages, "meta": meta}.items():
+        (folder / f"{scene}_{name}.json").write_text(json.dumps(content))

@@ -72,12 +72,14 @@ class Cast:
         pose: tuple[float, float, float],
         gap: float = 0.3,
         keep_lane: bool = True,
-        **settings: object,
+        parked: bool = False,
+        posture: str = "standing",
     ) -> bool:
         """Put a thing that does not move; False where there is no room."""
         if not self.near(np.asarray(pose[:2])):
             return False
-        agent = make_agent(self.rng, category, pose=tuple(float(v) for v in pose), **settings)
+        x, y, yaw = (float(v) for v in pose)
+        agent = make_agent(self.rng, category, pose=(x, y, yaw), parked=parked, posture=posture)
         if not self.free(np.asarray(pose), agent.size_lwh, gap, keep_lane):
             return False
         self.occupy(np.asarray(pose), agent.size_lwh)

@@ -10,15 +10,16 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bevstack.errors import InputError
+from bevstack.files import atomic_folder
 from bevstack.synthetic import tables
 from bevstack.synthetic.cameras import CAMERA_NAMES, LIDAR_NAME, NATIVE_SIZE_PX
 from bevstack.synthetic.map_expansion import write_location
@@ -39,7 +40,8 @@ def plan_scenes(
     total = train + val
     columns = max(1, int(np.ceil(np.sqrt(np.ceil(total / len(LOCATIONS))))))
     used: dict[str, int] = {}
-    plan, splits = [], {"train": [], "val": []}
+    plan: list[SceneTask] = []
+    splits: dict[str, list[str]] = {"train": [], "val": []}
     for index in range(total):
         split, place = ("train", index) if index < train else ("val", index - train)
         location = LOCATIONS[(place + place // len(LOCATIONS)) % len(LOCATIONS)]
@@ -113,9 +115,7 @@ def generate(
     root = Path(root)
     _check(root, train_scenes, val_scenes, seed, image_size, frames, version)
     started = time.perf_counter()
-    work = root.with_name(f".{root.name}.partial-{os.getpid()}")
-    _sweep_up(root)
-    try:
+    with atomic_folder(root, "root") as work:
         for name in (*CAMERA_NAMES, LIDAR_NAME):
             (work / "samples" / name).mkdir(parents=True)
             if sweeps and name != LIDAR_NAME:
@@ -126,21 +126,8 @@ def generate(
         workers = workers or os.cpu_count() or 1
         results = _with_progress(plan, workers) if progress else list(_run(plan, workers, lambda: None))
         counts = _write(work, version, plan, results, splits, extents)
-        _replace(work, root)
-    except OSError as error:
-        raise InputError(root, "root", f"cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     counts["seconds"] = time.perf_counter() - started
     return counts
-
-
-def _sweep_up(root: Path) -> None:
-    """Remove what killed runs for the same folder left behind."""
-    for left in root.parent.glob(f".{root.name}.partial-*"):
-        number = left.name.rpartition("-")[2]
-        if number.isdigit() and (int(number) == os.getpid() or not Path(f"/proc/{number}").exists()):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _check(root: Path, train: int, val: int, seed: int, image_size: tuple[int, int], frames: int, version: str) -> None:
@@ -179,15 +166,6 @@ def _existing_parent(path: Path) -> Path:
 
 
 def _with_progress(plan: list[SceneTask], workers: int) -> list[dict]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
     columns = (
         TextColumn("rendering scenes"),
         BarColumn(),
@@ -258,14 +236,3 @@ def _write(
         "images": sum(int(r["images"]) for r in results),
         "annotations": len(merged["sample_annotation"]),
     }
-
-
-def _replace(work: Path, root: Path) -> None:
-    if root.exists():
-        old = root.with_name(f".{root.name}.old-{os.getpid()}")
-        os.replace(root, old)
-        os.replace(work, root)
-        shutil.rmtree(old)
-    else:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(work, root)

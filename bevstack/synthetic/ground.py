@@ -155,7 +155,7 @@ def paint_ground(
     mask = np.zeros(shape, np.uint8)
     for polygon in district.walkways:
         _fill(image, polygon, pavement)
-        _fill(mask, polygon, 255)
+        _fill(mask, polygon, (255,))
     joint = int(rng.choice([8, 12, 16, 20]))
     for lines in (np.s_[::joint], np.s_[:, ::joint]):
         image[lines][mask[lines] > 0] = np.multiply(pavement, 0.78).astype(np.uint8)
@@ -171,11 +171,10 @@ def paint_ground(
             road.strip(s, s + rng.uniform(2, 14), offset, offset + rng.uniform(1, 3)),
             tuple(np.multiply(asphalt, rng.uniform(0.75, 1.15))),
         )
+    kerb = tuple(np.multiply(pavement, 1.1).clip(0, 255))
     for polygon in district.drivable:
         for ring in (polygon.exterior, *polygon.interiors):
-            cv2.polylines(
-                image, [_pixels(ring.coords)], True, np.multiply(pavement, 1.1).clip(0, 255), 2, cv2.LINE_AA, _SHIFT
-            )
+            cv2.polylines(image, [_pixels(ring.coords)], True, kerb, 2, cv2.LINE_AA, _SHIFT)
     for park in district.car_parks:
         colour = asphalt if rng.random() < 0.5 else _tint(rng, 0.3, 0.55, 0.06)
         _fill(image, park.polygon, tuple(np.multiply(colour, rng.uniform(0.85, 1.15))))

@@ -115,8 +115,8 @@ def bus(rng: np.random.Generator, size: np.ndarray, lit: bool, bendy: bool = Fal
             (-0.06 * length, 0.04 * length), (-width / 2 + 0.1, width / 2 - 0.1), (0.45, height - 0.1), DARK
         )
         for name in ("left", "right"):
-            for u in (0.2, 0.4, 0.6, 0.8):
-                mesh.decal(joint[name], (u - 0.03, u + 0.03), (0, 1), (0.18, 0.18, 0.18))
+            for fold in (0.2, 0.4, 0.6, 0.8):
+                mesh.decal(joint[name], (fold - 0.03, fold + 0.03), (0, 1), (0.18, 0.18, 0.18))
     for x0, x1 in spans:
         body = mesh.box((x0, x1), (-width / 2, width / 2), (0.62, height), colour, taper=(0.06, 0.02, 0.05))
         panes = max(3, int((x1 - x0) / 1.45))

@@ -92,7 +92,7 @@ def _connect(start: np.ndarray, yaw0: float, end: np.ndarray, yaw1: float) -> np
     return (1 - t) ** 3 * start + 3 * (1 - t) ** 2 * t * p1 + 3 * (1 - t) * t**2 * p2 + t**3 * end
 
 
-def _road_lanes(number: int, road: Road, stopping: dict[tuple[int, int], float]) -> list[Lane]:
+def _road_lanes(number: int, road: Road, stopping: dict[tuple[int, int, bool], float]) -> list[Lane]:
     lanes = []
     for section, (s0, s1, at_start, at_end) in enumerate(road.sections()):
         s = np.linspace(s0, s1, max(3, int(s1 - s0)))
@@ -114,7 +114,7 @@ def _road_lanes(number: int, road: Road, stopping: dict[tuple[int, int], float])
 
 def build_lanes(district: District) -> list[Lane]:
     """Every lane and connector of a district, linked by ``successors`` and ``predecessors`` (indices into the list)."""
-    stopping: dict = {}
+    stopping: dict[tuple[int, int, bool], float] = {}
     for crossing in district.crossings:
         if crossing.junction >= 0:
             road = district.roads[crossing.road]
@@ -200,7 +200,10 @@ def draw_path(
 ) -> Path:
     """A path that begins with lane ``start`` and follows successors, drawn at random (the first turn ``prefer``-ed if
     given)."""
-    pieces, stops, turns, total, current = [], [], [], 0.0, start
+    pieces: list[np.ndarray] = []
+    stops: list[tuple[float, int, int]] = []
+    turns: list[tuple[float, str]] = []
+    total, current = 0.0, start
     while True:
         lane = lanes[current]
         if lane.stop_s is not None and lane.successors:

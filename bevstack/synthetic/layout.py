@@ -271,7 +271,8 @@ def _dividers(roads: list[Road], crossings: list[Crossing], size: float) -> tupl
 
     They end before the crossing at a junction's arm.
     """
-    road_dividers, lane_dividers = [], []
+    road_dividers: list[np.ndarray] = []
+    lane_dividers: list[np.ndarray] = []
     frame = box(0, 0, size, size)
 
     def add(out: list[np.ndarray], road: Road, s0: float, s1: float, offset: float) -> None:

@@ -233,7 +233,7 @@ def write_location(root: Path, location: str, mask_file: str, records: list[dict
         side = int(round(record["size"] / MASK_RESOLUTION_M))
         tile = np.zeros((side, side), np.uint8)
         for rings, value in ((record["mask"][0], 255), (record["mask"][1], 0)):
-            cv2.fillPoly(tile, [np.round(ring / MASK_RESOLUTION_M).astype(np.int32) for ring in rings], value)
+            cv2.fillPoly(tile, [np.round(ring / MASK_RESOLUTION_M).astype(np.int32) for ring in rings], (value,))
         column, row = int(round(x0 / MASK_RESOLUTION_M)), height - int(round(y0 / MASK_RESOLUTION_M)) - side
         mask[row : row + side, column : column + side] = tile[::-1]
     Image.fromarray(mask).save(root / mask_file, compress_level=1)

@@ -31,7 +31,7 @@ class _PathTable:
     """The movers' paths as padded arrays, so that one call finds points on all of them."""
 
     def __init__(self, movers: list[Agent]) -> None:
-        paths = [mover.path for mover in movers]
+        paths = [mover.course for mover in movers]
         longest = max(len(path.xy) for path in paths)
         self.step = paths[0].step
         self.count = np.array([len(path.xy) for path in paths])
@@ -121,7 +121,7 @@ def drive(
         gap = np.where(some, _LOOK[first] + 0.2, 1e3)
         leader = np.where(some, np.maximum(0.0, speed[who] * np.cos(yaws[who] - heading)), limits)
         for k, mover in enumerate(movers):
-            for stop_s, junction, road in mover.path.stops:
+            for stop_s, junction, road in mover.course.stops:
                 left = stop_s - s[k] - front[k]
                 if (
                     -1.0 < left < 28.0

@@ -43,8 +43,8 @@ class Renderer:
         self.weather, self.lens = weather, lens
         self.shading = Shading(stack, weather, lamp_light, district_size)
         self.views = [View(camera, weather) for camera in rig]
-        leaf = rng.normal(0, 1, (rig[0].height_px // 2 + 40, rig[0].width_px // 2 + 40)).astype(np.float32)
-        leaf = cv2.resize(cv2.GaussianBlur(leaf, (0, 0), 0.8) * 1.6, (rig[0].width_px + 80, rig[0].height_px + 80))
+        noise = rng.normal(0, 1, (rig[0].height_px // 2 + 40, rig[0].width_px // 2 + 40)).astype(np.float32)
+        leaf = cv2.resize(cv2.GaussianBlur(noise, (0, 0), 0.8) * 1.6, (rig[0].width_px + 80, rig[0].height_px + 80))
         self.leaf = np.clip(1 + 0.28 * leaf, 0.4, 1.7)
 
     def render(
@@ -191,9 +191,9 @@ class Renderer:
                 if near and clipped[number]:
                     polygon = self._clip(view.camera, faces["corners"][number])
                     if polygon is not None:
-                        fill(buffer, polygon, number + 1, cv2.LINE_8, _SHIFT)
+                        fill(buffer, polygon, (number + 1,), cv2.LINE_8, _SHIFT)
                 else:
-                    fill(buffer, polygons[number], number + 1, cv2.LINE_8, _SHIFT)
+                    fill(buffer, polygons[number], (number + 1,), cv2.LINE_8, _SHIFT)
             if agents[owner[start]] >= 0:
                 x0, y0 = (0, 0) if near else np.maximum(low[start:end].min(0), 0)
                 x1, y1 = (width, height) if near else high[start:end].max(0)
@@ -295,6 +295,5 @@ class Renderer:
                 safe = np.maximum(depth, 0.6)
                 pixel = np.stack([hull3[:, 0] / safe * k[0, 0] + k[0, 2], hull3[:, 1] / safe * k[1, 1] + k[1, 2]], -1)
                 hull = cv2.convexHull(np.round(np.clip(pixel, -_REACH_PX, _REACH_PX)).astype(np.int32))
-                cv2.fillConvexPoly(mask, hull, 255)
-        mask = cv2.GaussianBlur(mask, (0, 0), max(0.6, camera.width_px / 900))
-        return mask.astype(np.float32)
+                cv2.fillConvexPoly(mask, hull, (255,))
+        return cv2.GaussianBlur(mask, (0, 0), max(0.6, camera.width_px / 900)).astype(np.float32)

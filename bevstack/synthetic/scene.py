@@ -72,7 +72,15 @@ def make_scene(task: SceneTask) -> dict[str, object]:
 
     Everything is drawn from ``default_rng([seed, index])``: neither the number of workers nor other scenes matter.
     """
-    cv2.setNumThreads(1)
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # one process a core
+    try:
+        return _make_scene(task)
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def _make_scene(task: SceneTask) -> dict[str, object]:
     rng = np.random.default_rng([task.seed, task.index])
     world = build_world(task, rng)
     rows = SceneRecorder(task, world.traffic, world.stack, world.renderer, rng).write()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import shapely
 from shapely.geometry import Polygon
+from shapely.geometry.base import BaseGeometry
 from shapely.ops import unary_union
 
 from bevstack.synthetic import furniture
 from bevstack.synthetic.plan import District
+from bevstack.synthetic.shapes import Mesh
 from bevstack.synthetic.things import Thing
 
 _REACH_M = 105.0
@@ -23,6 +25,7 @@ class _Site:
         self.blocked = self.surface.buffer(0.6)
         shapely.prepare(self.blocked)
         self.taken = taken_xy
+        self.footprints: BaseGeometry = Polygon()  # of the buildings
         self.rects: list[tuple[np.ndarray, float]] = []
         self.things: list[Thing] = []
 
@@ -35,8 +38,8 @@ class _Site:
     def clear_of_agents(self, xy: np.ndarray, gap: float) -> bool:
         return not len(self.taken) or float(((self.taken - xy) ** 2).sum(1).min()) > gap**2
 
-    def put(self, mesh: object, xy: np.ndarray, yaw: float) -> None:
-        self.things.append(Thing(mesh, (float(xy[0]), float(xy[1]), float(yaw))))  # type: ignore[arg-type]
+    def put(self, mesh: Mesh, xy: np.ndarray, yaw: float) -> None:
+        self.things.append(Thing(mesh, (float(xy[0]), float(xy[1]), float(yaw))))
 
 
 def _rectangle(xy: np.ndarray, yaw: float, length: float, width: float) -> Polygon:
@@ -85,8 +88,8 @@ def _buildings(site: _Site, rng: np.random.Generator) -> None:
                                     )
                                     site.put(furniture.building(rng, np.array([length, depth, height])), xy, yaw)
                     s += length + rng.exponential(3.0)
-    site.footprints = unary_union(placed) if placed else Polygon()  # type: ignore[attr-defined]
-    shapely.prepare(site.footprints)  # type: ignore[attr-defined]
+    site.footprints = unary_union(placed) if placed else Polygon()
+    shapely.prepare(site.footprints)
 
 
 def _tree(site: _Site, rng: np.random.Generator, xy: np.ndarray) -> None:
@@ -143,7 +146,7 @@ def _open_land(site: _Site, rng: np.random.Generator) -> None:
     free = ~(
         shapely.contains_xy(site.blocked, spots[:, 0], spots[:, 1])
         | shapely.contains_xy(site.footprints, spots[:, 0], spots[:, 1])
-    )  # type: ignore[attr-defined]
+    )
     for xy in spots[free]:
         if not site.near(xy, 80.0) or not site.clear_of_agents(xy, 2.0):
             continue
@@ -166,7 +169,7 @@ def _open_land(site: _Site, rng: np.random.Generator) -> None:
         style = int(rng.integers(1 << 30))
         for s in np.arange(start, start + rng.uniform(15, 60), 3.0):
             xy = road.at(s, offset)
-            covered = shapely.contains_xy(site.footprints, *xy) or shapely.contains_xy(site.surface, *xy)  # type: ignore[attr-defined]
+            covered = shapely.contains_xy(site.footprints, *xy) or shapely.contains_xy(site.surface, *xy)
             if s < road.length - 5 and not covered and site.near(xy, 85.0) and site.clear_of_agents(xy, 1.8):
                 site.put(
                     furniture.fence(np.random.default_rng(style), 2.95, np.clip(colour, 0.05, 0.9), height),

@@ -27,7 +27,8 @@ _SIDES = {
 
 _SIDE_ROWS = np.array(list(_SIDES.values()))
 
-Colour = Sequence[float]
+Colour = Sequence[float] | np.ndarray
+Point = Sequence[float] | np.ndarray
 
 
 def cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -157,7 +158,9 @@ class MeshBuilder:
         colour: Colour,
         *,
         taper: tuple[float, float, float] = (0.0, 0.0, 0.0),
-        **kwargs: object,
+        material: int = PLAIN,
+        glow: float = 0.0,
+        sides: dict[str, Colour] | None = None,
     ) -> dict[str, int]:
         """A box; ``taper`` = metres by which the top is drawn in at the front, at the back, and at each side."""
         front, back, side = taper
@@ -169,17 +172,17 @@ class MeshBuilder:
             (x[0] + back, y[0] + side),
         ]
         corners = [(*p, z[0]) for p in bottom] + [(*p, z[1]) for p in top]
-        return self.hexahedron(np.asarray(corners), colour, **kwargs)
+        return self.hexahedron(np.asarray(corners), colour, material=material, glow=glow, sides=sides)
 
     def bar(
         self,
-        start: Sequence[float],
-        end: Sequence[float],
+        start: Point,
+        end: Point,
         thick: float,
         colour: Colour,
         *,
         wide: float | None = None,
-        sway_end: Sequence[float] | None = None,
+        sway_end: Point | None = None,
         reflect: float = 0.3,
     ) -> dict[str, int]:
         """A bar between two points, ``thick`` in the vertical plane's sense and ``wide`` across (default: the same)."""
@@ -201,7 +204,7 @@ class MeshBuilder:
 
     def drum(
         self,
-        centre: Sequence[float],
+        centre: Point,
         z: tuple[float, float],
         radii: tuple[float, float],
         colour: Colour,
@@ -317,7 +320,7 @@ class MeshBuilder:
         start = self._add_vertices(np.asarray(points))
         self._add_face(range(start, start + 4), self._part[face], colour, glow, material)
 
-    def build(self, size_lwh: Sequence[float] | None = None) -> Mesh:
+    def build(self, size_lwh: Sequence[float] | np.ndarray | None = None) -> Mesh:
         """The mesh; with ``size_lwh`` its extents are stretched to exactly that length, width and height."""
         vertices, sway = np.concatenate(self._vertices), np.concatenate(self._sway)
         boxes, planes = np.asarray(self._boxes), np.asarray(self._planes)

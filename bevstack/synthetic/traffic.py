@@ -36,7 +36,7 @@ class Traffic:
     def ego_poses(self, times: np.ndarray) -> np.ndarray:
         """(T, 3) x, y, yaw of the ego frame (rear axle) at ``times``."""
         s = self.ego.travel(times, self.clock)
-        rear, front = self.ego.path.at(s), self.ego.path.at(s + EGO_WHEELBASE_M)
+        rear, front = self.ego.course.at(s), self.ego.course.at(s + EGO_WHEELBASE_M)
         return np.concatenate([rear, np.arctan2(front[:, 1] - rear[:, 1], front[:, 0] - rear[:, 0])[:, None]], 1)
 
     def poses(self, times: np.ndarray) -> np.ndarray:
@@ -133,7 +133,7 @@ def populate(rng: np.random.Generator, district: District, lanes: list[Lane], se
     """Fill a district with traffic and let it run for ``seconds`` (after a warm-up that forms queues)."""
     clock = np.arange(-WARM_UP_S, seconds + 1.0, STEP_S)
     path, start, limit = draw_ego_path(rng, lanes, district, seconds)
-    ego = Agent("vehicle.car", EGO_SIZE_LWH, None, path=path, start_s=start, limit=limit)  # type: ignore[arg-type]
+    ego = Agent("vehicle.car", EGO_SIZE_LWH, path=path, start_s=start, limit=limit)
     reach = start + limit * (seconds + WARM_UP_S)
     way = path.at(np.arange(start + 0.4 * limit * WARM_UP_S, reach, 4.0))
     cast = Cast(rng, district, way, path.at(np.arange(max(0.0, start - 5), reach + 12, 1.5)), lit)

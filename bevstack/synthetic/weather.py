@@ -145,15 +145,14 @@ class Lens:
         grain = rng.normal(0, weather.noise, (height_px + 64, width_px + 64, 3))
         grain = 0.7 * grain + 0.3 * grain.mean(-1, keepdims=True) * 2
         self.grain = np.clip(np.round(grain) + 128, 0, 255).astype(np.uint8)
-        self.drops = []
+        self.drops: list[np.ndarray] = []
         if weather.wet:
             for _ in range(6):
                 mask = np.zeros((height_px, width_px), np.uint8)
                 for _ in range(int(rng.integers(3, 16))):
                     centre = (int(rng.integers(width_px)), int(rng.integers(height_px)))
-                    cv2.ellipse(
-                        mask, centre, tuple(int(v) for v in rng.uniform(0.006, 0.025, 2) * width_px), 0, 0, 360, 255, -1
-                    )
+                    across, down = rng.uniform(0.006, 0.025, 2) * width_px
+                    cv2.ellipse(mask, centre, (int(across), int(down)), 0, 0, 360, (255,), -1)
                 self.drops.append(cv2.GaussianBlur(mask, (0, 0), 0.004 * width_px))
 
     def expose(self, image: np.ndarray, rng: np.random.Generator, camera: int) -> np.ndarray:
@@ -165,7 +164,7 @@ class Lens:
             long = rng.uniform(0.01, 0.05, count) * self.height
             slant = rng.normal(0.08, 0.05)
             ends = start + np.stack([slant * long, long], -1)
-            cv2.polylines(streaks, list(np.stack([start, ends], 1).astype(np.int32)), False, 70, 1, cv2.LINE_AA)
+            cv2.polylines(streaks, list(np.stack([start, ends], 1).astype(np.int32)), False, (70,), 1, cv2.LINE_AA)
             image = cv2.add(image, cv2.merge([streaks] * 3))
             mask = self.drops[camera]
             if mask.any():

@@ -30,7 +30,7 @@ class PointTracks:
     ages: np.ndarray
 
     def take(self, indices: np.ndarray) -> PointTracks:
-        """The tracks of the given indices."""
+        """The tracks of given indices (n,), in their order."""
         return PointTracks(*(getattr(self, name)[indices] for name in self.__dataclass_fields__))
 
 
@@ -65,7 +65,7 @@ class CenterPointTracker(Tracker):
     """
 
     def no_tracks(self) -> PointTracks:
-        """No tracks at all."""
+        """A table of R = 0 tracks."""
         return PointTracks(
             np.zeros(0, np.int64), np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0, object), np.zeros(0, np.int64)
         )
@@ -73,7 +73,7 @@ class CenterPointTracker(Tracker):
     def follow(
         self, tracks: PointTracks, detections: Detections, seconds: float, next_id: int
     ) -> tuple[np.ndarray, PointTracks, int]:
-        """One frame, see :meth:`Tracker.follow`."""
+        """One frame of a running stream (:meth:`Tracker.follow`): (G,) identities, tracks, the next free identity."""
         xy, velocity = detections.boxes[:, :2], detections.velocities
         before = xy - velocity * seconds
         distance = np.linalg.norm(before[:, None] - tracks.xy[None], axis=-1)

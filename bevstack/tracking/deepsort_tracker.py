@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import shapely
+import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import chi2
 
+from bevstack.geometry.boxes3d import box_footprints
 from bevstack.registry import TASK_UTILS
 from bevstack.tracking.base import Tracker
 from bevstack.tracking.detections import Detections
@@ -55,22 +58,23 @@ def cosine_distance(gallery: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
 
 def footprint_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Intersection over union on the ground of boxes (A, 9) and (B, 9), turned as they are: (A, B)."""
-    import shapely
-
-    def polygons(table: np.ndarray) -> np.ndarray:
-        along = np.stack([np.cos(table[:, 6]), np.sin(table[:, 6])], -1) * table[:, 3:4] / 2
-        across = np.stack([-np.sin(table[:, 6]), np.cos(table[:, 6])], -1) * table[:, 4:5] / 2
-        corners = np.stack([along + across, across - along, -along - across, along - across], axis=1)
-        return shapely.polygons(corners + table[:, None, :2])
-
-    first, second = polygons(boxes)[:, None], polygons(others)[None, :]
+    corners = (box_footprints(torch.from_numpy(np.asarray(table))).numpy() for table in (boxes, others))
+    first, second = (shapely.polygons(table) for table in corners)
+    first, second = first[:, None], second[None, :]
     common = shapely.area(shapely.intersection(first, second))
     union = shapely.area(first) + shapely.area(second) - common
     return common / np.maximum(union, 1e-12)
 
 
 def assign(cost: np.ndarray, allowed: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs (row, column) of least total cost among those allowed; as many pairs as can be."""
+    """Match rows with columns one to one.
+
+    Args:
+        cost: (R, C); allowed: (R, C) bool.
+
+    Returns:
+        Pairs (row, column) of least total cost among those allowed; as many pairs as can be.
+    """
     if not allowed.any():
         return []
     rows, columns = linear_sum_assignment(np.where(allowed, cost, _REFUSED))
@@ -140,7 +144,10 @@ class DeepSortTracker(Tracker):
     def follow(
         self, tracks: tuple[int, tuple[KalmanTrack, ...]], detections: Detections, seconds: float, next_id: int
     ) -> tuple[np.ndarray, tuple[int, tuple[KalmanTrack, ...]], int]:
-        """One frame, see :meth:`Tracker.follow`; the tracks go with the number of frames since the stream's start."""
+        """One frame of a running stream (:meth:`Tracker.follow`): (G,) identities, tracks, the next free identity.
+
+        The tracks go with the number of frames since the stream's start.
+        """
         frames = tracks[0] + 1
         moved = [self._moved(track, seconds) for track in tracks[1]]
         pairs = self._matches(moved, detections)

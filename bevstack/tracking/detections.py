@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from bevstack.errors import InputError
-from bevstack.geometry.boxes3d import BOX_SIZE, transform_boxes
+from bevstack.geometry.boxes3d import BOX_SIZE, OrientedBoxes
+from bevstack.structures.poses import boxes_in_global
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Detections:
         return len(self.scores)
 
     def take(self, indices: np.ndarray) -> Detections:
-        """The detections of the given indices, in their order."""
+        """The detections of given indices (n,), in their order."""
         embeddings = None if self.embeddings is None else self.embeddings[indices]
         chosen = self.boxes[indices], self.scores[indices], self.names[indices]
         return Detections(self.scene_token, self.timestamp_s, *chosen, embeddings, self.token)
@@ -60,20 +60,9 @@ class Detections:
         return np.nan_to_num(self.boxes[:, 7:9], nan=0.0)
 
 
-def global_from_augmented(sample: Any) -> np.ndarray:
-    """(4, 4) float64: from the (augmented) BEV frame of a sample's boxes to the global frame.
-
-    Raises:
-        InputError: the sample does not say where it was taken.
-    """
-    info = sample if isinstance(sample, Mapping) else sample.metainfo
-    if "global_from_bev" not in info:
-        raise InputError("tracker", "global_from_bev", f"sample {info.get('token')} does not say where it was taken")
-    augmented_from_bev = np.asarray(info.get("augmented_from_bev", np.eye(4)), dtype=np.float64)
-    return np.asarray(info["global_from_bev"], dtype=np.float64) @ np.linalg.inv(augmented_from_bev)
-
-
-def detections_of(sample: Any, classes: Sequence[str] | None = None) -> Detections:
+def detections_of(
+    sample: Any, classes: Sequence[str] | None = None, boxes: OrientedBoxes | None = None
+) -> Detections:
     """The predicted boxes of a sample in the global frame.
 
     Args:
@@ -81,6 +70,7 @@ def detections_of(sample: Any, classes: Sequence[str] | None = None) -> Detectio
             ``scores_3d``, ``labels_3d`` and, where a head makes them, ``embeddings`` (G, E)); ``scene_token``,
             ``timestamp_s``, ``global_from_bev``, ``augmented_from_bev``.
         classes: names of the labels; the sample's own ``classes`` by default.
+        boxes: the predicted boxes in the global frame, where they have been moved there already.
 
     Raises:
         InputError: the sample has no predicted boxes, or lacks a part of its metainfo.
@@ -92,10 +82,7 @@ def detections_of(sample: Any, classes: Sequence[str] | None = None) -> Detectio
     if "pred_instances_3d" not in sample:
         raise InputError("tracker", "pred_instances_3d", "nothing to track: the model predicts no boxes")
     instances = sample["pred_instances_3d"] if isinstance(sample, Mapping) else sample.pred_instances_3d
-    boxes = instances["bboxes_3d"].tensor.detach().cpu().double()
-    if boxes.shape[1] < BOX_SIZE:
-        boxes = torch.cat([boxes, boxes.new_full((len(boxes), BOX_SIZE - boxes.shape[1]), torch.nan)], dim=1)
-    moved = transform_boxes(torch.from_numpy(global_from_augmented(sample)), boxes).numpy()
+    boxes = boxes_in_global(sample, instances["bboxes_3d"]) if boxes is None else boxes
     names = np.array(tuple(classes or info["classes"]), dtype=object)
     labels = instances["labels_3d"].detach().cpu().numpy().astype(np.int64)
     embeddings = None
@@ -104,7 +91,7 @@ def detections_of(sample: Any, classes: Sequence[str] | None = None) -> Detectio
     return Detections(
         scene_token=info["scene_token"],
         timestamp_s=float(info["timestamp_s"]),
-        boxes=moved,
+        boxes=boxes.upright().numpy(),
         scores=instances["scores_3d"].detach().cpu().double().numpy(),
         names=names[labels],
         embeddings=embeddings,

@@ -8,7 +8,7 @@ YAW, VELOCITY, STATE_SIZE = 6, slice(7, 9), 9
 
 
 def wrapped(angle: np.ndarray) -> np.ndarray:
-    """Radians to [-pi, pi)."""
+    """Angles of any shape in radians, each turned by whole turns into [-pi, pi)."""
     return (np.asarray(angle) + np.pi) % (2 * np.pi) - np.pi
 
 

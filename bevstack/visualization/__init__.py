@@ -4,22 +4,27 @@ from bevstack.visualization.behaviour import BehaviourPainter
 from bevstack.visualization.bev import BEVWindow, draw_bev
 from bevstack.visualization.boxes import DrawnBoxes
 from bevstack.visualization.cameras import CameraView, draw_camera, draw_cameras
-from bevstack.visualization.painters import BEVPainter, PredictionPainter, TruthPainter
+from bevstack.visualization.painters import CameraPainter, Painter, PanelPainter, PredictionPainter, TruthPainter
 from bevstack.visualization.panoptic import PanopticPainter, draw_panoptic
-from bevstack.visualization.poses import PosePainter
+from bevstack.visualization.poses import ImageKeypointPainter, PosePainter
 from bevstack.visualization.sample_visualizer import SampleVisualizer, draw_sample
+from bevstack.visualization.scene import ScenePainter
 from bevstack.visualization.tracks import TrackPainter
 
 __all__ = [
-    "BEVPainter",
     "BEVWindow",
     "BehaviourPainter",
+    "CameraPainter",
     "CameraView",
     "DrawnBoxes",
-    "PosePainter",
+    "ImageKeypointPainter",
+    "Painter",
+    "PanelPainter",
     "PanopticPainter",
+    "PosePainter",
     "PredictionPainter",
     "SampleVisualizer",
+    "ScenePainter",
     "TrackPainter",
     "TruthPainter",
     "draw_bev",

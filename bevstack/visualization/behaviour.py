@@ -14,7 +14,7 @@ from bevstack.structures.behaviour import BEHAVIOURS
 from bevstack.visualization.bev import BEVWindow, draw_bev
 from bevstack.visualization.boxes import DrawnBoxes
 from bevstack.visualization.drawing import Text, draw_outline, draw_polygon, draw_segment, draw_texts
-from bevstack.visualization.painters import BEVPainter
+from bevstack.visualization.painters import PanelPainter
 from bevstack.visualization.palette import GROUND, INK
 
 
@@ -41,7 +41,7 @@ STYLES = {
 
 
 @VISUALIZERS.register_module()
-class BehaviourPainter(BEVPainter):
+class BehaviourPainter(PanelPainter):
     """Boxes of agents from above with their predicted attributes; a wrong one is ringed where the truth is known.
 
     Args:
@@ -50,20 +50,22 @@ class BehaviourPainter(BEVPainter):
         max_distance_m: how near a true box of the same class must be to judge a prediction by it.
     """
 
+    fields = ("pred_instances_3d.attribute_names",)
+
     def __init__(self, score_thr: float = 0.3, truth: bool = False, max_distance_m: float = 2.0) -> None:
         self.score_thr, self.truth, self.max_distance_m = score_thr, truth, max_distance_m
+        self.title = "true behaviour" if truth else "behaviour"
+        self.fields = ("gt_instances_3d.attribute_names",) if truth else self.fields
 
-    def paint(self, sample: BEVDataSample, window: BEVWindow) -> np.ndarray | None:
-        """The panel, or None for a sample without attributes."""
-        field = "gt_instances_3d" if self.truth else "pred_instances_3d"
-        if field not in sample or "attribute_names" not in sample.get(field):
-            return None
-        agents = _agents(sample.get(field), sample.metainfo["classes"], None if self.truth else self.score_thr)
-        image = draw_bev(window, title="true behaviour" if self.truth else "behaviour")
+    def paint(self, sample: BEVDataSample, window: BEVWindow) -> np.ndarray:
+        """(height, width, 3) uint8 RGB of the window's shape."""
+        instances = sample.gt_instances_3d if self.truth else sample.pred_instances_3d
+        agents = _agents(instances, sample.metainfo["classes"], None if self.truth else self.score_thr)
+        image = draw_bev(window)
         line, size = max(1.0, window.size_px / 420), max(10.0, window.size_px / 48)
         texts = []
         wrong = [] if self.truth else self._wrong(sample, agents)
-        footprints = window.pixels(agents.drawn.corners[:, :4])
+        footprints = window.pixels(agents.drawn.footprints)
         for row, (corners, attribute) in enumerate(zip(footprints, agents.attributes, strict=True)):
             style, center = STYLES[attribute], corners.mean(0)
             draw_polygon(image, corners, style.color, 0.55)

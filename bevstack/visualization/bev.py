@@ -41,7 +41,7 @@ class BEVWindow:
 
     @property
     def pixels_per_metre(self) -> float:
-        """Scale of the picture."""
+        """How many pixels show a metre of the ground."""
         return self.size_px / max(self.x_range_m[1] - self.x_range_m[0], self.y_range_m[1] - self.y_range_m[0])
 
     @property
@@ -60,7 +60,7 @@ class BEVWindow:
         return np.stack([turned[..., 0] - left, top - turned[..., 1]], axis=-1) * self.pixels_per_metre
 
     def layer(self, raster: BEVRaster, index: int) -> np.ndarray:
-        """One layer as coverage 0..1 (height, width): probabilities cut at 0.5, edges softened over about a pixel."""
+        """A layer (Y, X) as coverage (height, width), 0..1: probabilities cut at 0.5, edges soft over about a pixel."""
         values = raster.layers[index].detach().cpu().float().numpy()
         grid = raster.grid
         step = np.array(grid.cell_m)
@@ -89,7 +89,6 @@ def draw_bev(
     predicted: DrawnBoxes | None = None,
     truth: DrawnBoxes | None = None,
     rasters: Sequence[BEVRaster] = (),
-    title: str = "",
 ) -> np.ndarray:
     """The scene from above.
 
@@ -98,7 +97,6 @@ def draw_bev(
         predicted: boxes in class colours, the stronger the higher their score.
         truth: boxes drawn under the predicted ones as grey outlines, or in class colours where nothing is predicted.
         rasters: masks (or probabilities, cut at 0.5) to paint below the boxes.
-        title: written in the upper left corner.
 
     Returns:
         (height, width, 3) uint8 RGB; forward is up, left is left; range rings every 10 m, a 10 m scale bar.
@@ -118,8 +116,6 @@ def draw_bev(
         _draw_boxes(image, window, predicted, line)
     _draw_ego(image, window)
     texts += _draw_scale(image, window)
-    if title:
-        texts.append(Text((8, 7), title, max(11, window.size_px / 38), INK, "lt", True, (255, 255, 255)))
     return draw_texts(image, texts)
 
 
@@ -157,8 +153,7 @@ def _draw_ego(image: np.ndarray, window: BEVWindow) -> None:
 def _draw_boxes(
     image: np.ndarray, window: BEVWindow, boxes: DrawnBoxes, line: float, outline_only: bool = False
 ) -> None:
-    footprints = window.pixels(boxes.corners[:, :4])  # front left, front right, rear right, rear left
-    for index, corners in enumerate(footprints):
+    for index, corners in enumerate(window.pixels(boxes.footprints)):
         color = TRUTH if outline_only else color_of(boxes.names[index])
         center, nose = corners.mean(0), corners[:2].mean(0)
         if not outline_only:

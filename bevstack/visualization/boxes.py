@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
-EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
-"""Pairs of corners; corners 0-3 are the bottom, 4-7 the top, 0 and 1 (4 and 5) at the front."""
-FRONT_FACE = (0, 1, 5, 4)
+from bevstack.geometry.boxes3d import box_corners, box_footprints
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,10 @@ class DrawnBoxes:
 
     @property
     def corners(self) -> np.ndarray:
-        """(G, 8, 3) metres, in the order of :data:`EDGES`."""
-        length, width, height, yaw = (self.boxes[:, column, None] for column in (3, 4, 5, 6))
-        along = np.array([0.5, 0.5, -0.5, -0.5] * 2) * length
-        across = np.array([0.5, -0.5, -0.5, 0.5] * 2) * width
-        up = np.array([0.0] * 4 + [1.0] * 4) * height
-        x = self.boxes[:, 0:1] + along * np.cos(yaw) - across * np.sin(yaw)
-        y = self.boxes[:, 1:2] + along * np.sin(yaw) + across * np.cos(yaw)
-        return np.stack([x, y, self.boxes[:, 2:3] + up], axis=-1)
+        """(G, 8, 3) metres, in the order of :data:`bevstack.geometry.boxes3d.EDGES`: the lower face first."""
+        return box_corners(torch.from_numpy(self.boxes)).numpy()
+
+    @property
+    def footprints(self) -> np.ndarray:
+        """(G, 4, 2) metres (x, y) of the lower face's corners: front left, front right, rear right, rear left."""
+        return box_footprints(torch.from_numpy(self.boxes)).numpy()

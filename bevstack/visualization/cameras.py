@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bevstack.visualization.boxes import EDGES, FRONT_FACE, DrawnBoxes
+from bevstack.geometry.boxes3d import EDGES, FRONT_FACE
+from bevstack.visualization.boxes import DrawnBoxes
 from bevstack.visualization.drawing import Color, Text, draw_polygon, draw_segment, draw_texts, fitted
 from bevstack.visualization.palette import color_of
 

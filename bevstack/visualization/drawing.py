@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import matplotlib
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 _SHIFT = 4  # OpenCV's fixed-point bits: ends of lines lie on sixteenths of a pixel
 
@@ -29,9 +31,6 @@ class Text(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def _font(size_px: int, bold: bool):
-    import matplotlib
-    from PIL import ImageFont
-
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     return ImageFont.truetype(str(folder / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")), size_px)
 
@@ -43,8 +42,6 @@ def text_width(text: str, size_px: float, bold: bool = False) -> float:
 
 def draw_texts(image: np.ndarray, texts: Sequence[Text]) -> np.ndarray:
     """A copy of ``image`` (H, W, 3) uint8 with lines of text on it."""
-    from PIL import Image, ImageDraw
-
     picture = Image.fromarray(image)
     pen = ImageDraw.Draw(picture)
     for line in texts:
@@ -80,7 +77,7 @@ def clip_segment(start: np.ndarray, end: np.ndarray, width: float, height: float
 
 
 def draw_segment(image: np.ndarray, start: np.ndarray, end: np.ndarray, color: Color, width_px: float = 1.0) -> None:
-    """Draw one antialiased line in place; ends in continuous pixel coordinates, anywhere."""
+    """Draw one antialiased line on (H, W, 3) uint8 in place; ends (2,) in continuous pixel coordinates, anywhere."""
     part = clip_segment(np.asarray(start, float), np.asarray(end, float), image.shape[1], image.shape[0])
     if part is not None:
         ends = _fixed(np.stack(part))
@@ -88,7 +85,7 @@ def draw_segment(image: np.ndarray, start: np.ndarray, end: np.ndarray, color: C
 
 
 def draw_polygon(image: np.ndarray, corners: np.ndarray, color: Color, alpha: float) -> None:
-    """Fill a convex polygon (P, 2) translucently, in place."""
+    """Fill a convex polygon (P, 2) of pixels translucently on (H, W, 3) uint8, in place."""
     height, width = image.shape[:2]
     low = np.floor(np.clip(corners.min(0) - 1, 0, (width, height))).astype(int)
     high = np.ceil(np.clip(corners.max(0) + 1, 0, (width, height))).astype(int)
@@ -102,7 +99,7 @@ def draw_polygon(image: np.ndarray, corners: np.ndarray, color: Color, alpha: fl
 
 
 def draw_outline(image: np.ndarray, corners: np.ndarray, color: Color, width_px: float = 1.0) -> None:
-    """Draw a closed polygon (P, 2) in place."""
+    """Draw a closed polygon (P, 2) of pixels on (H, W, 3) uint8, in place."""
     for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True):
         draw_segment(image, start, end, color, width_px)
 
@@ -114,7 +111,7 @@ def paint(image: np.ndarray, coverage: np.ndarray, color: Color) -> None:
 
 
 def fitted(image: np.ndarray, height: int, width: int, background: Color = (255, 255, 255)) -> np.ndarray:
-    """The image scaled to fit (height, width), centred on ``background``."""
+    """An image (H, W, 3) uint8 scaled to fit (height, width, 3), centred on ``background``."""
     scale = min(height / image.shape[0], width / image.shape[1])
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)

@@ -10,7 +10,7 @@ from bevstack.registry import VISUALIZERS
 from bevstack.structures import BEVDataSample, BEVRaster, PanopticMap
 from bevstack.visualization.bev import BEVWindow, draw_bev
 from bevstack.visualization.drawing import Color
-from bevstack.visualization.painters import BEVPainter
+from bevstack.visualization.painters import PanelPainter
 from bevstack.visualization.palette import GROUND, color_of, legend_color_of
 
 _GOLDEN = 0.6180339887498949
@@ -25,13 +25,12 @@ def instance_color(name: str, instance: int) -> Color:
     return tuple(round(255 * value) for value in colorsys.hls_to_rgb(hue, lightness, saturation))
 
 
-def draw_panoptic(window: BEVWindow, panoptic: PanopticMap, title: str = "") -> np.ndarray:
+def draw_panoptic(window: BEVWindow, panoptic: PanopticMap) -> np.ndarray:
     """The segments of a panoptic map, with range rings, ego and scale.
 
     Args:
         window: extent and size of the picture.
         panoptic: on any grid.
-        title: written in the upper left corner.
 
     Returns:
         (height, width, 3) uint8 RGB; forward is up.
@@ -47,12 +46,12 @@ def draw_panoptic(window: BEVWindow, panoptic: PanopticMap, title: str = "") -> 
         covered += cover
     image = colors / np.maximum(covered, 1) + np.maximum(1 - covered, 0) * np.array(GROUND, np.float32)
     # Rings, ego and letters as on bare ground, multiplied with what lies below.
-    image *= np.minimum(draw_bev(window, title=title) / np.array(GROUND, np.float32), 1)
+    image *= np.minimum(draw_bev(window) / np.array(GROUND, np.float32), 1)
     return np.round(image).astype(np.uint8)
 
 
 @VISUALIZERS.register_module()
-class PanopticPainter(BEVPainter):
+class PanopticPainter(PanelPainter):
     """A sample's panoptic map.
 
     Args:
@@ -60,14 +59,16 @@ class PanopticPainter(BEVPainter):
         title: written on the panel.
     """
 
+    fields = ("pred_panoptic",)
+
     def __init__(self, field: str = "pred_panoptic", title: str | None = None) -> None:
-        self.field = field
+        self.fields = (field,)
         self.title = title or {"pred_panoptic": "panoptic", "gt_panoptic": "panoptic ground truth"}.get(field, field)
 
-    def paint(self, sample: BEVDataSample, window: BEVWindow) -> np.ndarray | None:
-        """The panel, or None for a sample without such a map."""
-        return draw_panoptic(window, sample.get(self.field), self.title) if self.field in sample else None
+    def paint(self, sample: BEVDataSample, window: BEVWindow) -> np.ndarray:
+        """(height, width, 3) uint8 RGB of the window's shape."""
+        return draw_panoptic(window, sample.get(self.fields[0]))
 
     def legend(self, sample: BEVDataSample) -> list[str]:
         """The classes of the map."""
-        return list(sample.get(self.field).classes) if self.field in sample else []
+        return list(sample.get(self.fields[0]).classes)

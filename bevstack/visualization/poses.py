@@ -15,7 +15,7 @@ from bevstack.visualization.bev import BEVWindow, draw_bev
 from bevstack.visualization.boxes import DrawnBoxes
 from bevstack.visualization.cameras import CameraView
 from bevstack.visualization.drawing import Color, draw_outline, draw_polygon, draw_segment
-from bevstack.visualization.painters import BEVPainter, true_boxes
+from bevstack.visualization.painters import CameraPainter, PanelPainter, true_boxes
 from bevstack.visualization.palette import INK, color_of
 
 _CORNERS = [KEYPOINT_NAMES.index(name) for name in ("front_left", "front_right", "rear_right", "rear_left")]
@@ -32,7 +32,7 @@ def draw_dot(image: np.ndarray, point: np.ndarray, radius_px: float, color: Colo
 
 
 @VISUALIZERS.register_module()
-class PosePainter(BEVPainter):
+class PosePainter(PanelPainter):
     """Predicted poses from above: the corners' polygon and the line to the front in the class's colour, keypoints as
     dots in their own; true boxes as grey outlines below them.
 
@@ -42,15 +42,15 @@ class PosePainter(BEVPainter):
         title: written on the panel.
     """
 
+    fields = ("pred_keypoints",)
+
     def __init__(self, score_thr: float = 0.3, show_truth: bool = True, title: str = "poses") -> None:
         self.score_thr, self.show_truth, self.title = score_thr, show_truth, title
 
-    def paint(self, sample: BEVDataSample, window: BEVWindow) -> np.ndarray | None:
-        """The panel, or None for a sample without predicted poses."""
-        if "pred_keypoints" not in sample:
-            return None
+    def paint(self, sample: BEVDataSample, window: BEVWindow) -> np.ndarray:
+        """(height, width, 3) uint8 RGB of the window's shape."""
         truth = true_boxes(sample) if self.show_truth else None
-        image = draw_bev(window, DrawnBoxes(np.zeros((0, 9)), ()), truth, title=self.title)
+        image = draw_bev(window, DrawnBoxes(np.zeros((0, 9)), ()), truth)
         predicted, classes = sample.pred_keypoints, sample.metainfo["classes"]
         scores = predicted.scores.detach().cpu().numpy()
         points = window.pixels(predicted.keypoints.detach().cpu().double().numpy())
@@ -68,32 +68,38 @@ class PosePainter(BEVPainter):
         return image
 
     def legend(self, sample: BEVDataSample) -> Sequence[str]:
-        """The keypoints, where there are poses."""
-        return KEYPOINT_NAMES if "pred_keypoints" in sample else ()
+        """The keypoints' names."""
+        return KEYPOINT_NAMES
 
 
-def with_image_keypoints(
-    sample: BEVDataSample, views: Sequence[CameraView], score_thr: float, shown_height_px: float
-) -> list[CameraView]:
-    """The views with the keypoints that an image head has predicted as dots on their images.
+@VISUALIZERS.register_module()
+class ImageKeypointPainter(CameraPainter):
+    """Keypoints that an image head has predicted (``pred_image_keypoints``), as dots on the cameras' images.
 
     Args:
-        sample: with ``pred_image_keypoints`` (``rays``, ``cameras``, ``kinds``, ``scores``); without, nothing changes.
-        views: of the cameras, in the rig's order; images of any size.
         score_thr: points with a lower score are left out.
-        shown_height_px: how high an image will be shown; dots keep their size whatever the image's.
     """
-    if "pred_image_keypoints" not in sample:
-        return list(views)
-    found = sample.pred_image_keypoints
-    rays, scores = (found[name].detach().cpu().double().numpy() for name in ("rays", "scores"))
-    cameras, kinds = (found[name].detach().cpu().numpy() for name in ("cameras", "kinds"))
-    painted = []
-    for index, view in enumerate(views):
-        image = np.ascontiguousarray(view.image).copy()
-        radius = 2.4 * image.shape[0] / shown_height_px
-        for point in np.flatnonzero((cameras == index) & (scores >= score_thr)):
-            place = np.asarray(view.pixels_from_camera)[:3, :3] @ [*rays[point], 1.0]
-            draw_dot(image, place[:2] / place[2], radius, color_of(KEYPOINT_NAMES[kinds[point]]))
-        painted.append(replace(view, image=image))
-    return painted
+
+    fields = ("pred_image_keypoints",)
+
+    def __init__(self, score_thr: float = 0.3) -> None:
+        self.score_thr = score_thr
+
+    def paint(self, sample: BEVDataSample, views: Sequence[CameraView], shown_height_px: float) -> list[CameraView]:
+        """The views with dots where each camera's rays meet its image, whatever its size."""
+        found = sample.pred_image_keypoints
+        rays, scores = (found[name].detach().cpu().double().numpy() for name in ("rays", "scores"))
+        cameras, kinds = (found[name].detach().cpu().numpy() for name in ("cameras", "kinds"))
+        painted = []
+        for index, view in enumerate(views):
+            image = np.ascontiguousarray(view.image).copy()
+            radius = 2.4 * image.shape[0] / shown_height_px
+            for point in np.flatnonzero((cameras == index) & (scores >= self.score_thr)):
+                place = np.asarray(view.pixels_from_camera)[:3, :3] @ [*rays[point], 1.0]
+                draw_dot(image, place[:2] / place[2], radius, color_of(KEYPOINT_NAMES[kinds[point]]))
+            painted.append(replace(view, image=image))
+        return painted
+
+    def legend(self, sample: BEVDataSample) -> Sequence[str]:
+        """The keypoints' names."""
+        return KEYPOINT_NAMES

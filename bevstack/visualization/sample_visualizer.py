@@ -13,9 +13,16 @@ from bevstack.visualization.bev import BEVWindow, quarter_turns_of
 from bevstack.visualization.boxes import DrawnBoxes
 from bevstack.visualization.cameras import CameraView, draw_cameras
 from bevstack.visualization.drawing import Text, draw_polygon, draw_texts, fitted, text_width
-from bevstack.visualization.painters import BEVPainter, PredictionPainter, TruthPainter, predicted_boxes, true_boxes
+from bevstack.visualization.painters import (
+    CameraPainter,
+    Painter,
+    PanelPainter,
+    build_painter,
+    predicted_boxes,
+    registered_painters,
+    true_boxes,
+)
 from bevstack.visualization.palette import BACKGROUND, CLASS_COLORS, INK, LAYER_COLORS, TRUTH, legend_color_of, pretty
-from bevstack.visualization.poses import with_image_keypoints
 
 _GAP = 10
 
@@ -25,8 +32,11 @@ class SampleVisualizer:
     """Composes the picture of a sample.
 
     Args:
-        painters: the panels, left to right; None for the prediction and the ground truth.
-        score_thr: predicted boxes with a lower score are not drawn.
+        painters: what is drawn, panels left to right; None for every registered painter, of which each sample shows
+            those that it has fields for: the prediction, the ground truth, then the others in the order of
+            registration.
+        score_thr: predicted boxes with a lower score are not drawn; painters that take a ``score_thr`` get it, too,
+            unless they have their own.
         camera_height_px: height of one camera in the picture; its width follows the first camera's shape, cameras of
             other shapes are fitted in.
         x_range_m, y_range_m: extent of the panels in the BEV frame.
@@ -35,7 +45,7 @@ class SampleVisualizer:
 
     def __init__(
         self,
-        painters: Sequence[BEVPainter | Mapping] | None = None,
+        painters: Sequence[Painter | Mapping] | None = None,
         score_thr: float = 0.3,
         camera_height_px: int = 288,
         x_range_m: tuple[float, float] = (-51.2, 51.2),
@@ -44,8 +54,10 @@ class SampleVisualizer:
     ) -> None:
         if layout not in ("wide", "tall"):
             raise ValueError(f"layout: '{layout}' is neither 'wide' nor 'tall'")
-        chosen = painters if painters is not None else (PredictionPainter(score_thr), TruthPainter())
-        self.painters = [VISUALIZERS.build(dict(p)) if isinstance(p, Mapping) else p for p in chosen]
+        if painters is None:
+            self.painters = registered_painters(score_thr)
+        else:
+            self.painters = [build_painter(painter, score_thr) for painter in painters]
         self.score_thr, self.camera_height_px, self.layout = score_thr, camera_height_px, layout
         self.x_range_m, self.y_range_m = tuple(x_range_m), tuple(y_range_m)
 
@@ -67,22 +79,22 @@ class SampleVisualizer:
         height, width = views[0].image.shape[:2]
         cell = self.camera_height_px, round(self.camera_height_px * width / height)
         near = boxes.within(self.x_range_m, self.y_range_m)
-        shown = with_image_keypoints(sample, views, self.score_thr, self.camera_height_px)
-        cameras = draw_cameras(shown, near, cell, forward)
+        drawing = [painter for painter in self.painters if painter.draws(sample)]
+        # The legend lists every class, shown or not, so that it is the same in every picture of a scene.
+        names = [*sample.metainfo.get("classes", ()), *boxes.names]
+        names += [name for painter in drawing for name in painter.legend(sample)]
+        for painter in drawing:
+            if isinstance(painter, CameraPainter):
+                views = painter.paint(sample, views, self.camera_height_px)
+        painters = [painter for painter in drawing if isinstance(painter, PanelPainter)]
+        cameras = draw_cameras(views, near, cell, forward)
         window = BEVWindow(self.x_range_m, self.y_range_m, cameras.shape[0], quarter_turns_of(forward))
         if self.layout == "tall":
-            columns = panels_in_a_row(len(self.painters))
+            columns = panels_in_a_row(len(painters))
             room = (cameras.shape[1] - _GAP * (columns - 1)) // columns
             window = BEVWindow(self.x_range_m, self.y_range_m, room, window.quarter_turns)
-        # The legend lists every class, shown or not, so that it is the same in every picture of a scene.
-        panels, names = [], [*sample.metainfo.get("classes", ()), *boxes.names]
-        for painter in self.painters:
-            panel = painter.paint(sample, window)
-            if panel is not None:
-                height, width = window.shape
-                width = max(width, round(panel.shape[1] * height / panel.shape[0])) if self.layout == "wide" else width
-                panels.append(panel if panel.shape[0] == height else fitted(panel, height, width, BACKGROUND))
-                names += painter.legend(sample)
+        panels = [self._panel(painter, sample, window) for painter in painters]
+        panels = [panel for panel in panels if panel is not None]
         if self.layout == "wide":
             body = _joined([cameras, *panels], axis=1)
         else:
@@ -95,6 +107,26 @@ class SampleVisualizer:
         return np.pad(
             _joined([head, body, foot], axis=0), ((_GAP, _GAP), (_GAP, _GAP), (0, 0)), constant_values=BACKGROUND[0]
         )
+
+    def _panel(self, painter: PanelPainter, sample: BEVDataSample, window: BEVWindow) -> np.ndarray | None:
+        """A painter's panel, as high as the others and with its title; None where it has nothing to show.
+
+        Raises:
+            TypeError: the painter's picture is not an (H, W, 3) uint8 array.
+        """
+        panel = painter.paint(sample, window)
+        if panel is None:
+            return None
+        if not isinstance(panel, np.ndarray) or panel.dtype != np.uint8 or panel.ndim != 3 or panel.shape[2] != 3:
+            found = f"{getattr(panel, 'dtype', type(panel).__name__)} {getattr(panel, 'shape', '')}"
+            raise TypeError(f"{type(painter).__name__}.paint() must return an (H, W, 3) uint8 array, not {found}")
+        height, width = window.shape
+        width = max(width, round(panel.shape[1] * height / panel.shape[0])) if self.layout == "wide" else width
+        panel = panel if panel.shape[0] == height else fitted(panel, height, width, BACKGROUND)
+        if not painter.title:
+            return panel
+        size = max(11, window.size_px / 38)
+        return draw_texts(panel, [Text((8, 7), painter.title, size, INK, "lt", True, (255, 255, 255))])
 
     def title(self, sample: BEVDataSample, predicted: DrawnBoxes | None) -> str:
         """Scene, time and what the boxes are."""

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
 from bevstack.registry import VISUALIZERS
 from bevstack.structures import BEVDataSample
-from bevstack.tracking.detections import global_from_augmented
+from bevstack.structures.poses import augmented_from_global
 from bevstack.visualization.bev import BEVWindow, draw_bev
 from bevstack.visualization.boxes import DrawnBoxes
 from bevstack.visualization.drawing import Text, draw_outline, draw_polygon, draw_segment, draw_texts
-from bevstack.visualization.painters import BEVPainter, true_boxes
+from bevstack.visualization.painters import PanelPainter, true_boxes
 from bevstack.visualization.palette import GROUND
 
 _GOLDEN = 0.618033988749895  # successive identities get hues far apart
@@ -24,11 +23,6 @@ def color_of_identity(identity: int) -> tuple[int, int, int]:
     """RGB of an identity, the same in every picture; neighbours in number differ strongly in hue."""
     saturation, value = ((0.9, 0.8), (0.7, 0.62), (1.0, 0.92))[(identity // 5) % 3]
     return tuple(round(255 * part) for part in colorsys.hsv_to_rgb((identity * _GOLDEN) % 1.0, saturation, value))
-
-
-def bev_from_global(sample: BEVDataSample) -> np.ndarray:
-    """(4, 4): from the global frame to the (augmented) BEV frame of the sample's boxes."""
-    return np.linalg.inv(global_from_augmented(sample))
 
 
 def fading_line(image: np.ndarray, points: np.ndarray, color: tuple[int, int, int], width_px: float) -> None:
@@ -45,7 +39,7 @@ def fading_line(image: np.ndarray, points: np.ndarray, color: tuple[int, int, in
 
 
 @VISUALIZERS.register_module()
-class TrackPainter(BEVPainter):
+class TrackPainter(PanelPainter):
     """Tracked boxes and their trails.
 
     Reads what :func:`bevstack.tracking.track_samples` sets: ``pred_instances_3d.track_ids``, and ``track_trails``,
@@ -59,17 +53,17 @@ class TrackPainter(BEVPainter):
         title: written on the panel.
     """
 
+    fields = ("track_trails",)
+
     def __init__(
         self, score_thr: float = 0.3, show_truth: bool = True, show_numbers: bool = True, title: str = "tracks"
     ) -> None:
         self.score_thr, self.show_truth, self.show_numbers, self.title = score_thr, show_truth, show_numbers, title
 
-    def paint(self, sample: BEVDataSample, window: BEVWindow) -> np.ndarray | None:
-        """The panel, or None for a sample without identities."""
-        if "track_trails" not in sample or "track_ids" not in sample.pred_instances_3d:
-            return None
+    def paint(self, sample: BEVDataSample, window: BEVWindow) -> np.ndarray:
+        """(height, width, 3) uint8 RGB of the window's shape."""
         nothing = DrawnBoxes(np.zeros((0, 9)), ())
-        image = draw_bev(window, nothing, true_boxes(sample) if self.show_truth else None, title=self.title)
+        image = draw_bev(window, nothing, true_boxes(sample) if self.show_truth else None)
         return self._draw(image, window, sample, max(1.0, window.size_px / 420))
 
     def _draw(self, image: np.ndarray, window: BEVWindow, sample: BEVDataSample, line: float) -> np.ndarray:
@@ -77,14 +71,14 @@ class TrackPainter(BEVPainter):
         ids = instances.track_ids.cpu().numpy()
         boxes = instances.bboxes_3d.tensor.detach().cpu().double().numpy()
         shown = np.flatnonzero((ids >= 0) & (instances.scores_3d.detach().cpu().numpy() >= self.score_thr))
-        matrix = bev_from_global(sample)
+        matrix = augmented_from_global(sample).numpy()
         texts: list[Text] = []
         for row in shown:
             trail = np.asarray(sample.track_trails[int(ids[row])])
             places = trail @ matrix[:3, :3].T + matrix[:3, 3]
             fading_line(image, window.pixels(places[:, :2]), color_of_identity(int(ids[row])), 1.6 * line)
-        corners = DrawnBoxes(boxes[shown], ("",) * len(shown)).corners[:, :4]
-        for row, footprint in zip(shown, window.pixels(corners), strict=True):
+        footprints = DrawnBoxes(boxes[shown], ("",) * len(shown)).footprints
+        for row, footprint in zip(shown, window.pixels(footprints), strict=True):
             color = color_of_identity(int(ids[row]))
             draw_polygon(image, footprint, color, 0.75)
             draw_outline(image, footprint, color, line)
@@ -93,7 +87,3 @@ class TrackPainter(BEVPainter):
                 spot = footprint.max(0) + 2
                 texts.append(Text(tuple(spot), str(ids[row]), max(9, window.size_px / 60), color, "lt", halo=GROUND))
         return draw_texts(image, texts)
-
-    def legend(self, sample: BEVDataSample) -> Sequence[str]:
-        """Nothing: colours stand for identities."""
-        return ()

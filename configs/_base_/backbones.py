@@ -58,7 +58,7 @@ BACKBONES = dict(
     # cascaded group attention (Liu et al. 2023); its levels have strides 16, 32, 64
     efficientvit_cascaded=dict(
         backbone=dict(type="TimmBackbone", name="efficientvit_m2"),
-        neck=dict(enlarge=2, **_top_down),
+        neck=dict(upscale=2, **_top_down),
     ),
     # ReLU linear attention (Cai et al. 2023)
     efficientvit_linear=dict(

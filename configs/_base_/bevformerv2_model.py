@@ -1,7 +1,7 @@
 """BEVFormerV2 with ResNet-50: every frame's BEV alone, joined across frames; perspective losses on the image features.
 
-Published values (docs/reference.md 5) but for three: L1 in place of smooth L1 for boxes, one group of object queries
-in place of eleven, FCOS3D in place of DD3D as the perspective detector.
+Published values (docs/reference.md 5, V2) but for three: L1 in place of smooth L1 for boxes, one group of object
+queries in place of eleven, FCOS3D in place of DD3D as the perspective detector.
 """
 
 from mmengine.config import read_base
@@ -10,19 +10,7 @@ with read_base():
     from .bevformer_model import *
     from .runtime import *
 
-# Alphabetical, unlike the first version's order.
-classes = (
-    "barrier",
-    "bicycle",
-    "bus",
-    "car",
-    "construction_vehicle",
-    "motorcycle",
-    "pedestrian",
-    "traffic_cone",
-    "trailer",
-    "truck",
-)
+classes = tuple(sorted(classes))  # alphabetical, unlike the first version's order
 model["backbone"] = dict(
     type="mmdet.ResNet",
     depth=50,
@@ -36,7 +24,8 @@ model["backbone"] = dict(
 model["neck"].update(num_outs=5)
 model["bev_levels"] = 4
 model["encoder"]["motion_embedding"] = None
-model["heads"]["detection"].update(classes=classes, box_weight=0.75, box_cost=0.75)
+model["heads"]["detection"].update(classes=classes)
+model["heads"]["detection"]["criterion"].update(box_weight=0.75, box_cost=0.75)
 model["image_heads"] = dict(
     perspective=dict(
         type="PerspectiveHead", in_channels=channels, classes=classes, strides=(8, 16, 32, 64, 128)

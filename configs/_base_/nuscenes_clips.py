@@ -1,19 +1,12 @@
 """nuScenes as BEVFormer uses it: random clips for training, whole scenes as streams for validation and test."""
 
+from mmengine.config import read_base
+
+with read_base():
+    from .nuscenes_names import *
+
 data_root = "data/nuscenes"
 version = "v1.0-trainval"
-classes = (
-    "car",
-    "truck",
-    "construction_vehicle",
-    "bus",
-    "trailer",
-    "barrier",
-    "motorcycle",
-    "bicycle",
-    "pedestrian",
-    "traffic_cone",
-)
 ranges_m = dict(x_range_m=(-51.2, 51.2), y_range_m=(-51.2, 51.2), z_range_m=(-5.0, 3.0))
 object_grid = dict(shape=(1, 1), **ranges_m)
 

@@ -1,4 +1,4 @@
-"""BEVFormer-base on segmentation alone, by the two protocols that numbers are published in (docs/reference.md 1).
+"""BEVFormer-base on segmentation alone, by two protocols (docs/reference.md 1, Map layers, Painted boxes).
 
 ``map``: BEVFusion's six map layers on 100 m x 100 m at 0.5 m, sigmoid focal loss; IoU at 0.5 and at the best threshold.
 ``vehicle``: Lift-Splat-Shoot's boxes painted on the same cells; its ``vehicle`` and ``car``, together with
@@ -11,11 +11,7 @@ from mmengine.config import read_base
 with read_base():
     from .bevformer_base import *
 
-map_layers = ("drivable_area", "ped_crossing", "walkway", "stop_line", "carpark_area", "divider")
-painted_classes = dict(
-    vehicle=("car", "truck", "construction_vehicle", "bus", "trailer", "motorcycle", "bicycle"),
-    car=("car",),
-)
+painted_classes = dict(vehicle=vehicle_classes, car=("car",))
 map_grid = dict(shape=(200, 200), x_range_m=(-50.0, 50.0), y_range_m=(-50.0, 50.0))
 segmentation = dict(
     type="SemanticSegmentationHead",
@@ -23,8 +19,7 @@ segmentation = dict(
     grid=map_grid,
     channels=channels,
     num_convs=2,
-    cell_weight=10.0,
-    dice_weight=0.0,
+    criterion=dict(cell_weight=10.0, dice_weight=0.0),
 )
 segmentation_heads = dict(
     map=dict(raster="map", classes=map_layers, **segmentation),

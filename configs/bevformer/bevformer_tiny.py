@@ -1,4 +1,7 @@
-"""BEVFormer-tiny: ResNet-50, 800 x 450 images, 50 x 50 cells (published: 35.4 NDS, 25.2 mAP)."""
+"""BEVFormer-tiny: ResNet-50, 800 x 450 images, 50 x 50 cells (docs/reference.md 5, tiny).
+
+Published: 35.4 NDS, 25.2 mAP (docs/reference.md 2.1).
+"""
 
 from mmengine.config import read_base
 

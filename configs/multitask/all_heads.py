@@ -22,11 +22,10 @@ model["heads"]["masks"] = dict(
     things=things,
     stuff=stuff,
     channels=64,
-    mask_channels=48,
     num_queries=60,
-    layers=2,
-    num_convs=1,
-    object_threshold=0.3,
+    pixel_decoder=dict(channels=48, num_convs=1),
+    decoder=dict(num_layers=2),
+    decoding=dict(object_threshold=0.3),
 )
 model["heads"]["keypoints"] = dict(type="KeypointHead", in_channels=64, grid=head_grid, classes=classes, channels=32)
 model["heads"]["behaviour"] = dict(
@@ -40,9 +39,7 @@ model["heads"]["behaviour"] = dict(
 model["heads"]["scene"] = dict(
     type="SceneHead", in_channels=64, grid=bev_grid, tasks=scene_tasks, image_channels=channels
 )
-model["heads"]["appearance"] = dict(
-    type="AppearanceHead", in_channels=64, grid=bev_grid
-)
+model["heads"]["appearance"] = dict(type="AppearanceHead", in_channels=64, grid=bev_grid)
 
 # The panoptic map is made of map layers on its own grid; the raster of that name is then drawn anew on the finer one.
 target_pipeline = [
@@ -72,6 +69,9 @@ sample_visualizer = dict(
         dict(type="PanopticPainter"),
         dict(type="PanopticPainter", field="gt_panoptic", title="panoptic truth"),
         dict(type="BehaviourPainter"),
+        dict(type="ScenePainter"),
+        dict(type="PosePainter", title="keypoints"),
+        dict(type="TrackPainter"),
     ],
 )
 

@@ -30,7 +30,7 @@ fusions = ("parallel", "serial", "cross")
 sweep_pipeline = [image_pipeline[0], load_sweeps, small_images]
 video_changes = {
     "model.neck": dict(type="TopDownNeck", out_channels=channels, out_levels=(0,)),
-    "model.heads.detection.code_weights": (1,) * 10,
+    "model.heads.detection.criterion": dict(code_weights=(1,) * 10),
     "optim_wrapper.optimizer.lr": learning_rate,
     "optim_wrapper.paramwise_cfg": faster_parts,
     "train_dataloader.dataset.pipeline": [
@@ -188,7 +188,7 @@ comparison = dict(
             set={
                 "model.heads.map.resample": "features",
                 "model.heads.map.num_convs": 2,
-                "model.heads.map.subcells": None,
+                "model.heads.map.upscale": None,
             },
             columns=[
                 ("parameters of the head", "parameters/heads.map"),

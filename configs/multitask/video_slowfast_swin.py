@@ -44,7 +44,7 @@ model["backbone"] = dict(fusion=fusion, **slowfast_swin)
 model["neck"] = dict(type="TopDownNeck", out_channels=channels, out_levels=(0,))
 model["temporal_fusion"] = None
 model["heads"] = dict(detection=model["heads"]["detection"])
-model["heads"]["detection"]["code_weights"] = (1,) * 10  # a metre per second counts as much as a metre
+model["heads"]["detection"]["criterion"] = dict(code_weights=(1,) * 10)  # a metre per second counts as much as a metre
 
 image_pipeline = [
     dict(type="LoadMultiViewImages"),

@@ -1,14 +1,13 @@
 """BEV rasters: orientation, exactness and agreement under augmentation, against closed forms and shapely."""
 
 import math
-import pickle
 
 import numpy as np
 import pytest
 import torch
 from shapely.geometry import Point, Polygon
 
-from bevstack.datasets.nuscenes import map_tiles
+from bevstack.datasets.nuscenes.dataset import NuScenesBEVDataset
 from bevstack.datasets.nuscenes.taxonomy import MAP_LAYERS
 from bevstack.datasets.transforms import BEVRotateScaleFlip
 from bevstack.datasets.transforms.bev_targets import LoadBEVMap, RasteriseBoxes, footprint_cells, rasterise_boxes
@@ -30,6 +29,32 @@ def random_boxes(count=25, seed=0):
                      for _ in range(count)])  # fmt: skip
 
 
+class PaintedMap:
+    """A dataset of nuScenes' names at one place; its map layer k is on where global (x, y) lies in polygon k.
+
+    Exact at every cell's centre. Without polygons there is no map.
+    """
+
+    taxonomy = NuScenesBEVDataset.taxonomy
+    classes = CLASSES
+    locations = ("somewhere",)
+
+    def __init__(self, polygons=()):
+        self.polygons = polygons
+
+    def require_map(self, location):
+        assert location == "somewhere"
+        if not len(self.polygons):
+            raise InputError("root", "location", "no map of 'somewhere'")
+
+    def map_raster(self, location, global_from_bev, grid):
+        assert location == "somewhere"
+        centers = grid.cell_centers().double().flatten(0, 1).numpy()
+        centers = centers @ global_from_bev[:2, :2].T + global_from_bev[:2, 3]
+        inside = points_in_footprint(torch.from_numpy(centers), torch.from_numpy(self.polygons))
+        return inside.view(-1, *grid.shape).to(torch.uint8).numpy()
+
+
 def results_of(boxes, labels=None, seed=0, **extra):
     boxes = np.array(boxes, dtype=np.float64)
     pose = np.eye(4)
@@ -47,8 +72,7 @@ def results_of(boxes, labels=None, seed=0, **extra):
         "augmented_from_bev": np.eye(4),
         "rng": np.random.default_rng(seed),
         "stream_rng": np.random.default_rng(seed),
-        "data_root": "root",
-        "version": "v1.0-mini",
+        "dataset": PaintedMap(),
         **extra,
     }
 
@@ -149,20 +173,6 @@ def test_raster_of_an_augmented_sample_is_the_warped_raster(seed):
 # The map
 
 
-class PaintedMap:
-    """Map tiles whose layer k is on where global (x, y) lies in polygon k: exact at every cell's centre."""
-
-    def __init__(self, polygons):
-        self.polygons = polygons
-
-    def layers(self, location, global_from_bev, grid):
-        assert location == "somewhere"
-        centers = grid.cell_centers().double().flatten(0, 1).numpy()
-        centers = centers @ global_from_bev[:2, :2].T + global_from_bev[:2, 3]
-        inside = points_in_footprint(torch.from_numpy(centers), torch.from_numpy(self.polygons))
-        return inside.view(-1, *grid.shape).to(torch.uint8).numpy()
-
-
 def in_global(boxes, pose):
     """Boxes of the BEV frame as boxes on the global ground plane."""
     out = np.array(boxes)
@@ -171,46 +181,31 @@ def in_global(boxes, pose):
     return out
 
 
-@pytest.fixture
-def painted_map(monkeypatch):
-    opened = []
-
-    def install(polygons):
-        def open_tiles(root, version, index_root):
-            opened.append((root, version, index_root))
-            return PaintedMap(polygons)
-
-        monkeypatch.setattr(map_tiles.MapTiles, "open", open_tiles)
-        return opened
-
-    return install
+def with_map(results):
+    """Six map polygons that coincide with the first six boxes."""
+    results["dataset"] = PaintedMap(in_global(results["boxes"][:6], results["global_from_bev"]))
+    return results
 
 
-def test_map_is_opened_where_the_dataset_says_and_has_all_layers(painted_map):
-    results = results_of(random_boxes(6))
-    opened = painted_map(in_global(results["boxes"], results["global_from_bev"]))
-    transform = LoadBEVMap(GRID)
-    raster = transform(transform(results))["rasters"]["map"]
+def test_the_map_is_the_datasets_and_has_all_layers():
+    raster = LoadBEVMap(GRID)(with_map(results_of(random_boxes(6))))["rasters"]["map"]
     assert raster.classes == MAP_LAYERS and raster.layers.shape == (6, 60, 100) and raster.layers.dtype == torch.uint8
-    assert opened == [("root", "v1.0-mini", None)]  # once
 
 
-def test_chosen_layers_keep_their_order(painted_map):
-    results = results_of(random_boxes(6))
-    painted_map(in_global(results["boxes"], results["global_from_bev"]))
+def test_chosen_layers_keep_their_order():
+    results = with_map(results_of(random_boxes(6)))
     everything = LoadBEVMap(GRID)(results)["rasters"]["map"].layers
     chosen = LoadBEVMap(GRID, layers=("divider", "walkway"))(results)["rasters"]["map"]
     assert chosen.classes == ("divider", "walkway") and torch.equal(chosen.layers, everything[[5, 2]])
     with pytest.raises(ValueError, match="river"):
-        LoadBEVMap(GRID, layers=("river",))
+        LoadBEVMap(GRID, layers=("river",))(results)
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_map_and_objects_stay_together_under_augmentation(seed, painted_map):
+def test_map_and_objects_stay_together_under_augmentation(seed):
     # Six map polygons that coincide with six cars: both rasters of the augmented sample must be the same cells.
     boxes = random_boxes(6, seed=seed)
-    results = results_of(boxes, labels=range(6), seed=seed)
-    painted_map(in_global(boxes, results["global_from_bev"]))
+    results = with_map(results_of(boxes, labels=range(6), seed=seed))
     layers = {name: [name] for name in CLASSES[:6]}
     out = BEVRotateScaleFlip()(results)
     out = LoadBEVMap(GRID)(RasteriseBoxes(GRID, name="objects", layers=layers)(out))
@@ -219,16 +214,28 @@ def test_map_and_objects_stay_together_under_augmentation(seed, painted_map):
     assert torch.equal(out["rasters"]["map"].layers, out["rasters"]["objects"].layers)
 
 
-def test_a_map_that_is_not_there_says_so(tmp_path):
-    results = results_of([], data_root=str(tmp_path))
+def test_a_map_that_is_not_there_says_so():
     with pytest.raises(InputError, match="no map of 'somewhere'"):
-        LoadBEVMap(GRID)(results)
+        LoadBEVMap(GRID)(results_of([]))
 
 
-def test_transform_travels_to_workers_without_its_tiles(painted_map):
-    results = results_of(random_boxes(6))
-    painted_map(in_global(results["boxes"], results["global_from_bev"]))
-    transform = LoadBEVMap(GRID)
-    transform(results)
-    assert transform._tiles is not None and pickle.loads(pickle.dumps(transform))._tiles is None
-    assert transform.needs_map  # the dataset asks at its start
+def test_a_dataset_is_refused_before_the_first_sample():
+    # Expected: what transform() would say, said of the dataset alone.
+    with pytest.raises(InputError, match="no map of 'somewhere'"):
+        LoadBEVMap(GRID).check_dataset(PaintedMap())
+    with pytest.raises(InputError, match="LoadBEVMap.layers: 'river' is not there: the dataset's map has the layers"):
+        LoadBEVMap(GRID, layers=("river",)).check_dataset(PaintedMap(np.zeros((6, 9))))
+    with pytest.raises(InputError, match="RasteriseBoxes.layers: 'tram' is not there"):
+        RasteriseBoxes(GRID, layers={"rail": ["tram"]}).check_dataset(PaintedMap())
+    LoadBEVMap(GRID).check_dataset(PaintedMap(np.zeros((6, 9))))
+    RasteriseBoxes(GRID).check_dataset(PaintedMap())
+
+
+def test_a_dataset_without_names_of_its_own_needs_them_in_the_config():
+    results = results_of([box(0.0, 0.0)])
+    del results["dataset"], results["visibility"]
+    with pytest.raises(InputError, match="RasteriseBoxes.layers: name them"):
+        RasteriseBoxes(GRID)(results)
+    with pytest.raises(InputError, match="min_visibility: the dataset does not know"):
+        RasteriseBoxes(GRID, layers={"any": CLASSES}, min_visibility=2)(results)
+    assert RasteriseBoxes(GRID, layers={"any": CLASSES})(results)["rasters"]["vehicle"].layers.sum() == 32

@@ -16,9 +16,9 @@ import torch
 from mmengine.dataset import pseudo_collate
 from tables import CAMERAS, IMAGE_SIZE_PX, START_US, VERSION, build_root, edit_table
 
-from bevstack.datasets import NuScenesBEVDataset
 from bevstack.datasets.nuscenes.camera_sweeps import ego_poses
 from bevstack.datasets.nuscenes.create_data import create_nuscenes
+from bevstack.datasets.nuscenes.dataset import NuScenesBEVDataset
 from bevstack.datasets.nuscenes.index import NuScenesIndex
 from bevstack.datasets.transforms import (
     LoadCameraSweeps,

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tables import VERSION, build_root
 
-from bevstack.datasets import NuScenesBEVDataset
+from bevstack.datasets.nuscenes.dataset import NuScenesBEVDataset
 from bevstack.datasets.nuscenes.index_writer import write_index
 from bevstack.errors import InputError
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,11 @@ from pyquaternion import Quaternion
 from tables import VERSION, build_root, edit_table
 from torch.utils.data import DataLoader
 
-from bevstack.datasets import NuScenesBEVDataset
+from bevstack.datasets.base import BEVDataset
 from bevstack.datasets.clips import ClipIndex, consecutive_queue, previous_rows, random_queue
-from bevstack.datasets.nuscenes.can_bus import CorrectedCanBus, EgoState
+from bevstack.datasets.ego_state import CorrectedCanBus, EgoState
 from bevstack.datasets.nuscenes.create_data import create_nuscenes
+from bevstack.datasets.nuscenes.dataset import NuScenesBEVDataset
 from bevstack.datasets.nuscenes.index import NuScenesIndex
 from bevstack.datasets.samplers import ClipSampler, StreamingSampler
 from bevstack.errors import InputError
@@ -324,3 +327,40 @@ def test_workers_share_the_index(root):
     dataset = clips(root)
     assert all(isinstance(array, np.memmap) for array in dataset.index.arrays.values() if array.size)
     assert isinstance(dataset._epoch, torch.Tensor) and dataset._epoch.is_shared()
+
+
+def test_it_answers_all_that_is_asked(root):
+    # Expected: every member of the protocol; what is asked of a sample agrees with its clip.
+    dataset = clips(root, "all")
+    assert {name for name in vars(BEVDataset) if not name.startswith("_")} <= set(dir(dataset))
+    assert dataset.scene_names == ["scene-0001"] * 4 + ["scene-0003"] * 3
+    assert dataset.locations == ("singapore-onenorth",) and dataset.source == dataset.index.folder
+    clip = dataset.clip(1)
+    assert clip.frames[-1].token == "s0k1" and (clip.prev_token, clip.next_token) == ("s0k0", "s0k2")
+    assert dataset.camera_views("s0k1").image_paths == clip.frames[-1].cameras.image_paths
+    # The pedestrian has no points: it is truth, but not learned in training.
+    assert [dataset.classes[label] for label in clip.objects.labels] == ["car", "barrier"]
+    assert [dataset.classes[label] for label in dataset.truth("s0k1").labels] == ["car", "pedestrian", "barrier"]
+    assert dataset.earlier_tokens("s0k3", 2) == ["s0k2", "s0k1"] and dataset.earlier_tokens("s1k0", 2) == []
+
+
+def test_a_dataset_travels_to_workers_without_its_map_tiles(root):
+    dataset = clips(root)
+    assert not dataset.has_map("singapore-onenorth") and dataset._opened_tiles is not None
+    assert dataset._tiles is dataset._tiles  # opened once
+    again = pickle.loads(pickle.dumps(dataset))
+    assert again._opened_tiles is None and not again.has_map("singapore-onenorth")
+    assert tokens(again[2]) == tokens(dataset[2])
+
+
+def test_the_handle_stays_in_the_worker_and_is_not_copied(root):
+    # A transform meets the dataset itself, also in a copy of the dict; the sample that leaves has no trace of it.
+    met = []
+
+    def look(results):
+        met.append((results["dataset"], copy.deepcopy(results)["dataset"]))
+        return results
+
+    dataset = clips(root, pipeline=[look])
+    assert "dataset" not in dataset[1]
+    assert met == [(dataset, dataset)]

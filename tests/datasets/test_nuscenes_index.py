@@ -14,7 +14,8 @@ from pyquaternion import Quaternion
 from tables import CAMERAS, LOCATION, START_US, VERSION, build_root, edit_table, write_json
 
 from bevstack.datasets.nuscenes.create_data import create_nuscenes
-from bevstack.datasets.nuscenes.index import NuScenesIndex, rigid_inverse
+from bevstack.datasets.nuscenes.index import NuScenesIndex
+from bevstack.datasets.poses import rigid_inverse
 from bevstack.errors import InputError
 
 
@@ -58,32 +59,39 @@ def test_splits_are_the_devkits_and_the_versions_own(index):
 
 
 def test_samples_in_order(index):
-    records = [index.sample(row) for row in range(7)]
-    assert [r.token for r in records] == ["s0k0", "s0k1", "s0k2", "s0k3", "s1k0", "s1k1", "s1k2"]
-    assert [r.prev_row for r in records] == [-1, 0, 1, 2, -1, 4, 5]
-    assert [r.next_row for r in records] == [1, 2, 3, -1, 5, 6, -1]
-    assert [r.scene_name for r in records] == ["scene-0001"] * 4 + ["scene-0003"] * 3
-    assert records[2].timestamp_s == pytest.approx((START_US + 1_000_000) * 1e-6, abs=1e-6)
-    assert records[0].location == LOCATION and records[0].log == "n000"
+    assert [index.token(row) for row in range(7)] == ["s0k0", "s0k1", "s0k2", "s0k3", "s1k0", "s1k1", "s1k2"]
+    assert index.arrays["sample_prev"].tolist() == [-1, 0, 1, 2, -1, 4, 5]
+    assert index.arrays["sample_next"].tolist() == [1, 2, 3, -1, 5, 6, -1]
+    assert [index.scene(row)["name"] for row in range(7)] == ["scene-0001"] * 4 + ["scene-0003"] * 3
+    assert index.arrays["sample_timestamp_us"][2] == START_US + 1_000_000
+    assert index.scene(0)["location"] == LOCATION and index.scene(0)["log"] == "n000"
 
 
 def test_sensors_are_the_devkits(index, nusc, indexed):
+    def check(data, path, time_us, ego_from_sensor, global_from_ego):
+        calibration = nusc.get("calibrated_sensor", data["calibrated_sensor_token"])
+        pose = nusc.get("ego_pose", data["ego_pose_token"])
+        for found, source in ((ego_from_sensor, calibration), (global_from_ego, pose)):
+            expected = Quaternion(source["rotation"]).transformation_matrix
+            expected[:3, 3] = source["translation"]
+            np.testing.assert_allclose(found, expected, atol=1e-12)
+        assert Path(path) == Path(nusc.get_sample_data_path(data["token"])) and time_us == data["timestamp"]
+        return calibration
+
+    arrays = index.arrays
+    assert tuple(index.cameras) == CAMERAS
     for row in range(7):
-        record, sample = index.sample(row), nusc.get("sample", index.token(row))
-        assert tuple(camera.channel for camera in record.cameras) == CAMERAS
-        for sensor in (*record.cameras, record.lidar):
-            data = nusc.get("sample_data", sample["data"][sensor.channel])
-            calibration = nusc.get("calibrated_sensor", data["calibrated_sensor_token"])
-            pose = nusc.get("ego_pose", data["ego_pose_token"])
-            for found, source in ((sensor.ego_from_sensor, calibration), (sensor.global_from_ego, pose)):
-                expected = Quaternion(source["rotation"]).transformation_matrix
-                expected[:3, 3] = source["translation"]
-                np.testing.assert_allclose(found, expected, atol=1e-12)
-            assert indexed / sensor.path == Path(nusc.get_sample_data_path(data["token"]))
-            assert sensor.timestamp_us == data["timestamp"]
-            if sensor.channel != "LIDAR_TOP":
-                assert sensor.size_px == (data["height"], data["width"])
-                np.testing.assert_array_equal(sensor.intrinsics, calibration["camera_intrinsic"])
+        sample = nusc.get("sample", index.token(row))
+        for n, camera in enumerate(CAMERAS):
+            data = nusc.get("sample_data", sample["data"][camera])
+            place = index.image_paths(row)[n], arrays["camera_timestamp_us"][row, n]
+            calibration = check(data, *place, index.ego_from_camera(row)[n], arrays["global_from_camera_ego"][row, n])
+            assert arrays["camera_size_px"][row, n].tolist() == [data["height"], data["width"]]
+            np.testing.assert_array_equal(index.pixels_from_camera(row)[n], calibration["camera_intrinsic"])
+        lidar = nusc.get("sample_data", sample["data"]["LIDAR_TOP"])
+        place = indexed / arrays["lidar_path"][row].decode(), arrays["sample_timestamp_us"][row]
+        ego_from_lidar = arrays["ego_from_sensor"][arrays["lidar_calibration"][row]]
+        check(lidar, *place, ego_from_lidar, arrays["global_from_lidar_ego"][row])
 
 
 def test_boxes_are_the_devkits(index, nusc):

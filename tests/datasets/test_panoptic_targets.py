@@ -8,7 +8,7 @@ import torch
 
 from bevstack.datasets.transforms import BEVRotateScaleFlip, ObjectRangeFilter, PackBEVInputs
 from bevstack.datasets.transforms.bev_targets import RasteriseBoxes, footprint_cells
-from bevstack.datasets.transforms.panoptic_targets import STUFF_PRIORITY, MakePanopticMap, thing_masks
+from bevstack.datasets.transforms.panoptic_targets import MakePanopticMap, thing_masks
 from bevstack.errors import InputError
 from bevstack.geometry import BEVGrid
 from bevstack.structures import BEVRaster
@@ -115,10 +115,3 @@ def test_what_is_missing_is_named():
         MakePanopticMap(GRID, raster="ground")(results)
     with pytest.raises(InputError, match="raster 'map' lies on .* give both the same grid"):
         MakePanopticMap(BEVGrid((30, 50)), stuff=PRIORITY)(results)
-
-
-def test_stuff_priority_names_every_map_layer():
-    # Expected: the layers of the map raster, each once.
-    from bevstack.datasets.nuscenes.taxonomy import MAP_LAYERS
-
-    assert sorted(STUFF_PRIORITY) == sorted(MAP_LAYERS)

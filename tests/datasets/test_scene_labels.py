@@ -7,6 +7,7 @@ import pytest
 from bevstack.datasets.nuscenes.dataset import NuScenesBEVDataset
 from bevstack.datasets.nuscenes.index_writer import write_index
 from bevstack.datasets.nuscenes.table_files import read_json
+from bevstack.datasets.nuscenes.taxonomy import SCENE_RULES
 from bevstack.datasets.transforms import LoadSceneLabels
 from bevstack.datasets.transforms.scene_labels import scene_conditions
 from bevstack.errors import InputError
@@ -27,7 +28,7 @@ from tests.datasets.tables import LOCATION, VERSION, build_root, write_json
     ],
 )
 def test_words(description, time, weather):
-    assert scene_conditions(description) == {"time": time, "weather": weather}
+    assert scene_conditions(description, SCENE_RULES) == {"time": time, "weather": weather}
 
 
 def test_from_the_tables_to_the_sample(tmp_path):
@@ -58,4 +59,12 @@ def test_from_the_tables_to_the_sample(tmp_path):
 
 def test_a_scene_that_is_not_described():
     with pytest.raises(InputError, match="LoadSceneLabels: description: scene scene-1 has none; .* create_data"):
-        LoadSceneLabels().transform({"scene_name": "scene-1", "location": "boston-seaport"})
+        LoadSceneLabels(SCENE_RULES).transform({"scene_name": "scene-1", "location": "boston-seaport"})
+
+
+def test_rules_of_ones_own():
+    # Expected: the first rule that is found; a task of which none is found has no label; none at all needs no words.
+    rules = {"ground": {"snow": "snow|ice", "bare": ""}, "site": {"harbour": "crane"}}
+    results = {"scene_description": "Ice between containers", "location": "yard"}
+    assert LoadSceneLabels(rules).transform(results)["scene_labels"] == {"ground": "snow", "location": "yard"}
+    assert LoadSceneLabels().transform({"location": "yard"})["scene_labels"] == {"location": "yard"}

@@ -79,7 +79,7 @@ def test_boxes_are_turned_when_asked(tiny_state, tiny_model):
         for kind in ("weight", "bias"):
             old = tiny_state[LAST_REGRESSOR.format(layer, kind)]
             expected = torch.stack([*old[:2], old[3], old[2], *old[4:6], -old[7], -old[6], *old[8:]])
-            assert torch.equal(ours[f"heads.detection.regressors.{layer}.4.{kind}"], expected)
+            assert torch.equal(ours[f"heads.detection.reg_branches.{layer}.4.{kind}"], expected)
     assert metadata["box_convention"] == "mmdet3d-1.x"
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bevstack import Moment, Motion, Predictor, Rig, Sweeps, load_model
-from bevstack.datasets.nuscenes.can_bus import CorrectedCanBus
+from bevstack.datasets.ego_state import CorrectedCanBus
 from bevstack.engine.image_steps import ImageSteps
 from bevstack.engine.inference import can_bus_vector, ego_state
 from bevstack.errors import InputError

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -192,7 +191,6 @@ def toy_config(work_dir: Path, **changes) -> Config:
     cfg = Config(
         {
             "default_scope": "bevstack",
-            "experiment_name": f"toy-{uuid.uuid4().hex}",
             "work_dir": str(work_dir),
             "model": {"type": "ToyModel"},
             "train_dataloader": loader,
@@ -214,7 +212,8 @@ def toy_config(work_dir: Path, **changes) -> Config:
             "custom_hooks": [{"type": "EMAHook", "momentum": 0.1}],
             "randomness": {"seed": 3},
             "log_level": "WARNING",
-        }
+        },
+        format_python_code=False,
     )
     cfg.merge_from_dict({key.replace("__", "."): value for key, value in changes.items()})
     return cfg

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ import torch
 from rich.console import Console
 
 from bevstack.errors import InputError
-from bevstack.evaluation.report import atomic_text, print_table, write_metrics
+from bevstack.evaluation.report import print_table, write_metrics
 
 
 def test_file_is_flat_sorted_plain(tmp_path):
@@ -23,16 +22,6 @@ def test_file_is_flat_sorted_plain(tmp_path):
     text = (tmp_path / "deep" / "metrics.json").read_text()
     pairs = json.loads(text, object_pairs_hook=list)
     assert pairs == [("AVE/barrier", None), ("NDS", 0.25), ("gt/car", 3.0), ("mAP", 0.5), ("x", None)]
-
-
-def test_failed_write_keeps_the_old_file(tmp_path):
-    path = tmp_path / "metrics.json"
-    write_metrics(path, {"a": 1})
-    with pytest.raises(RuntimeError, match="half way"), atomic_text(path) as file:
-        file.write("half")
-        raise RuntimeError("half way")
-    assert json.loads(path.read_text()) == {"a": 1.0}
-    assert os.listdir(tmp_path) == ["metrics.json"]
 
 
 def test_unwritable_place_is_one_line(tmp_path):

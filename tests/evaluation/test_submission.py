@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from mmdet3d.structures import LiDARInstance3DBoxes
 from pyquaternion import Quaternion
 
 from bevstack.errors import InputError
@@ -14,10 +16,12 @@ from bevstack.evaluation.submission import (
     ATTRIBUTES,
     DETECTION_CLASSES,
     default_attribute,
-    global_boxes,
     read_submission,
+    submitted_boxes,
     write_submission,
 )
+from bevstack.geometry.boxes3d import oriented_boxes
+from bevstack.structures.poses import boxes_in_global, global_from_augmented
 
 TILTED = Quaternion(axis=[0.1, -0.05, 1.0], angle=2.0).transformation_matrix
 TILTED[:3, 3] = [600.0, 1600.0, 2.0]
@@ -29,6 +33,13 @@ BOXES = np.array(
     ]
 )
 SCORES, NAMES = np.array([0.9, 0.4, 0.2]), ("car", "pedestrian", "bus")
+
+
+def global_boxes(token, boxes, scores, names, global_from_bev, augmented_from_bev=None):
+    """The way of a sample's boxes into a submission."""
+    sample = {"token": token, "global_from_bev": global_from_bev, "augmented_from_bev": augmented_from_bev}
+    moved = oriented_boxes(global_from_augmented(sample), torch.from_numpy(boxes))  # mmdet3d's boxes are float32
+    return submitted_boxes(token, moved, scores, names)
 
 
 def test_box_lies_where_its_matrix_puts_it():
@@ -65,6 +76,15 @@ def test_augmentation_is_undone(flip):
     for turned, straight in zip(answer.rotation, expected.rotation, strict=True):
         assert Quaternion.absolute_distance(Quaternion(turned), Quaternion(straight)) < 1e-9
     assert answer.attributes == expected.attributes == ("vehicle.moving", "pedestrian.standing", "vehicle.moving")
+
+
+def test_boxes_without_velocity_stand_still():
+    # Expected: what a head that predicts no velocity can say; a number that is not finite would be refused.
+    boxes = LiDARInstance3DBoxes(torch.from_numpy(BOXES[:, :7]), box_dim=7)
+    moved = boxes_in_global({"global_from_bev": TILTED}, boxes)
+    assert moved.velocities.isnan().all()
+    answer = submitted_boxes("t", moved, SCORES, NAMES, with_velocity=False)
+    assert (answer.velocity == 0).all() and answer.attributes[0] == "vehicle.parked"
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from bevstack.datasets.nuscenes.index_writer import write_index
 from bevstack.errors import InputError
 from bevstack.experiments import compare
+from tests.datasets.tables import VERSION, build_root
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = """
@@ -294,3 +296,13 @@ def test_operators_are_counted_whatever_module_they_stand_in():
 
     expected = 16 * 5 * 27 + 2 * 16 * 16 * 5 + 16 * 2 * 9
     assert count_operators(Mixed().to("meta"), torch.empty(1, 3, 4, 4, device="meta")) == expected
+
+
+def test_scenes_are_counted_by_the_datasets(tmp_path):
+    # Expected: the tiny root's two scenes of four and three samples.
+    root = build_root(tmp_path / "root")
+    write_index(root, VERSION, maps=False, progress=lambda line: None)
+    dataset = dict(type="NuScenesBEVDataset", data_root=str(root), version=VERSION, pipeline=[dict(type="Nothing")])
+    train = dict(dataset=dict(dataset, split="all"))
+    config = Config(dict(train_dataloader=train, test_dataloader=dict(dataset=dict(dataset, split="tiny_val"))))
+    assert compare.scenes_of(config) == "trained on 2 scenes (7 samples), scored on 1 scenes (3 samples)"

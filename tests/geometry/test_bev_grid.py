@@ -11,7 +11,7 @@ GRIDS = pytest.mark.parametrize("grid", [SQUARE, WIDE], ids=["square", "wide"])
 
 
 def test_cells_of_the_reference():
-    # docs/reference.md section 5, tiny: 50 cells over 102.4 m are 2.048 m each.
+    # docs/reference.md 5, tiny: 50 cells over 102.4 m are 2.048 m each.
     assert SQUARE.cell_m == pytest.approx((2.048, 2.048)) and SQUARE.num_cells == 2500
     assert WIDE.cell_m == pytest.approx((1.0, 1.0)) and WIDE.size_m == (80.0, 30.0)
 
@@ -60,7 +60,7 @@ def test_pillar_points_are_centres_at_every_height(grid):
 
 @GRIDS
 def test_reference_points_are_row_major_fractions(grid):
-    # docs/reference.md 4.5: x = (c + .5) / W, y = (r + .5) / H, index = r * W + c.
+    # docs/reference.md 4.5, get_reference_points, Frames: x = (c + .5) / W, y = (r + .5) / H, index = r * W + c.
     rows, columns = grid.shape
     reference = grid.reference_points()
     for row, column in [(0, 0), (3, 7), (rows - 1, columns - 1)]:

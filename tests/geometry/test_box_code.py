@@ -31,3 +31,10 @@ def test_unknown_velocity_stays_unknown_and_no_boxes_are_fine():
     assert encode_boxes(box)[0].isnan().tolist() == [False] * 8 + [True] * 2
     assert encode_boxes(torch.zeros(0, 9)).shape == (0, 10)
     assert decode_boxes(torch.zeros(0, 10)).shape == (0, 9)
+
+
+def test_a_box_without_extent_has_a_finite_code():
+    # Closed form: the logarithm of a millimetre.
+    flat = BOX[:1] * torch.tensor([1, 1, 1, 0, 1, 1, 1, 1, 1.0])
+    torch.testing.assert_close(encode_boxes(flat)[0, 2].item(), math.log(1e-3))
+    torch.testing.assert_close(encode_boxes(flat)[0, 3:], encode_boxes(BOX)[0, 3:])

@@ -6,15 +6,22 @@ import pytest
 import torch
 
 from bevstack.geometry.boxes3d import (
+    EDGES,
+    FRONT_FACE,
+    LOWER_FACE,
     box_corners,
     box_footprints,
     gravity_centers,
+    oriented_boxes,
     points_in_footprint,
     transform_boxes,
 )
+from bevstack.geometry.keypoints import KEYPOINT_NAMES, pose_keypoints
 from bevstack.structures.boxes import box_tensor, lidar_boxes
 
 BOX = torch.tensor([10.0, 20.0, -1.0, 4.0, 2.0, 1.5, math.pi / 6, 3.0, -1.0], dtype=torch.float64)
+
+CORNER_NAMES = ("front_left", "front_right", "rear_right", "rear_left")
 
 
 def random_boxes(count, seed=0):
@@ -43,18 +50,37 @@ def test_front_right_corner_of_a_turned_box():
     torch.testing.assert_close(box_footprints(BOX)[1], expected)
 
 
-def test_footprint_is_counter_clockwise_with_the_area_of_the_box():
+def test_footprint_is_clockwise_with_the_area_of_the_box():
     boxes = random_boxes(20)
     x, y = box_footprints(boxes).unbind(-1)
     shoelace = (x * y.roll(-1, 1) - x.roll(-1, 1) * y).sum(1) / 2
-    torch.testing.assert_close(shoelace, boxes[:, 3] * boxes[:, 4])  # positive: counter-clockwise
+    torch.testing.assert_close(shoelace, -boxes[:, 3] * boxes[:, 4])  # negative: clockwise
 
 
 def test_corners_and_centre_are_those_of_mmdet3d():
+    # mmdet3d's own order: rear right, rear left (bottom, top; top, bottom), then the same in front.
     boxes = random_boxes(20).float()
     theirs = lidar_boxes(boxes)
-    torch.testing.assert_close(box_corners(boxes), theirs.corners, atol=1e-4, rtol=0)
+    order = [7, 4, 0, 3, 6, 5, 1, 2]
+    torch.testing.assert_close(box_corners(boxes), theirs.corners[:, order], atol=1e-4, rtol=0)
     torch.testing.assert_close(gravity_centers(boxes), theirs.gravity_center)
+
+
+def test_edges_and_faces_name_the_corners():
+    # Closed form, a box along x: four edges along each side's direction; the front is where x is largest, the lower
+    # face at the box's own height; the order is that of the keypoints.
+    corners = box_corners(torch.tensor([0.0, 0.0, -1.0, 4.0, 2.0, 1.5, 0.0, 0.0, 0.0]))
+    directions = torch.stack([(corners[b] - corners[a]).abs() for a, b in EDGES])
+    for length, axis in ((4.0, 0), (2.0, 1), (1.5, 2)):
+        expected = torch.zeros(3)
+        expected[axis] = length
+        assert (directions == expected).all(-1).sum() == 4
+    assert len({frozenset(edge) for edge in EDGES}) == 12
+    assert (corners[list(FRONT_FACE), 0] == 2.0).all() and (corners[LOWER_FACE, 2] == -1.0).all()
+    around = torch.cat([corners[list(FRONT_FACE)], corners[list(FRONT_FACE[:1])]]).diff(dim=0)
+    assert (around != 0).sum(-1).tolist() == [1] * 4  # each step runs along an edge
+    keypoints = pose_keypoints(torch.tensor([0.0, 0.0, 4.0, 2.0, 0.0]))
+    assert torch.equal(corners[LOWER_FACE, :2], keypoints[[KEYPOINT_NAMES.index(name) for name in CORNER_NAMES]])
 
 
 def test_points_in_footprint_are_local_coordinates_within_half_sizes():
@@ -105,6 +131,36 @@ def test_mirrored_yaw_in_closed_form(mirror, yaw_of):
     moved = transform_boxes(similarity(0.0, 1.0, mirror == "x", mirror == "y"), BOX.unsqueeze(0))
     difference = moved[0, 6] - yaw_of(float(BOX[6]))
     assert abs(math.remainder(float(difference), 2 * math.pi)) < 1e-12
+
+
+@pytest.mark.parametrize("mirror_x", [False, True])
+def test_leaning_boxes_have_the_corners_that_the_matrix_gives(mirror_x):
+    # Expected: every corner of the box through a matrix that tilts, scales and mirrors; the corners of the answer are
+    # its centre plus half its sizes along the columns of its rotation, which is a rotation and no reflection.
+    boxes = random_boxes(30)
+    tilt = torch.linalg.matrix_exp(torch.tensor([[0, -0.3, 0.2], [0.3, 0, 0.1], [-0.2, -0.1, 0]], dtype=torch.float64))
+    move = similarity(0.7, 1.3, mirror_x, False, (300.0, -2.0, 0.5))
+    move[:3, :3] = tilt @ move[:3, :3]
+    moved = oriented_boxes(move, boxes)
+    corners = box_corners(boxes) @ move[:3, :3].T + move[:3, 3]
+    signs = torch.tensor([[a, b, c] for a in (-0.5, 0.5) for b in (-0.5, 0.5) for c in (-0.5, 0.5)]).double()
+    offsets = (signs * moved.sizes.unsqueeze(1)) @ moved.rotations.transpose(1, 2)
+    nearest = torch.cdist(moved.centers.unsqueeze(1) + offsets, corners).amin(-1)
+    torch.testing.assert_close(nearest, torch.zeros_like(nearest), atol=1e-9, rtol=0)
+    torch.testing.assert_close(torch.linalg.det(moved.rotations), torch.ones(30, dtype=torch.float64))
+    ahead = torch.stack([boxes[:, 6].cos(), boxes[:, 6].sin(), torch.zeros(30)], -1) @ move[:3, :3].T / 1.3
+    torch.testing.assert_close(moved.rotations[..., 0], ahead)
+    still = torch.cat([boxes[:, 7:], torch.zeros(30, 1)], dim=1) @ move[:3, :3].T
+    torch.testing.assert_close(moved.velocities, still[:, :2])
+
+
+def test_leaning_boxes_made_upright_are_the_boxes_moved():
+    # Expected: transform_boxes, of which oriented_boxes is the other half; by a slightly tilted matrix, too.
+    boxes, move = random_boxes(20), similarity(-2.0, 0.9, True, False, (1.0, 2.0, 3.0))
+    tilt = torch.tensor([[0, 0, 0.02], [0, 0, -0.01], [-0.02, 0.01, 0]], dtype=torch.float64)
+    move[:3, :3] = torch.linalg.matrix_exp(tilt) @ move[:3, :3]
+    torch.testing.assert_close(oriented_boxes(move, boxes).upright(), transform_boxes(move, boxes))
+    assert oriented_boxes(move, boxes[:0]).upright().shape == (0, 9)
 
 
 def test_moving_there_and_back():

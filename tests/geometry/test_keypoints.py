@@ -46,10 +46,10 @@ def test_a_box_that_looks_to_the_left_of_the_picture():
 
 
 def test_corners_are_the_footprint():
-    # Expected: the corners of box_footprints, which start at the rear right and turn counter-clockwise.
+    # Expected: the corners of box_footprints, whose order is that of the keypoints' names.
     poses = random_poses()
     boxes = torch.cat([poses[:, :2], torch.zeros(50, 1), poses[:, 2:4], torch.ones(50, 1), poses[:, 4:]], dim=1)
-    order = [KEYPOINT_NAMES.index(name) for name in ("rear_right", "front_right", "front_left", "rear_left")]
+    order = [KEYPOINT_NAMES.index(name) for name in ("front_left", "front_right", "rear_right", "rear_left")]
     torch.testing.assert_close(box_keypoints(boxes)[:, order, :2], box_footprints(boxes))
     torch.testing.assert_close(box_poses(boxes), poses)
 

@@ -9,6 +9,7 @@ from bevstack.geometry import (
     apply_transform,
     invert_rigid,
     invert_se2,
+    matrix_to_quaternion,
     quaternion_to_matrix,
     rigid_transform,
     se2_from_rigid,
@@ -66,6 +67,21 @@ def test_quaternions_against_rotations_by_hand():
     torch.testing.assert_close(matrix, turn(math.pi / 3))
     about_x = torch.tensor([2.0, 2.0, 0.0, 0.0], dtype=torch.float64)  # 90 degrees about x, not of unit length
     torch.testing.assert_close(quaternion_to_matrix(about_x), turn(0, roll=math.pi / 2))
+    torch.testing.assert_close(matrix_to_quaternion(turn(0, roll=math.pi / 2)), about_x / math.sqrt(8))
+
+
+def test_quaternions_of_matrices():
+    # Expected: the quaternion that the matrix was made of, its first number not negative; half turns about each axis,
+    # at which one of the four numbers alone is large, among them.
+    generator = torch.Generator().manual_seed(0)
+    quaternions = torch.randn(200, 4, generator=generator, dtype=torch.float64)
+    quaternions = torch.cat([quaternions, torch.eye(4).double(), torch.tensor([[1e-9, 1, 1, 0], [1, 0, 1e-9, 0]])])
+    quaternions = torch.nn.functional.normalize(quaternions, dim=-1)
+    quaternions = torch.where(quaternions[:, :1] < 0, -quaternions, quaternions)
+    answer = matrix_to_quaternion(quaternion_to_matrix(quaternions).unflatten(0, (2, 103)))
+    assert answer.shape == (2, 103, 4)
+    torch.testing.assert_close(answer.flatten(0, 1), quaternions, atol=1e-12, rtol=0)
+    assert matrix_to_quaternion(torch.full((3, 3), torch.nan)).isnan().all()
 
 
 @pytest.mark.parametrize("mirrored", [False, True])

@@ -23,14 +23,17 @@ TOOLS = {"tools/train.py": train_tool, "tools/test.py": test_tool, "tools/visual
 
 
 class Page:
-    """A page of docs/.
+    """A page of docs/, or the part of it between the headings ``start`` and ``end`` (whole lines).
 
     ``files``: what follows a line that ends in the file's name, by name; ``commands``: the lines that call Python on a
     tool, split; ``mistakes``: rows of the table (mistake, what the tool says, "..." standing for anything).
     """
 
-    def __init__(self, name: str) -> None:
-        self.text = (REPOSITORY / "docs" / name).read_text()
+    def __init__(self, name: str, start: str = "", end: str = "") -> None:
+        text = (REPOSITORY / "docs" / name).read_text()
+        assert all(f"\n{heading}\n" in text for heading in (start, end) if heading), (start, end)
+        text = text.partition(f"\n{start}\n")[2] if start else text
+        self.text = text.partition(f"\n{end}\n")[0] if end else text
         fenced = re.findall(r"`([\w./]+/[\w./]+)`[^\n]*\n\n```\w+\n(.*?)^```", self.text, re.DOTALL | re.MULTILINE)
         self.files = dict(fenced)
         self.commands = [shlex.split(line) for line in re.findall(r"^python (tools/.*)$", self.text, re.MULTILINE)]

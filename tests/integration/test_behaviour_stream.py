@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from bevstack.datasets import NuScenesBEVDataset
 from bevstack.datasets.nuscenes.create_data import create_nuscenes
+from bevstack.datasets.nuscenes.dataset import NuScenesBEVDataset
 from bevstack.engine.streaming import Streams
 from bevstack.evaluation import BehaviourMetric
 from bevstack.registry import MODELS

@@ -1,4 +1,4 @@
-"""``docs/custom_dataset.md`` does what it says: its yard is made, indexed, learned from, scored and drawn."""
+"""``docs/custom_dataset.md``, first half: its yard in nuScenes format is made, indexed, learned, scored, drawn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bevstack.registry import MODELS
 from tests.integration.conftest import made_once, run_command
 from tests.integration.pages import Page, assert_nothing_is_left, assert_one_line, follow, logs_of, run
 
-PAGE = Page("custom_dataset.md")
+PAGE = Page("custom_dataset.md", end="# A format of your own")
 CLASSES = ("forklift", "container", "person")
 FRAMES = 4
 
@@ -114,6 +114,7 @@ def test_mistakes_give_one_line(yard, tmp_path, capfd, mistake, said):
         grid=head_grid,
         name="obstacles",
         layers=dict(big=("forklift", "container"), people=("person",)),
+        mark_centers=True,  # a person may be smaller than a cell, and cover no cell's centre
 ''', '''        type="LoadBEVMap", grid=head_grid
 '''),
         "`NuScenesDetectionMetric` on these classes": (

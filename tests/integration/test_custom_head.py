@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -48,16 +49,16 @@ def test_the_page_is_complete():
 
 
 def remember_pictures(monkeypatch, pictures: list[np.ndarray]) -> None:
-    """Keep what the head paints."""
+    """Keep what the painter paints."""
     import crowd_density
 
-    paint = crowd_density.CrowdDensityHead.paint
+    paint = crowd_density.CrowdDensityPainter.paint
 
-    def remembered(self, sample) -> np.ndarray:
-        pictures.append(paint(self, sample))
+    def remembered(self, sample, window) -> np.ndarray:
+        pictures.append(paint(self, sample, window))
         return pictures[-1]
 
-    monkeypatch.setattr(crowd_density.CrowdDensityHead, "paint", remembered)
+    monkeypatch.setattr(crowd_density.CrowdDensityPainter, "paint", remembered)
 
 
 def test_it_trains_is_scored_and_drawn(crowd, tmp_path, monkeypatch):
@@ -70,7 +71,7 @@ def test_it_trains_is_scored_and_drawn(crowd, tmp_path, monkeypatch):
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["crowd/count_error"] >= 0 and "NDS" in metrics and "iou/vehicle" in metrics
 
-    # Each picture shows the head's own panel: much of the colour that fills most of what the head painted.
+    # Each picture shows the painter's own panel: much of the colour that fills most of what it painted.
     files = sorted((tmp_path / "vis").glob("*/*.png"))
     assert len(files) == len(pictures) == VAL_SCENES * FRAMES
     for file, picture in zip(files, pictures, strict=True):
@@ -184,7 +185,8 @@ def test_mistakes_give_one_line(crowd, tmp_path, monkeypatch, capfd, mistake, sa
 def test_the_tools_run_with_the_package_on_the_python_path(crowd, tmp_path):
     # A real process, as a user starts it, finds the package and says in one line what is wrong with the config.
     command = [sys.executable, "tools/train.py", str(crowd), "--cfg-options"]
-    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(crowd).parents[1] / "installed")}
+    path = os.pathsep.join([str(Path(crowd).parents[1] / "installed"), str(REPOSITORY)])
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": path}
     done = run_captured([*command, "model.heads.crowd.type=CrowdDensityHed"], 300, cwd=REPOSITORY, env=environment)
     assert done.returncode == 2 and "did you mean 'CrowdDensityHead'?" in done.stderr
     assert done.stderr.count("\n") == 1 and done.stdout == ""

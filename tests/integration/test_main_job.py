@@ -75,7 +75,7 @@ def test_scoring(trained, tmp_path):
     boxes, meta = load_prediction(str(tmp_path / "results_nusc.json"), 500, DetectionBox)
     assert sorted(boxes.sample_tokens) == sorted(val_tokens(trained))
     assert meta["use_camera"] and not meta["use_lidar"]
-    assert not list(tmp_path.glob("*.tmp")) and (trained.work_dir / "metrics.json").exists() is False
+    assert not list(tmp_path.glob("*.tmp*")) and (trained.work_dir / "metrics.json").exists() is False
 
 
 def test_pictures(trained, tmp_path):

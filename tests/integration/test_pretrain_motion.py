@@ -13,9 +13,9 @@ from bevstack.engine.config import load_config
 from bevstack.errors import InputError
 from bevstack.experiments.moving_patches import MovingPatches
 from bevstack.experiments.pretrain_motion import MotionReader, evaluate, learn, main, motion_colors, started_model
+from bevstack.images import read_image
 from bevstack.models.backbones.slowfast import SlowFast
 from bevstack.models.backbones.slowfast_swin import SlowFastSwin
-from bevstack.visualization.files import read_image
 
 SWIN_SIZES = dict(embed_dim=16, depths=(1, 1), num_heads=(1, 2), window_size=4, beta=1 / 4, out_indices=(0, 1))
 SWIN = dict(type="SlowFastSwin", **SWIN_SIZES)

@@ -24,8 +24,8 @@ def frames(tmp_path_factory):
     """The three frames as the pipeline delivers them, oldest first: BEV images of the ground and the motion between."""
     if not ROOT.is_dir():
         pytest.skip(f"no real frames at {ROOT}: set BEVSTACK_REALDATA")
-    from bevstack.datasets import NuScenesBEVDataset
     from bevstack.datasets.nuscenes.create_data import create_nuscenes
+    from bevstack.datasets.nuscenes.dataset import NuScenesBEVDataset
     from bevstack.models.preprocessor import BEVPreprocessor
 
     index = tmp_path_factory.mktemp("index")

@@ -266,10 +266,11 @@ def test_gradnorm_moves_with_the_accumulated_passes():
         (lambda: FixedWeights({"lossy": 1.0}), "cannot be named 'lossy'"),
         (lambda: DynamicWeightAverage(TWO, window=0), "window and temperature must be positive, not 0 and 2.0"),
         (lambda: GradNorm(TWO, interval=0), "must be positive, not 10, 0 and 0.025"),
+        (lambda: GradNorm(TWO, initial_steps=1)(TwoTasks().losses(torch.randn(8, 4))), "needs a weight that the heads"),
         (lambda: shared_weight_name(TwoTasks(), (), "trunc.weight"), "'trunc.weight'; did you mean 'trunk.weight'?"),
         (lambda: shared_weight_name(TwoTasks().requires_grad_(False), ("trunk",)), "but none of trunk is trained"),
     ],
-    ids=["name", "window", "interval", "pattern", "frozen"],
+    ids=["name", "window", "interval", "no weight", "pattern", "frozen"],
 )  # fmt: skip
 def test_mistakes_are_told(make, said):
     with pytest.raises(ValueError) as caught:

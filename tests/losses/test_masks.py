@@ -8,7 +8,6 @@ import torch
 from bevstack.losses.dense import binary_focal_loss, dice_loss
 from bevstack.losses.masks import (
     mask_dice_cost,
-    mask_dice_loss,
     mask_focal_cost,
     mask_focal_loss,
     no_object_cross_entropy,
@@ -42,7 +41,7 @@ def test_a_cell_of_weight_two_counts_as_two_cells():
     logits, masks = LOGITS[0, :4], MASKS.float()
     longer = [values.repeat_interleave(repeats, -1) for values in (logits, masks)]
     torch.testing.assert_close(mask_focal_loss(logits, masks, weights), binary_focal_loss(*longer).mean(-1))
-    torch.testing.assert_close(mask_dice_loss(logits, masks, weights), dice_loss(*longer))
+    torch.testing.assert_close(dice_loss(logits, masks, weights), dice_loss(*longer))
     for cost in (mask_focal_cost, mask_dice_cost):
         torch.testing.assert_close(cost(logits, masks, weights), cost(*longer, torch.ones(60)))
 
@@ -91,7 +90,7 @@ def test_terms_of_the_matcher():
 def test_autocast_changes_nothing():
     # Expected: the same numbers, float32, as without autocast: a sum over 40 000 cells needs them.
     logits, masks = LOGITS[0, :4], MASKS.float()
-    calls = [lambda f=f: f(logits, masks, ONES) for f in (mask_focal_loss, mask_dice_loss, mask_focal_cost)]
+    calls = [lambda f=f: f(logits, masks, ONES) for f in (mask_focal_loss, dice_loss, mask_focal_cost)]
     calls.append(lambda: mask_dice_cost(logits, masks, ONES))
     exact = [call() for call in calls]
     with torch.autocast("cpu", torch.bfloat16):

@@ -48,7 +48,8 @@ def decoded(head: DenseDetectionHead, raw: dict[str, Tensor]) -> InstanceData:
 @pytest.mark.parametrize("reach", [0, 1, 2])
 def test_the_cells_around_a_centre_share_its_box(reach):
     # Closed form: the centre (3.3, 4.4) m lies in column (3.3 + 16) / 2 = 9.65, row (4.4 + 8) / 2 = 6.2.
-    _, cells, codes, shares = head_of(box_reach_cells=reach).targets(instances_of(NEAR), torch.device("cpu"))
+    head = head_of(criterion=dict(reach_cells=reach))
+    _, cells, codes, shares = head.targets(instances_of(NEAR), torch.device("cpu"))
     around = range(-reach, reach + 1)
     assert sorted(cells.tolist()) == sorted((6 + r) * 16 + 9 + c for r in around for c in around)
     torch.testing.assert_close(shares.sum(), torch.tensor(1.0))
@@ -98,6 +99,6 @@ def test_outside_the_grid_nothing_is_asked():
     assert heatmap.sum() == 0 and len(cells) == len(codes) == len(shares) == 0
 
 
-def test_subcells_must_divide_the_grid():
+def test_upscale_must_divide_the_grid():
     with pytest.raises(ValueError, match="12 x 16 cells do not divide by 5"):
-        head_of(subcells=5)
+        head_of(upscale=5)

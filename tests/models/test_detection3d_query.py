@@ -19,9 +19,10 @@ GRID = BEVGrid((6, 10), (-20.0, 30.0), (-15.0, 15.0), (-3.0, 3.0))
 CLASSES = ("car", "bus", "pedestrian")
 
 
-def _head(**changes):
+def _head(num_layers=2, **changes):
     torch.manual_seed(0)
-    sizes = dict(in_channels=16, num_queries=7, layers=2, heads=4, hidden=24, dropout=0.0)
+    decoder = dict(num_layers=num_layers, num_heads=4, feed_forward_channels=24, dropout=0.0)
+    sizes = dict(in_channels=16, num_queries=7, decoder=decoder)
     return QueryDetectionHead(**{**sizes, "grid": GRID, "classes": CLASSES, **changes})
 
 
@@ -57,19 +58,20 @@ def test_shapes_and_layout_of_the_raw_output():
 
 def test_untrained_probabilities_are_the_prior():
     head = _head(prior_probability=0.03)
-    for classifier in head.classifiers:
-        nn.init.zeros_(classifier[-1].weight)
+    for branch in head.cls_branches:
+        nn.init.zeros_(branch[-1].weight)
     torch.testing.assert_close(head(_bev())["logits"].sigmoid(), torch.full((2, 2, 7, 3), 0.03))
 
 
 def test_references_are_refined_layer_by_layer():
-    # With branches that always say u, layer k's centre is sigmoid(logit(reference) + (k + 1) u): docs/reference.md 4.6.
-    head = _head(layers=3)
+    # With branches that always say u, layer k's centre is sigmoid(logit(reference) + (k + 1) u).
+    # docs/reference.md 4.6, Refinement
+    head = _head(num_layers=3)
     u = torch.tensor([0.4, -0.2, 0.0, 0.0, 0.1, 0.0, 0.0, 1.0, 0.0, 0.0])
-    for regressor in head.regressors:
-        nn.init.zeros_(regressor[-1].weight)
-        regressor[-1].bias.data.copy_(u)
-    start = head.reference(head.query_positions.weight).sigmoid().logit()
+    for branch in head.reg_branches:
+        nn.init.zeros_(branch[-1].weight)
+        branch[-1].bias.data.copy_(u)
+    start = head.reference_points(head.query_positions.weight).sigmoid().logit()
     boxes = head(_bev(1))["boxes"][:, 0]
     for layer in range(3):
         fraction = (start + (layer + 1) * u[[0, 1, 4]]).sigmoid()
@@ -121,7 +123,7 @@ def test_unknown_velocity_takes_out_that_value_or_the_row():
     unknown[0][1, 7:] = math.nan
     weights = torch.tensor([1.0] * 8 + [0.2] * 2)
     for mode, dims in (("value", 8), ("row", 0)):
-        head = _head(unknown_targets=mode)
+        head = _head(criterion=dict(unknown_targets=mode))
         full, partial = (head.loss_of_boxes(raw, gt, labels) for gt in (boxes, unknown))
         query = (head.match(raw, boxes, labels)[0, -1] == 1).nonzero().item()
         difference = (raw["boxes"][-1, 0, query] - encode_boxes(boxes[0])[1]).abs() * weights
@@ -175,24 +177,25 @@ def test_a_larger_bev_shows_the_same_places():
 
 
 def test_decode_keeps_the_best_pairs_of_query_and_class():
-    head = _head(max_num=4, post_center_range_m=None)
+    head = _head(decoding=dict(max_num=4, post_center_range_m=None))
     logits = torch.tensor([[2.0, -1.0, 1.0], [0.0, 3.0, -2.0]])
     codes = torch.zeros(2, 10)
     codes[1, 0], codes[:, 7] = 5.0, 1.0
     boxes, scores, labels = head.decode(logits, codes)
-    assert labels.tolist() == [1, 0, 2, 0]
+    assert labels.tolist() == [1, 0, 2, 0] and (boxes[:, 2] == -0.5).all()  # a metre high, the centre at 0
     torch.testing.assert_close(scores, torch.tensor([3.0, 2.0, 1.0, 0.0]).sigmoid())
     assert boxes[:, 0].tolist() == [5.0, 0.0, 0.0, 5.0] and (boxes[:, 3:6] == 1).all() and (boxes[:, 6] == 0).all()
-    assert len(_head(max_num=300, post_center_range_m=None).decode(logits, codes)[0]) == 6
+    assert len(_head(decoding=dict(post_center_range_m=None)).decode(logits, codes)[0]) == 6
 
 
 def test_decode_filters_centres_before_they_sink_to_the_bottom():
-    head = _head(post_center_range_m=(-10, -10, -1, 10, 10, 1))
+    head = _head(decoding=dict(post_center_range_m=(-10, -10, -1, 10, 10, 1)))
     codes = torch.zeros(3, 10)
     codes[:, 5] = math.log(4.0)  # bottom at -2, outside; centre at 0, inside
     codes[1, 4], codes[2, 1] = 1.5, -10.0
     boxes, _, _ = head.decode(torch.zeros(3, 3), codes)
     assert sorted(boxes[:, 1].tolist()) == [-10.0] * 3 + [0.0] * 3
+    torch.testing.assert_close(boxes[:, 2], torch.full((6,), -2.0))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +204,7 @@ def test_decode_filters_centres_before_they_sink_to_the_bottom():
 )
 def test_score_threshold_gives_way_by_tenths(threshold, best, kept):
     # 0.5 * 0.9 = 0.45 lets 0.46 pass alone; 0.4 and 0.37 wait for 0.364; below 0.01 all pass.
-    head = _head(score_threshold=threshold, post_center_range_m=None, classes=("thing",))
+    head = _head(decoding=dict(score_threshold=threshold, post_center_range_m=None), classes=("thing",))
     logits = torch.tensor([best, best - 0.03 if best == 0.4 else best / 3, best / 4]).logit().unsqueeze(1)
     assert len(head.decode(logits, torch.zeros(3, 10))[1]) == kept
 
@@ -226,7 +229,7 @@ def test_autocast_keeps_places_in_full_precision():
 
 
 def test_a_few_steps_find_the_boxes():
-    head = _head(layers=2, max_num=2)
+    head = _head(decoding=dict(max_num=2))
     bev, samples = _bev(1), [_sample(BOXES, [0, 2])]
     optimizer = torch.optim.AdamW(head.parameters(), lr=5e-3)
     for _ in range(150):
@@ -242,15 +245,18 @@ def test_a_few_steps_find_the_boxes():
 
 def test_built_from_a_config_and_mistakes_are_named():
     config = dict(
-        type="QueryDetectionHead", in_channels=16, grid=dict(shape=(6, 10)), classes=CLASSES, heads=4, layers=1
+        type="QueryDetectionHead", in_channels=16, grid=dict(shape=(6, 10)), classes=CLASSES, decoder=dict(num_layers=1)
     )
     assert isinstance(MODELS.build(config), QueryDetectionHead)
     for change, words in (
-        (dict(code_weights=[1.0]), "code_weights"),
-        (dict(unknown_targets="all"), "unknown_targets"),
-        (dict(post_center_range_m=[1.0]), "post_center_range_m"),
-        (dict(heads=5), "heads"),
-        (dict(head_width="wide"), "head_width"),
+        (dict(criterion=dict(code_weights=[1.0])), "code_weights: 1 values"),
+        (dict(criterion=dict(unknown_targets="all")), "unknown_targets: 'all' is none of value, row"),
+        (dict(criterion=dict(code_weight=[1.0])), "criterion: unknown key 'code_weight'; did you mean 'code_weights'"),
+        (dict(decoding=dict(post_center_range_m=[1.0])), "post_center_range_m: 1 values"),
+        (dict(decoding=300), "decoding: 300 must be a dict of BoxDecoding's values"),
+        (dict(decoder=dict(num_heads=5)), "num_heads: 16 channels"),
+        (dict(decoder=dict(head_width="wide")), "head_width"),
+        (dict(decoder=dict(layers=6)), "decoder: unknown key 'layers'; did you mean 'num_layers'"),
     ):
         with pytest.raises(ValueError, match=words):
             QueryDetectionHead(**{**{key: value for key, value in config.items() if key != "type"}, **change})
@@ -259,10 +265,10 @@ def test_built_from_a_config_and_mistakes_are_named():
 def test_split_self_attention_is_torchs():
     torch.manual_seed(0)
     ours, theirs = MultiHeadSelfAttention(12, 3), nn.MultiheadAttention(12, 3, batch_first=True)
-    theirs.in_proj_weight.data = torch.cat([ours.query_key.weight, ours.value.weight])
+    theirs.in_proj_weight.data = torch.cat([ours.query_key_proj.weight, ours.value_proj.weight])
     theirs.in_proj_bias.data = torch.randn(36)
-    ours.query_key.bias.data, ours.value.bias.data = theirs.in_proj_bias.data.split([24, 12])
-    theirs.out_proj.weight.data, theirs.out_proj.bias.data = ours.output.weight.data, ours.output.bias.data
+    ours.query_key_proj.bias.data, ours.value_proj.bias.data = theirs.in_proj_bias.data.split([24, 12])
+    theirs.out_proj.weight.data, theirs.out_proj.bias.data = ours.output_proj.weight.data, ours.output_proj.bias.data
     queries, positions = torch.randn(2, 5, 12), torch.randn(2, 5, 12)
     expected = theirs(queries + positions, queries + positions, queries)[0]
     torch.testing.assert_close(ours(queries, positions), expected)
@@ -276,18 +282,18 @@ def test_replicated_self_attention_is_its_formula():
     heads = []
     for head in range(2):
         rows = slice(6 * head, 6 * head + 6)
-        query = asked @ layer.query_key.weight[:12][rows].T + layer.query_key.bias[:12][rows]
-        key = asked @ layer.query_key.weight[12:][rows].T + layer.query_key.bias[12:][rows]
-        value = queries @ layer.value.weight[rows].T + layer.value.bias[rows]
+        query = asked @ layer.query_key_proj.weight[:12][rows].T + layer.query_key_proj.bias[:12][rows]
+        key = asked @ layer.query_key_proj.weight[12:][rows].T + layer.query_key_proj.bias[12:][rows]
+        value = queries @ layer.value_proj.weight[rows].T + layer.value_proj.bias[rows]
         heads.append((query @ key.transpose(1, 2) / math.sqrt(6)).softmax(-1) @ value)
-    torch.testing.assert_close(layer(queries, positions), layer.output(torch.cat(heads, -1)))
+    torch.testing.assert_close(layer(queries, positions), layer.output_proj(torch.cat(heads, -1)))
     assert sum(p.numel() for p in layer.parameters()) == 4 * 2 * 6 * 6 + 3 * 12 + 6
 
 
 def test_cross_attention_looks_where_it_starts():
-    # Zero logits weigh all points alike; one point a head, one pixel away in its direction (docs/reference.md 4.5).
-    layer = DeformableCrossAttention(4, heads=4, points=1)
-    for linear in (layer.value, layer.output):
+    # Zero logits weigh all points alike; one point a head, one pixel off (docs/reference.md 4.5, Init).
+    layer = DeformableCrossAttention(4, num_heads=4, num_points=1)
+    for linear in (layer.value_proj, layer.output_proj):
         nn.init.eye_(linear.weight)
     tokens = torch.arange(15.0).view(1, 15, 1).expand(-1, -1, 4)
     reference = torch.tensor([[[2.5 / 5, 1.5 / 3]]])  # centre of pixel (row 1, column 2), token 7

@@ -67,7 +67,7 @@ def test_modes():
     [
         (("bev_nek",), "frozen: the model has no part 'bev_nek'; did you mean 'bev_neck'?"),
         (("heads.detektion",), "frozen: the model has no part 'heads.detektion'; did you mean 'heads.detection'?"),
-        (("temporal",), "frozen: the model has no part 'temporal'; there are backbone, balancing, bev_neck,"),
+        (("temporal",), "frozen: the model has no part 'temporal'; there are alignment, backbone, balancing,"),
     ],
     ids=["part", "head", "nothing-near"],
 )  # fmt: skip

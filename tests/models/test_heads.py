@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from contextlib import nullcontext
 from dataclasses import is_dataclass, replace
+from unittest import mock
 
 import pytest
 import torch
@@ -16,10 +18,11 @@ import bevstack.models.heads
 import bevstack.reference
 from bevstack.errors import InputError
 from bevstack.geometry import BEVGrid
-from bevstack.models.heads import BEVHead
-from bevstack.models.heads.base import resample_bev, target_raster
+from bevstack.models.heads import BEVHead, BoxHead, LabelledBoxes
+from bevstack.models.heads.base import detected_boxes, resample_bev, target_raster
+from bevstack.models.perception import raw_of
 from bevstack.registry import MODELS
-from bevstack.structures import BEVDataSample, BEVFeatures, BEVMemory, BEVRaster
+from bevstack.structures import AlignedHistory, BEVDataSample, BEVFeatures, BEVRaster
 from tests.models.scenes import CLASSES, LAYERS, labels_of, only
 
 CHANNELS = 8
@@ -27,32 +30,38 @@ BEV_GRID = BEVGrid(shape=(8, 12), x_range_m=(-24, 24), y_range_m=(-8, 24))
 SQUARE = BEVGrid(shape=(8, 8), x_range_m=(-16, 16), y_range_m=(-16, 16))
 FINER = BEVGrid(shape=(10, 20), x_range_m=(-20, 20), y_range_m=(-10, 10))  # 2 m cells, in part outside B_t
 
-_queries = dict(classes=CLASSES, num_queries=20, layers=2, heads=2, hidden=16, dropout=0.0)
+_small = dict(num_layers=2, num_heads=2, feed_forward_channels=16)
+_queries = dict(classes=CLASSES, num_queries=20, decoder=dict(_small, dropout=0.0))
 _segmentation = dict(raster="map", classes=LAYERS, channels=6)
-_behaviour = dict(classes=CLASSES, channels=8, history_channels=CHANNELS, history_grid=BEV_GRID, num_frames=3)
-_masks = dict(things=CLASSES, stuff=LAYERS[::-1], channels=8, mask_channels=6, num_queries=12, heads=2, hidden=16)
-_masks |= dict(memory_stride=2, object_threshold=0.0, overlap_threshold=0.0)
-_appearance = dict(embedding_channels=5, channels=6, history_channels=CHANNELS, history_grid=BEV_GRID)
+_behaviour = dict(classes=CLASSES, channels=8, history_channels=CHANNELS, num_frames=3)
+_masks = dict(things=CLASSES, stuff=LAYERS[::-1], channels=8, num_queries=12, pixel_decoder=dict(channels=6))
+_masks |= dict(decoding=dict(object_threshold=0.0, overlap_threshold=0.0))
+_all_peaks = dict(classes=CLASSES, channels=6, decoding=dict(score_threshold=0.0))
+_appearance = dict(embedding_channels=5, channels=6)
 HEADS = {
-    "AppearanceHead": [_appearance],
+    "AppearanceHead": [{**_appearance, "history_channels": CHANNELS}, {**_appearance, "use_history": False}],
     "BehaviourHead": [
         {**_behaviour, "on_truth": True},
         {**_behaviour, "temporal": dict(type="TrackConvolution")},
-        {**_behaviour, "temporal": dict(type="TrackTransformer", layers=1, heads=2)},
+        {**_behaviour, "temporal": dict(type="TrackTransformer", num_layers=1, num_heads=2)},
     ],
     "DenseDetectionHead": [
-        dict(classes=CLASSES, channels=6, score_threshold=0.0),
-        dict(classes=CLASSES, channels=6, score_threshold=0.0, subcells=2, box_reach_cells=0),
+        _all_peaks,
+        {**_all_peaks, "upscale": 2, "criterion": dict(reach_cells=0)},
     ],
     "QueryDetectionHead": [_queries],
     "KeypointHead": [
-        dict(classes=CLASSES, channels=6, score_threshold=0.0),
-        dict(classes=CLASSES, channels=6, score_threshold=0.0, reach_cells=0),
+        _all_peaks,
+        {**_all_peaks, "criterion": dict(reach_cells=0)},
     ],
     "MaskSegmentationHead": [
-        {**_masks, "layers": 2},
-        {**_masks, "layers": 1, "masked_attention": True},
-        {**_masks, "layers": 2, "head_width": "replicated", "sampled_cells": 40},
+        {**_masks, "decoder": dict(_small, token_stride=2)},
+        {**_masks, "decoder": dict(_small, token_stride=2, num_layers=1, masked_attention=True)},
+        {
+            **_masks,
+            "decoder": dict(_small, token_stride=2, head_width="replicated"),
+            "criterion": dict(sampled_cells=40),
+        },
     ],
     "OldBoxesDetectionHead": [_queries],
     "SceneHead": [
@@ -62,40 +71,39 @@ HEADS = {
     "SemanticSegmentationHead": [
         _segmentation,
         {**_segmentation, "resample": "logits"},
-        {**_segmentation, "subcells": 2},
-        {**_segmentation, "resample": "logits", "subcells": 2},
+        {**_segmentation, "upscale": 2},
+        {**_segmentation, "resample": "logits", "upscale": 2},
     ],
 }
-SHAPES = {  # of the raw outputs on a grid of Y x X cells for B samples, from the heads' docstrings
-    "AppearanceHead": lambda b, y, x: {
-        "field": (b, 6, y, x),
-        "history": (b, 2, CHANNELS, *BEV_GRID.shape),
-        "frame_from_bev": (b, 2, 4, 4),
-        "history_valid": (b, 2),
-    },
-    "BehaviourHead": lambda b, y, x: {
+SHAPES = {  # of what loss and predict read, on a grid of Y x X cells for B samples, from the heads' docstrings
+    "AppearanceHead": lambda b, y, x, use_history=True, **_: {"field": (b, 6, y, x)}
+    | ({"history": (b, 2, CHANNELS, y, x), "history_valid": (b, 2)} if use_history else {}),
+    "BehaviourHead": lambda b, y, x, **_: {
         "current": (b, 8, y, x),
-        "history": (b, 3, CHANNELS, *BEV_GRID.shape),
-        "frame_from_newest": (b, 3, 4, 4),
+        "history": (b, 3, CHANNELS, y, x),
         "valid": (b, 3),
         "seconds": (b, 3),
     },
-    "DenseDetectionHead": lambda b, y, x: {"heatmap": (b, 3, y, x), "box": (b, 10, y, x)},
-    "QueryDetectionHead": lambda b, y, x: {"logits": (2, b, 20, 3), "boxes": (2, b, 20, 10)},
-    "KeypointHead": lambda b, y, x: {
+    "DenseDetectionHead": lambda b, y, x, **_: {"heatmap": (b, 3, y, x), "box": (b, 10, y, x)},
+    "QueryDetectionHead": lambda b, y, x, **_: {"logits": (2, b, 20, 3), "boxes": (2, b, 20, 10)},
+    "KeypointHead": lambda b, y, x, **_: {
         "heatmap": (b, 3, y, x),
         "keypoint_heatmap": (b, 5, y, x),
         "offset": (b, 12, y, x),
         "vectors": (b, 10, y, x),
     },
-    "MaskSegmentationHead": lambda b, y, x: {
+    "MaskSegmentationHead": lambda b, y, x, **_: {
         "logits": (b, 2, 12, 6),
         "mask_embeddings": (b, 2, 12, 6 + 32 + 1),
         "cell_embeddings": (b, 6, y, x),
     },
-    "OldBoxesDetectionHead": lambda b, y, x: {"logits": (2, b, 20, 3), "boxes": (2, b, 20, 10)},
-    "SceneHead": lambda b, y, x: {"time": (b, 2), "weather": (b, 2)},
-    "SemanticSegmentationHead": lambda b, y, x: {"logits": (b, 2, y, x)},
+    "OldBoxesDetectionHead": lambda b, y, x, **_: {"logits": (2, b, 20, 3), "boxes": (2, b, 20, 10)},
+    "SceneHead": lambda b, y, x, **_: {"time": (b, 2), "weather": (b, 2)},
+    "SemanticSegmentationHead": lambda b, y, x, **_: {"logits": (b, 2, y, x)},
+}
+DESCRIPTIONS = {  # of n boxes, from the docstrings of the heads on boxes
+    "AppearanceHead": lambda n: {"embeddings": (n, 5)},
+    "BehaviourHead": lambda n: {"logits": (n, 8)},
 }
 SAMPLE_DIMENSION = {"QueryDetectionHead": 1, "OldBoxesDetectionHead": 1}  # of the raw outputs, 0 elsewhere
 FIELDS = {  # what a head predicts, where it is neither boxes nor rasters
@@ -104,18 +112,19 @@ FIELDS = {  # what a head predicts, where it is neither boxes nor rasters
     "KeypointHead": {"pred_keypoints"},
     "MaskSegmentationHead": {"pred_panoptic", "pred_masks"},
 }
+BOX_CASES = [pytest.param((name, n), id=f"{name}-{n}") for name in DESCRIPTIONS for n in range(len(HEADS[name]))]
 CASES = [pytest.param((name, n), id=f"{name}-{n}") for name, entries in HEADS.items() for n in range(len(entries))]
 
 
-def registered_heads() -> set[str]:
-    """Names of this package's heads in the registry, once every module that may hold one is imported."""
+def registered(kind: type) -> set[str]:
+    """Names of this package's heads of one kind in the registry, once every module that may hold one is imported."""
     for package in (bevstack.models.heads, bevstack.reference):
         for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
             importlib.import_module(module.name)
     return {
         name
         for name, cls in MODELS.module_dict.items()
-        if isinstance(cls, type) and issubclass(cls, BEVHead) and cls.__module__.startswith("bevstack.")
+        if isinstance(cls, type) and issubclass(cls, kind) and cls.__module__.startswith("bevstack.")
     }
 
 
@@ -131,28 +140,27 @@ def build(case, grid=BEV_GRID, nonzero=True) -> BEVHead:
 
 
 def bev_of(batch=2, grid=BEV_GRID, seed=1) -> BEVFeatures:
-    """B_t with three frames of history (a sample's third is missing) and two levels of three cameras' features."""
+    """B_t with two past frames (a sample's second is missing) and two levels of three cameras' features."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape):
         return torch.randn(*shape, generator=generator)
 
     features = random(batch, CHANNELS, *grid.shape)
-    newest_from_frame = torch.eye(4).repeat(batch, 3, 1, 1)
-    newest_from_frame[:, 1:, :2, 3] = random(batch, 2, 2)
-    valid = torch.ones(batch, 3, dtype=torch.bool)
-    valid[0, 2] = False
-    past = torch.cat([features.unsqueeze(1), random(batch, 2, CHANNELS, *grid.shape)], dim=1)
-    history = BEVMemory(past, newest_from_frame, valid, seconds=torch.tensor([[0.0, 0.5, 1.1]]).repeat(batch, 1))
-    return BEVFeatures(
-        features, grid, history, (random(batch, 3, CHANNELS, 4, 6), random(batch, 3, CHANNELS, 2, 3))
-    )
+    valid = torch.ones(batch, 2, dtype=torch.bool)
+    valid[0, 1] = False
+    past = random(batch, 2, CHANNELS, *grid.shape)
+    history = AlignedHistory(past, grid, valid, torch.tensor([[0.5, 1.1]]).repeat(batch, 1))
+    images = (random(batch, 3, CHANNELS, 4, 6), random(batch, 3, CHANNELS, 2, 3))
+    encoded = BEVFeatures(random(batch, CHANNELS, *grid.shape), grid)
+    return BEVFeatures(features, grid, encoded, history, images)
 
 
 def changed(bev: BEVFeatures, change) -> BEVFeatures:
     """A copy with ``change`` done to every feature map."""
     history = replace(bev.history, features=change(bev.history.features))
-    return BEVFeatures(change(bev.features), bev.grid, history, tuple(map(change, bev.image_features)))
+    encoded = replace(bev.encoded, features=change(bev.encoded.features))
+    return BEVFeatures(change(bev.features), bev.grid, encoded, history, tuple(map(change, bev.image_features)))
 
 
 def total(losses: dict) -> torch.Tensor:
@@ -180,15 +188,16 @@ def tensors_of(value, name="") -> dict[str, torch.Tensor]:
 
 def test_every_registered_head_is_tested_here():
     # Expected: what the registry says.
-    assert set(HEADS) == registered_heads() == set(SHAPES)
+    assert set(HEADS) == registered(BEVHead) == set(SHAPES)
 
 
 @pytest.mark.parametrize("grid", [BEV_GRID, SQUARE, FINER], ids=["not-square", "square", "own-grid"])
 @pytest.mark.parametrize("case", CASES)
 def test_shapes(case, grid):
     head = build(case, grid)
-    raw = head(bev_of())
-    assert {name: tuple(value.shape) for name, value in raw.items()} == SHAPES[case[0]](2, *grid.shape)
+    raw = raw_of(head, bev_of())
+    expected = SHAPES[case[0]](2, *grid.shape, **HEADS[case[0]][case[1]])
+    assert {name: tuple(value.shape) for name, value in raw.items()} == expected
     samples = labels_of(grid, [2, 3])
     predictions = head.predict(raw, samples)
     assert len(predictions) == 2
@@ -207,7 +216,7 @@ def test_shapes(case, grid):
 @pytest.mark.parametrize("case", CASES)
 def test_losses_are_finite_scalars_also_without_boxes(case, counts):
     head = build(case)
-    losses = head.loss(head(bev_of()), labels_of(BEV_GRID, counts))
+    losses = head.loss(raw_of(head, bev_of()), labels_of(BEV_GRID, counts))
     assert any("loss" in key for key in losses)
     assert all(value.ndim == 0 and value.isfinite() for value in losses.values())
     total(losses).backward()
@@ -218,7 +227,7 @@ def test_losses_are_finite_scalars_also_without_boxes(case, counts):
 def test_every_parameter_gets_a_finite_gradient(case):
     head, bev = build(case), bev_of()
     bev.features.requires_grad_()
-    total(head.loss(head(bev), labels_of(BEV_GRID, [3, 2]))).backward()
+    total(head.loss(raw_of(head, bev), labels_of(BEV_GRID, [3, 2]))).backward()
     for name, parameter in head.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().sum() > 0, name
@@ -228,11 +237,11 @@ def test_every_parameter_gets_a_finite_gradient(case):
 @pytest.mark.parametrize("case", CASES)
 def test_a_batch_of_two_equals_two_batches_of_one(case):
     head, bev, samples = build(case).eval(), bev_of(), labels_of(BEV_GRID, [3, 3])
-    together, dim = head(bev), SAMPLE_DIMENSION.get(case[0], 0)
+    together, dim = raw_of(head, bev), SAMPLE_DIMENSION.get(case[0], 0)
     predicted = head.predict(together, samples)
     losses = dict.fromkeys(head.loss(together, samples), 0.0)
     for b in range(2):
-        alone = head(only(bev, b))
+        alone = raw_of(head, only(bev, b))
         for name, value in alone.items():
             torch.testing.assert_close(together[name].narrow(dim, b, 1), value, rtol=1e-4, atol=1e-4)
         fields = tensors_of(head.predict(alone, samples[b : b + 1])[0])
@@ -251,10 +260,11 @@ def test_saved_and_loaded(case, tmp_path):
     head, bev = build(case).eval(), bev_of()
     torch.save(head.state_dict(), tmp_path / "head.pth")
     other = build(case, nonzero=False).eval()
-    assert any(not torch.equal(a, b) for a, b in zip(head(bev).values(), other(bev).values(), strict=True))
+    pairs = zip(raw_of(head, bev).values(), raw_of(other, bev).values(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
     other.load_state_dict(torch.load(tmp_path / "head.pth", weights_only=True))
-    for name, value in other(bev).items():
-        assert torch.equal(value, head(bev)[name]), name
+    for name, value in raw_of(other, bev).items():
+        assert torch.equal(value, raw_of(head, bev)[name]), name
 
 
 @pytest.mark.parametrize("grid", [BEV_GRID, FINER], ids=["same-grid", "own-grid"])
@@ -262,9 +272,9 @@ def test_saved_and_loaded(case, tmp_path):
 def test_bfloat16_autocast(case, grid):
     # Expected: the float32 outputs to bfloat16's precision (8 bits of mantissa, some layers deep).
     head, bev, samples = build(case, grid).eval(), bev_of(), labels_of(grid, [3, 2])
-    exact = head(bev)
+    exact = raw_of(head, bev)
     with torch.autocast("cpu", torch.bfloat16):
-        raw = head(changed(bev, torch.Tensor.bfloat16))
+        raw = raw_of(head, changed(bev, torch.Tensor.bfloat16))
         losses = head.loss(raw, samples)
         predictions = head.predict(raw, samples)
     for name, value in raw.items():
@@ -282,7 +292,7 @@ def test_bfloat16_autocast(case, grid):
 def test_where_no_camera_saw_anything(case):
     # B_t all zero: a head still answers with finite numbers, and trains.
     head, samples = build(case), labels_of(BEV_GRID, [1, 0])
-    raw = head(changed(bev_of(), torch.zeros_like))
+    raw = raw_of(head, changed(bev_of(), torch.zeros_like))
     assert all(value.isfinite().all() for value in raw.values())
     losses = total(head.loss(raw, samples))
     losses.backward()
@@ -290,6 +300,58 @@ def test_where_no_camera_saw_anything(case):
     assert all(p.grad is None or p.grad.isfinite().all() for p in head.parameters())
     for fields in head.predict(raw, samples):
         assert all(value.isfinite().all() for value in tensors_of(fields).values())
+
+
+@pytest.mark.parametrize("case", BOX_CASES)
+def test_boxes_are_described_by_forward(case):
+    # Expected: forward is describe after encode; shapes as documented, also without boxes; each box for itself.
+    head, bev, samples = build(case).eval(), bev_of(), labels_of(BEV_GRID, [4, 0])
+    boxes = detected_boxes(samples, "cpu")
+    answers = head(bev, boxes)
+    assert isinstance(head, BoxHead) and head.requires == ("detection",)
+    for number, answer in zip((4, 0), answers, strict=True):
+        assert {name: tuple(value.shape) for name, value in answer.items()} == DESCRIPTIONS[case[0]](number)
+    encoded = head.encode(bev)
+    for row in range(4):
+        one = [LabelledBoxes(boxes[0].boxes[row : row + 1], boxes[0].labels[row : row + 1]), boxes[1]]
+        for name, value in head.describe(encoded, one)[0].items():
+            assert not value.isnan().any()
+            torch.testing.assert_close(value, answers[0][name][row : row + 1], rtol=1e-4, atol=1e-5)
+    for name, value in head(only(bev, 1), boxes[:1])[0].items():  # and its own sample alone
+        moved = head(only(bev, 0), boxes[:1])[0][name]
+        torch.testing.assert_close(moved, answers[0][name], rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(moved, value)
+
+
+@pytest.mark.parametrize("case", BOX_CASES)
+def test_boxes_are_described_without_a_look_at_values(case):
+    # Expected: on the meta device, which has none, the same shapes: so that a count or an export can run it.
+    head = build(case).eval().to("meta")
+    boxes = LabelledBoxes(torch.empty(7, 9, device="meta"), torch.empty(7, dtype=torch.long, device="meta"))
+    with mock.patch("torch.autocast", lambda *_, **__: nullcontext()):  # refuses the meta device, even to be off
+        (answer,) = head(bev_of(1).to("meta"), [boxes])
+    assert {name: tuple(value.shape) for name, value in answer.items()} == DESCRIPTIONS[case[0]](7)
+
+
+def test_recent_frames_lie_on_the_head_s_own_grid():
+    # Expected: each frame resampled by metres, the current one first; what a sample lacks is zero, of unknown age and
+    # not valid, whether it is marked so or the history ends before.
+    head = build(("BehaviourHead", 0), FINER)
+    head.history_frames = 3
+    bev = bev_of()
+    frames = head.recent_frames(bev)
+    history = bev.history.features
+    for place, features in enumerate((bev.encoded.features, history[:, 0], history[:, 1])):
+        expected = resample_bev(BEVFeatures(features, BEV_GRID), FINER)
+        torch.testing.assert_close(frames.features[1, place], expected[1])
+    assert frames.valid.tolist() == [[True, True, False, False], [True, True, True, False]]
+    assert (frames.features[0, 2:] == 0).all() and (frames.features[1, 3] == 0).all()
+    torch.testing.assert_close(frames.seconds[1], torch.tensor([0.0, 0.5, 1.1, torch.nan]), equal_nan=True)
+    first = head.recent_frames(replace(bev, history=None))
+    assert first.valid.tolist() == [[True, False, False, False]] * 2
+    assert torch.equal(first.features[:, 0], frames.features[:, 0]) and (first.features[:, 1:] == 0).all()
+    with pytest.raises(ValueError, match="BehaviourHead compares past frames with bev.encoded, and there is none"):
+        head.recent_frames(replace(bev, encoded=None))
 
 
 def test_resampling_is_by_metres():
@@ -370,12 +432,14 @@ def test_target_rasters_that_do_not_fit(sample, name, said):
 @pytest.mark.parametrize(
     ("methods", "said"),
     [
-        (("forward", "loss"), "Incomplete lacks predict(); a head implements forward(), loss() and predict()"),
-        ((), "Incomplete lacks forward() and loss() and predict(); a head implements"),
+        (("forward", "loss"), "lacks predict(); a head implements forward(), loss() and predict()"),
+        ((), "lacks forward() and loss() and predict(); a head implements forward(), loss() and predict()"),
+        (("encode", "loss", "predict"), "lacks describe(); a head on boxes implements encode(), describe(), loss()"),
     ],
 )
 def test_a_head_that_lacks_a_method(methods, said):
-    incomplete = type("Incomplete", (BEVHead,), {name: lambda *arguments: {} for name in methods})
+    base = BoxHead if "encode" in methods else BEVHead
+    incomplete = type("Incomplete", (base,), {name: lambda *arguments: {} for name in methods})
     with pytest.raises(TypeError) as caught:
         incomplete(CHANNELS, BEV_GRID)
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(f"Incomplete {said}")

@@ -9,7 +9,7 @@ import torch
 from mmengine.structures import InstanceData
 
 from bevstack.geometry.keypoints import KEYPOINT_NAMES
-from bevstack.models.heads import ImageKeypointHead
+from bevstack.models.heads import ImageHead, ImageKeypointHead
 from bevstack.models.heads.image_keypoints import image_keypoint_targets
 from bevstack.structures import BEVDataSample, CameraRig
 from bevstack.structures.boxes import lidar_boxes
@@ -152,7 +152,8 @@ def test_the_cells_around_learn_the_offset(reach):
     target = image_keypoint_targets(0, sample, rig)
     raw = perfect(target, rig)
     raw["offset"] = (raw["offset"] + 1.0).requires_grad_()
-    loss = ImageKeypointHead(8, offset_weight=1.0, reach_cells=reach).loss(raw, [sample], rig)["loss_offset"]
+    head = ImageKeypointHead(8, criterion=dict(offset_weight=1.0, reach_cells=reach))
+    loss = head.loss(raw, [sample], rig)["loss_offset"]
     assert loss.item() == pytest.approx(2.0, abs=1e-4)
     loss.backward()
     gradient = raw["offset"].grad.unflatten(2, (6, 2))[0, 0].sum(1)  # of the camera ahead: (6, 16, 40)
@@ -185,14 +186,15 @@ def test_it_learns_a_scene():
 
 
 def test_the_model_sets_what_an_image_head_predicts():
-    # Expected: the head's own answer, on the samples, beside the other heads'; an image head without predict is quiet.
+    # Expected: the head's own answer, on the samples, beside the other heads'; an image head that only trains is quiet.
     from bevstack.structures import Clip
     from tests.models.scenes import labels_of
     from tests.models.test_perception import GRID, build, frames_of
 
-    keypoints = dict(type="ImageKeypointHead", in_channels=16, channels=6, score_threshold=0.0)
+    keypoints = dict(type="ImageKeypointHead", in_channels=16, channels=6, decoding=dict(score_threshold=0.0))
     model = build(image_heads=dict(keypoints=keypoints)).eval()
-    model.image_heads["quiet"] = torch.nn.Identity()
+    quiet = type("Quiet", (ImageHead,), dict.fromkeys(("forward", "loss"), lambda *arguments: {}))
+    model.image_heads["quiet"] = quiet(16)
     samples, clip = labels_of(GRID, [2, 3]), Clip(tuple(frames_of(1)))
     with torch.no_grad():
         results = model(clip, samples, "predict")

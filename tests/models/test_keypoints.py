@@ -45,7 +45,7 @@ def perfect(head, instances, high=12.0):
     logit = high * (2 * target.heatmap.eq(1).float() - 1)
     around = high * (2 * target.keypoint_heatmap.eq(1).float() - 1)
     offset, vectors = torch.zeros(6, 2, GRID.num_cells), torch.zeros(10, GRID.num_cells)
-    for point, cell, value, _ in zip(*target.learning, strict=True):
+    for point, cell, value, _ in zip(*target.positives, strict=True):
         kind, place = cell // GRID.num_cells, cell % GRID.num_cells
         offset[kind, :, place] = value
         if kind == 0:
@@ -67,8 +67,9 @@ def in_order_of(found, points):
 @pytest.mark.parametrize("reach", [0, 1])
 def test_targets_of_one_car(reach):
     # Closed form: 4 x 2 m at (3.25, 4.5) heading +y; column = x + 25, row = y + 10 in cells of 1 m.
-    target = head_of(reach_cells=reach).targets(instances_of([box(3.25, 4.5, 4.0, 2.0, math.pi / 2)], [1]), "cpu")
-    points, cells, offsets, shares = target.learning
+    car = instances_of([box(3.25, 4.5, 4.0, 2.0, math.pi / 2)], [1])
+    target = head_of(criterion=dict(reach_cells=reach)).targets(car, "cpu")
+    points, cells, offsets, shares = target.positives
     kinds, columns, rows = cells // GRID.num_cells, cells % 50, cells % GRID.num_cells // 50
     assert torch.equal(kinds, points)  # one object
     # centre, front left, front right, rear right, rear left, front
@@ -97,11 +98,11 @@ def test_what_lies_off_the_grid():
     head = head_of()
     target = head.targets(SCENE, "cpu")
     assert target.inside[:4].all() and target.inside[4].tolist() == [True, False, False, True, True, False]
-    learned = torch.zeros(30).index_add(0, target.learning.points, target.learning.shares)
+    learned = torch.zeros(30).index_add(0, target.positives.points, target.positives.shares)
     torch.testing.assert_close(learned.view(5, 6), target.inside.float())  # shares of one keypoint sum to 1
     assert target.keypoint_heatmap.eq(1).sum(dim=(1, 2)).tolist() == [4, 4, 5, 5, 4]
     outside = head.targets(instances_of([box(25.5, 20.0, 4.0, 2.0, 0.0)], [0]), "cpu")
-    assert len(outside.vectors) == len(outside.learning.cells) == 0 and outside.heatmap.max() == 0
+    assert len(outside.vectors) == len(outside.positives.cells) == 0 and outside.heatmap.max() == 0
 
 
 def test_perfect_heatmaps_give_the_keypoints_back():
@@ -137,7 +138,7 @@ def test_neighbours_contest_cells_by_kind():
     # 30 (centre 30.5) is the first one's (0.3 against 1.2), 31 (31.5) the second one's (1.3 against 0.2). The fronts,
     # in columns 30.6 and 32.1, are shared out by themselves: both reach column 31 alone, 0.9 against 0.6.
     pair = instances_of([box(5.2, 10.5, 0.8, 0.6, 0.0), box(6.7, 10.5, 0.8, 0.6, 0.0)], [0, 1])
-    points, cells, _, shares = head_of().targets(pair, "cpu").learning
+    points, cells, _, shares = head_of().targets(pair, "cpu").positives
 
     def columns(object_index, kind):
         own = points == object_index * 6 + kind
@@ -157,14 +158,14 @@ def test_losses_by_hand():
     sample.gt_instances_3d = instances_of([box(3.25, 4.5, 4.0, 2.0, math.pi / 2)], [0])
     shapes = {"heatmap": 2, "keypoint_heatmap": 5, "offset": 12, "vectors": 10}
     raw = {name: torch.zeros(1, width, *GRID.shape) for name, width in shapes.items()}
-    losses = head_of(reach_cells=0, offset_weight=1.0, vector_weight=1.0).loss(raw, [sample])
+    losses = head_of(criterion=dict(reach_cells=0, offset_weight=1.0, vector_weight=1.0)).loss(raw, [sample])
     assert losses["loss_offset"].item() == pytest.approx(0.5) and losses["loss_vector"].item() == pytest.approx(2.8)
     # Reach 1: the shares of a keypoint sum to 1, so the vectors' loss is the same; the offset's is the mean of |x| plus
     # that of |y| by shares, which are products of exp(-x^2 / 2), x = .75, -.25, -1.25, and exp(-y^2 / 2), y = 1, 0, -1.
     across, along = (0.75, -0.25, -1.25), (1.0, 0.0, -1.0)
     mean = sum(sum(abs(d) * math.exp(-0.5 * d * d) for d in ds) / sum(math.exp(-0.5 * d * d) for d in ds)
                for ds in (across, along))  # fmt: skip
-    losses = head_of(offset_weight=1.0, vector_weight=1.0).loss(raw, [sample])
+    losses = head_of(criterion=dict(offset_weight=1.0, vector_weight=1.0)).loss(raw, [sample])
     assert losses["loss_offset"].item() == pytest.approx(2 * mean, rel=1e-5)
     assert losses["loss_vector"].item() == pytest.approx(2.8, rel=1e-5)
 
@@ -205,9 +206,9 @@ def test_far_peaks_pull_nothing():
 
 
 def test_thresholds_and_limits():
-    head = head_of(score_threshold=0.5, max_poses=3, nms_radius_m=50.0)
+    head = head_of(decoding=dict(score_threshold=0.5, max_num=3, nms_radius_m=50.0))
     assert len(predicted(head, perfect(head, SCENE)).scores) == 2  # one of each class: the others are within 50 m
-    head = head_of(max_poses=3)
+    head = head_of(decoding=dict(max_num=3))
     assert len(predicted(head, perfect(head, SCENE)).scores) == 3
     raw = perfect(head, SCENE)
     raw["heatmap"] = raw["heatmap"] - 30

@@ -13,17 +13,27 @@ from bevstack.losses.dense import binary_focal_loss, dice_loss
 from bevstack.models.heads import MaskSegmentationHead
 from bevstack.models.heads.mask_segmentation_decoding import instances_of, segments_of
 from bevstack.models.heads.mask_segmentation_targets import sample_cells, target_panoptic
-from bevstack.models.layers.mask_decoder import FourierEncoding, MaskDecoderLayer, MaskedCrossAttention
+from bevstack.models.layers.mask_decoder import FourierEncoding, MaskDecoderLayer, MaskDecoderSize, MaskedCrossAttention
 from bevstack.structures import BEVDataSample, BEVFeatures, PanopticMap
 
 GRID = BEVGrid(shape=(6, 8), x_range_m=(-8.0, 8.0), y_range_m=(-6.0, 6.0))
 THINGS, STUFF = ("car", "pedestrian"), ("divider", "drivable_area")
 
 
-def head_of(grid=GRID, **options) -> MaskSegmentationHead:
+def head_of(grid=GRID, num_queries=7, num_convs=2, criterion=None, **decoder) -> MaskSegmentationHead:
     torch.manual_seed(0)
-    small = dict(channels=16, mask_channels=8, num_queries=7, layers=2, heads=2, hidden=32, memory_stride=2)
-    return MaskSegmentationHead(4, grid, THINGS, STUFF, **{**small, **options})
+    size = dict(num_layers=2, num_heads=2, feed_forward_channels=32, token_stride=2)
+    return MaskSegmentationHead(
+        4,
+        grid,
+        THINGS,
+        STUFF,
+        channels=16,
+        num_queries=num_queries,
+        pixel_decoder=dict(channels=8, num_convs=num_convs),
+        decoder={**size, **decoder},
+        criterion=criterion,
+    )
 
 
 def truth_of(grid=GRID) -> PanopticMap:
@@ -52,7 +62,7 @@ def bev_of(grid=GRID, batch=1, seed=3) -> BEVFeatures:
 
 def test_the_product_of_two_codes_is_a_function_of_their_distance():
     # Closed form: sum over axes and frequencies of w cos(2 pi f (a - b)).
-    encoding = FourierEncoding(frequencies=3, lowest=0.5, highest=8.0)
+    encoding = FourierEncoding(num_frequencies=3, lowest=0.5, highest=8.0)
     a, b = torch.rand(2, 5, 2, generator=torch.Generator().manual_seed(0))
     weights = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
     product = (encoding.spread(weights) * encoding(a) * encoding(b)).sum(-1)
@@ -69,7 +79,7 @@ def test_untrained_masks_are_blobs_around_the_queries_places():
     raw = head(bev_of(grid))
     masks = head.mask_logits(raw["mask_embeddings"][0, -1], raw["cell_embeddings"][0])
     peaks = masks.flatten(1).argmax(1)
-    column, row = (head.places.sigmoid() * torch.tensor([40, 30])).unbind(-1)
+    column, row = (head.reference_points.sigmoid() * torch.tensor([40, 30])).unbind(-1)
     assert ((peaks % 40 + 0.5 - column).abs() <= 0.51).all() and ((peaks // 40 + 0.5 - row).abs() <= 0.51).all()
     # ... with the height of the constants: 16 frequencies of weight 0.3 and the odds of a probability of 0.05
     assert masks.amax().item() == pytest.approx(16 * 0.3 - math.log(19), abs=0.2)
@@ -114,18 +124,18 @@ def test_attention_by_the_plain_formula(head_width):
     heads = []
     for head in range(2):
         part = slice(head * width, (head + 1) * width)
-        q, k, v = (f(x)[0, :, part] for f, x in ((attention.query, queries), (attention.key, keys),
-                                                 (attention.value, values)))  # fmt: skip
+        q, k, v = (f(x)[0, :, part] for f, x in ((attention.query_proj, queries), (attention.key_proj, keys),
+                                                 (attention.value_proj, values)))  # fmt: skip
         heads.append((q @ k.T / math.sqrt(width)).softmax(-1) @ v)
-    torch.testing.assert_close(attention(queries, keys, values)[0], attention.output(torch.cat(heads, -1)))
+    torch.testing.assert_close(attention(queries, keys, values)[0], attention.output_proj(torch.cat(heads, -1)))
 
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_masked_attention_masks_in_the_head(masked):
     # B_t is changed only in tokens outside one query's first mask. Its own cross-attention must not notice; without
     # masked attention it does. Self-attention is cut (its output set to zero), for it carries news between queries.
-    head = head_of(layers=1, masked_attention=masked, num_convs=1).eval()
-    torch.nn.init.zeros_(head.layers[0].self_attention.output.weight)
+    head = head_of(num_layers=1, masked_attention=masked, num_convs=1).eval()
+    torch.nn.init.zeros_(head.layers[0].self_attention.output_proj.weight)
     torch.nn.init.zeros_(head.mask_embedding[-1].weight)  # masks of places alone, whatever the cells look like
     torch.nn.init.zeros_(head.mask_embedding[-1].bias[-1:])  # wide enough to cover some tokens, not all
     for conv in head.convs.modules():  # each cell for itself
@@ -133,7 +143,7 @@ def test_masked_attention_masks_in_the_head(masked):
             conv.weight.data[..., [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0
     bev = bev_of()
     pooled = torch.nn.functional.avg_pool2d
-    first = head._answer(head.queries[None], head.places.sigmoid()[None])[1][0]
+    first = head._answer(head.queries[None], head.reference_points.sigmoid()[None])[1][0]
     logits = head.mask_logits(first, torch.zeros(8, *GRID.shape))
     seen = pooled(logits[None], 2)[0] > 0  # tokens of 2 x 2 cells
     query = int(seen.flatten(1).sum(1).argmax())
@@ -151,13 +161,13 @@ def test_the_attention_s_masks_are_the_averages_of_the_cells_logits():
     embeddings, cells = raw["mask_embeddings"][0, 0], raw["cell_embeddings"][0]
     pooled = torch.nn.functional.avg_pool2d(cells, 2)
     expected = torch.nn.functional.avg_pool2d(head.mask_logits(embeddings, cells), 2)
-    torch.testing.assert_close(head._product(embeddings, pooled, head.memory_codes), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(head._product(embeddings, pooled, head.token_codes), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_decoder_layer_with_zero_updates_only_normalises():
     # Closed form: LayerNorm three times of what is already normalised.
-    layer = MaskDecoderLayer(8, 2, 16)
-    for linear in (layer.cross_attention.output, layer.self_attention.output, layer.feed_forward[3]):
+    layer = MaskDecoderLayer(8, MaskDecoderSize(num_heads=2, feed_forward_channels=16))
+    for linear in (layer.cross_attention.output_proj, layer.self_attention.output_proj, layer.feed_forward[3]):
         torch.nn.init.zeros_(linear.weight)
     queries = torch.randn(1, 3, 8)
     out = layer(queries, torch.randn(1, 3, 8), torch.randn(1, 5, 8), torch.randn(1, 5, 8))
@@ -183,7 +193,7 @@ def perfect_raw(head, panoptic, order) -> dict:
 
 @pytest.mark.parametrize("sampled_cells", [0, 30])
 def test_queries_are_matched_to_the_segments_they_show(sampled_cells):
-    head, panoptic, order = head_of(sampled_cells=sampled_cells), truth_of(), [5, 1, 3, 0]
+    head, panoptic, order = head_of(criterion=dict(sampled_cells=sampled_cells)), truth_of(), [5, 1, 3, 0]
     raw = perfect_raw(head, panoptic, order)
     matched = head.match(raw, [head.targets(panoptic)])[0, 0].tolist()
     assert matched == [3, 1, -1, 2, -1, 0, -1]
@@ -206,7 +216,7 @@ def test_queries_are_matched_to_the_segments_they_show(sampled_cells):
 @pytest.mark.parametrize("classification", ["softmax", "focal"])
 def test_losses_are_the_formulas_of_the_matched_pairs(classification):
     # Expected: every loss written out for the pairs that the matcher gives, one layer after another.
-    head, panoptic = head_of(classification=classification), truth_of()
+    head, panoptic = head_of(criterion=dict(classification=classification)), truth_of()
     raw = head(bev_of())
     matched = head.match(raw, [head.targets(panoptic)])[0]
     losses = head.loss(raw, [sample_of(panoptic)])
@@ -294,13 +304,17 @@ def test_targets_that_do_not_fit_say_what_to_change():
 
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="'sigmoid' is none of softmax, focal"):
-        head_of(classification="sigmoid")
-    with pytest.raises(ValueError, match="layers \\(0\\)"):
-        head_of(layers=0)
+        head_of(criterion=dict(classification="sigmoid"))
+    with pytest.raises(ValueError, match="num_layers \\(0\\)"):
+        head_of(num_layers=0)
+    with pytest.raises(ValueError, match="num_convs \\(0\\)"):
+        head_of(num_convs=0)
+    with pytest.raises(ValueError, match="decoder: unknown key 'layers'; did you mean 'num_layers'"):
+        head_of(layers=2)
     with pytest.raises(ValueError, match="'car'.* cannot be things and stuff"):
         MaskSegmentationHead(4, GRID, THINGS, ("car",))
     with pytest.raises(ValueError, match="do not split over 3 heads"):
-        head_of(heads=3)
+        head_of(num_heads=3)
 
 
 # From masks to segments.
@@ -343,7 +357,7 @@ def test_instances_are_scored_by_class_and_mask():
 def test_one_sample_is_learned_by_heart(masked):
     # Expected: after 150 steps on one random sample every thing and every layer is there, with IoU above 0.9.
     grid = BEVGrid(shape=(24, 32), x_range_m=(-16.0, 16.0), y_range_m=(-12.0, 12.0))
-    head = head_of(grid, masked_attention=masked, num_queries=12, memory_stride=4)
+    head = head_of(grid, masked_attention=masked, num_queries=12, token_stride=4)
     bev, panoptic = bev_of(grid), truth_of(grid)
     samples = [sample_of(panoptic)]
     optimizer = torch.optim.AdamW(head.parameters(), lr=5e-3)

@@ -25,7 +25,7 @@ IMAGE_NECKS = {  # by type as in a config: arguments beside what the declaration
     "TopDownNeck": [
         (dict(out_channels=6), (8,)),
         (dict(out_channels=6, out_levels=(0, 2), blocks=1, **_separable), (8, 32)),
-        (dict(out_channels=6, enlarge=2, **_grouped), (4,)),
+        (dict(out_channels=6, upscale=2, **_grouped), (4,)),
     ],
     "SimpleFeaturePyramid": [(dict(out_channels=6, out_strides=(8, 16, 32, 64)), (8, 16, 32, 64))],
     "NeckSequence": [

@@ -45,7 +45,8 @@ def config(**changes) -> dict:
         bev_neck=dict(type="BEVUNet", in_channels=16, widths=(12, 16), blocks=1, out_channels=12),
         heads=dict(
             detection=dict(
-                type="DenseDetectionHead", in_channels=12, grid=GRID, classes=CLASSES, channels=6, score_threshold=0.0
+                type="DenseDetectionHead", in_channels=12, grid=GRID, classes=CLASSES, channels=6,
+                decoding=dict(score_threshold=0.0),
             ),
             map=dict(raster, raster="map", classes=LAYERS),
             vehicle=dict(raster, raster="vehicle", classes=("vehicle",)),

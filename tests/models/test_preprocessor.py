@@ -74,7 +74,7 @@ def test_normalisation_padding_and_the_clip():
 
 
 def test_bgr_is_the_reversed_order():
-    # The small and base configurations: BGR, std 1 (docs/reference.md 5). Blue is the third channel of the pipeline.
+    # The small and base configurations: BGR, std 1 (docs/reference.md 5, small, base). Blue comes third.
     data = pseudo_collate([packed_sample()])
     out = BEVPreprocessor((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), channel_order="bgr")(data)
     got = out["inputs"].frames[0].images[0, :, 0, :30, :50]

@@ -1,10 +1,9 @@
-"""What the scene head adds to the contract of heads: pooled inputs, weighted classes, its panel."""
+"""What the scene head adds to the contract of heads: pooled inputs, weighted classes."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -65,21 +64,6 @@ def test_it_learns_what_the_means_tell():
     predicted = [fields["pred_scene"]["time"] for fields in head.predict(head(bev), samples)]
     assert [entry["names"][entry["probabilities"].argmax()] for entry in predicted] == ["day", "night"]
     assert all(entry["probabilities"].sum().item() == pytest.approx(1) for entry in predicted)
-
-
-def test_its_panel():
-    # A bar of the right answer is green, of the wrong one red, and as long as its probability of 200 pixels.
-    head, sample = build(), labels_of(BEV_GRID, [1])[0]
-    assert head.paint(sample) is None
-    sample.set_field({"time": {"names": ("day", "night"), "probabilities": torch.tensor([0.75, 0.25])}}, "pred_scene")
-    pictures = {}
-    for truth in ("day", "night"):
-        sample.gt_scene = {"time": truth}
-        pictures[truth] = head.paint(sample)
-        assert pictures[truth].shape == (640, 640, 3) and pictures[truth].dtype == np.uint8
-    for truth, color in (("day", (38, 139, 80)), ("night", (200, 60, 50))):
-        bar = (pictures[truth] == color).all(-1)[:, 345:546]
-        assert bar.sum(1).max() == pytest.approx(0.75 * 200, abs=2)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def dice(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 def test_dice_is_the_mean_over_the_layers_that_are_there():
     # Closed form: three masks of the two samples hold something; the second sample's second layer is empty.
-    head = SemanticSegmentationHead(3, GRID, "map", LAYERS, channels=4, dice_weight=2.0)
+    head = SemanticSegmentationHead(3, GRID, "map", LAYERS, channels=4, criterion=dict(dice_weight=2.0))
     logits = torch.randn(2, 2, *GRID.shape, generator=torch.Generator().manual_seed(0))
     truth = torch.zeros(2, 2, *GRID.shape)
     truth[0, 0, :2], truth[0, 1, 3], truth[1, 0, :, 2:] = 1, 1, 1

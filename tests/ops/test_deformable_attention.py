@@ -92,7 +92,8 @@ def test_no_camera_sees_anything():
 
 def test_points_far_outside_are_zero_and_finite():
     inputs = case(dtype=torch.float32)
-    inputs["references"] = torch.full_like(inputs["references"], 6e6)  # behind a camera: docs/reference.md 4.5
+    # behind a camera: docs/reference.md 4.5, point_sampling
+    inputs["references"] = torch.full_like(inputs["references"], 6e6)
     result = deformable_attention(**inputs)
     assert (result == 0).all()
 

@@ -40,7 +40,7 @@ def _inputs(setting, batch=2, channels=8, outputs=4, size=(7, 6), dtype=torch.fl
 
 
 def _by_definition(x, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups):
-    """Sum over taps and channels, one number at a time, as the paper's eq. 1 and docs/reference.md 4.8 say."""
+    """Sum over taps and channels, one number at a time, as the paper's eq. 1 says (docs/reference.md 4.8, DCNv2)."""
 
     def pair(v):
         return (v, v) if isinstance(v, int) else v

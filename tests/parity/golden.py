@@ -1,23 +1,31 @@
-"""The recorded tensors of the reference: where they are, how they are read, how close is close enough."""
+"""The recorded tensors of the reference: where they are, how they are read, how close is close enough.
+
+There are two sets of the same cases: the small one in ``tests/golden``, which every test run has, and the large one
+outside the repository. Tests are made from what the JSON of each set says is there.
+"""
 
 from __future__ import annotations
 
 import json
+import lzma
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
-# As stated in the README beside the recordings: they are float32, and float64 differs from them by up to 1.8e-4.
+# As measured in float64, which differs from the float32 recordings by up to 1.8e-4 (tests/golden/README.md).
 ATOL, RTOL = 3e-4, 1e-5
 _REPOSITORY = Path(__file__).resolve().parents[2]
+SMALL_FOLDER = _REPOSITORY / "tests" / "golden"
 
 
-def golden_folder() -> Path:
-    """``BEVSTACK_GOLDEN``, or the folder ``shared/golden`` beside the repository."""
+def large_folder() -> Path:
+    """``BEVSTACK_GOLDEN``, or the folder ``shared/golden`` beside the repository; it need not exist."""
     return Path(os.environ.get("BEVSTACK_GOLDEN") or _REPOSITORY.parent / "shared" / "golden")
 
 
@@ -46,15 +54,43 @@ class GoldenCase:
         return key in self.tensors
 
 
-def load_case(name: str) -> GoldenCase:
-    """Read a case; skips the test only where the whole folder is absent. A folder without this case is an error."""
-    folder = golden_folder()
-    if not folder.is_dir():
-        pytest.skip(f"no recorded tensors: folder {folder} is absent (set BEVSTACK_GOLDEN)")
-    from safetensors.torch import load_file
+@cache
+def _info(path: Path) -> dict:
+    return json.loads(path.read_text())
 
-    info = json.loads((folder / f"{name}.json").read_text())
-    return GoldenCase(name, info, load_file(folder / f"{name}.safetensors"))
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, also of a compressed one (``.xz``)."""
+    content = path.read_bytes()
+    return safetensors.torch.load(lzma.decompress(content) if path.suffix == ".xz" else content)
+
+
+def load_case(path: Path) -> GoldenCase:
+    """The case whose JSON is ``path``: ``pytest.fixture(params=recordings(...))`` and ``request.param``."""
+    plain, packed = path.with_suffix(".safetensors"), path.with_suffix(".safetensors.xz")
+    return GoldenCase(path.stem, _info(path), read_tensors(packed if packed.exists() else plain))
+
+
+def recordings(name: str, *needed: str) -> list:
+    """Parameters for a test or a fixture: the JSON of the case in each set that has it.
+
+    Args:
+        name: of the case.
+        needed: names of tensors; a set whose JSON does not list them all has no test.
+
+    Returns:
+        One parameter a set, named ``small-`` or ``large-`` and the case; a skipped one where the large set is absent.
+        A set that is there without this case is an error.
+    """
+    found = []
+    for label, folder in (("small", SMALL_FOLDER), ("large", large_folder())):
+        path = folder / f"{name}.json"
+        if label == "large" and not folder.is_dir():
+            skip = pytest.mark.skip(reason=f"no large set of recordings: folder {folder} is absent")
+            found.append(pytest.param(path, id=f"{label}-{name}", marks=skip))
+        elif set(needed) <= set(_info(path).get("tensors", ())):
+            found.append(pytest.param(path, id=f"{label}-{name}"))
+    return found
 
 
 def assert_matches(actual: Tensor, recorded: Tensor, what: str = "") -> None:

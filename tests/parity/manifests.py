@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import json
+import lzma
 import math
-from pathlib import Path
 
-import pytest
 import torch
 
-from tests.parity.golden import golden_folder
+from tests.parity.golden import SMALL_FOLDER
 
-DEFAULT_FOLDER = Path(__file__).resolve().parents[3] / "shared" / "golden"
 SIZES = ("tiny", "small", "base")
 # What counts as no parameter: the statistics of BatchNorm and the weights of the loss.
 _NO_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked", "code_weights")
 
 
 def load_manifest(size: str) -> dict[str, list[int]]:
-    """Name to shape; skips the test only where the whole folder is absent.
-
-    A folder of recordings with other sizes and seeds need not repeat them: they are read from the default one, then.
-    """
-    name = f"checkpoint_{size}.json"
-    folder = next((place for place in (golden_folder(), DEFAULT_FOLDER) if (place / name).is_file()), golden_folder())
-    if not folder.is_dir():
-        pytest.skip(f"no manifests: folder {folder} is absent (set BEVSTACK_GOLDEN)")
-    return json.loads((folder / name).read_text())
+    """Name to shape."""
+    return json.loads(lzma.decompress((SMALL_FOLDER / f"checkpoint_{size}.json.xz").read_bytes()))
 
 
 def parameter_count(manifest: dict[str, list[int]]) -> int:

@@ -68,10 +68,12 @@ def head_of(config, **changes):
         "grid": grid_of(config),
         "classes": [f"class_{k}" for k in range(config["num_classes"])],
         "num_queries": config["num_query"],
-        "layers": config["dec_layers"],
-        "heads": config["heads"],
-        "points": config["dec_points"],
-        "hidden": config["ffn"],
+        "decoder": {
+            "num_layers": config["dec_layers"],
+            "num_heads": config["heads"],
+            "num_points": config["dec_points"],
+            "feed_forward_channels": config["ffn"],
+        },
     }
     return QueryDetectionHead(**{**arguments, **changes}).eval()
 
@@ -101,7 +103,7 @@ def motion_of(metas, dtype=torch.float32):
 
 
 def history_of(previous, motion, grid, config):
-    """(B, Q, C) recorded previous BEV, aligned as in the recordings; None for None."""
+    """(B, Q, C) recorded previous BEV (docs/reference.md 4.5, Output), aligned as in the recordings; None for None."""
     if previous is None:
         return None
     batch = len(previous)

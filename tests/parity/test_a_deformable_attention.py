@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from bevstack.ops import deformable_attention
-from tests.parity.golden import assert_matches, load_case
+from tests.parity.golden import assert_matches, load_case, recordings
 
 
+@pytest.mark.parametrize("path", recordings("a_ms_deform_attn"))
 @pytest.mark.parametrize("backend", ["embedding_bag", "indexing"])
-def test_output_and_gradients(backend):
-    case = load_case("a_ms_deform_attn")
+def test_output_and_gradients(backend, path):
+    case = load_case(path)
     shapes = [tuple(shape) for shape in case.config["spatial_shapes"]]
     value = case["in.value"].clone().requires_grad_()
     locations = case["in.sampling_locations"].clone().requires_grad_()

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from bevstack.models.bev import TemporalContext, TemporalSelfAttention
-from tests.parity.golden import assert_matches, load_case
+from tests.parity.golden import assert_matches, load_case, recordings
 from tests.parity.reference import ENCODER, weights_of
 
 
-@pytest.fixture(scope="module")
-def case():
-    return load_case("b_temporal_self_attention")
+@pytest.fixture(scope="module", params=recordings("b_temporal_self_attention"))
+def case(request):
+    return load_case(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def attention(case):
 def _run(case, attention, valid):
     query, current = case["in.query"], case["in.ref_cur"]
     valid = torch.tensor(valid)
-    # without history both references are the current one, as the golden README says
+    # without history both references are the current one, as tests/golden/README.md says
     previous = torch.where(valid[:, None, None, None], case["in.ref_prev"], current)
     context = TemporalContext(
         case["in.prev_bev"], query, valid, torch.cat([previous, current], dim=2), case["in.query_pos"]

@@ -6,13 +6,13 @@ import torch
 from bevstack.models.bev import SpatialCrossAttention
 from bevstack.models.bev.visibility import plan_from_mask
 from bevstack.ops import deformable_attention
-from tests.parity.golden import assert_matches, load_case
+from tests.parity.golden import assert_matches, load_case, recordings
 from tests.parity.reference import ENCODER, weights_of
 
 
-@pytest.fixture(scope="module")
-def case():
-    return load_case("c_spatial_cross_attention")
+@pytest.fixture(scope="module", params=recordings("c_spatial_cross_attention"))
+def case(request):
+    return load_case(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,7 @@ def test_every_sample_of_a_batch_with_its_own_cameras(case, attention):
         assert_matches(output[sample : sample + 1], case[f"out.bs1_{sample}"], f"sample {sample}")
 
 
+@pytest.mark.parametrize("case", recordings("c_spatial_cross_attention", "out.bs2_mask_same"), indirect=True)
 def test_a_batch_that_shares_the_first_samples_mask(case, attention):
     mask = case["in.bev_mask"][:, :1].expand_as(case["in.bev_mask"])
     assert_matches(_run(case, attention, mask), case["out.bs2_mask_same"])
@@ -49,7 +50,7 @@ def test_a_batch_that_shares_the_first_samples_mask(case, attention):
 
 def test_a_query_that_no_camera_sees_keeps_itself_and_the_bias(case, attention):
     mask = torch.zeros_like(case["in.bev_mask"])
-    expected = case["in.query"] + attention.output_proj.bias  # golden README
+    expected = case["in.query"] + attention.output_proj.bias  # tests/golden/README.md
     assert_matches(_run(case, attention, mask), expected)
 
 

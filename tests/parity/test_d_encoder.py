@@ -7,7 +7,7 @@ import torch
 
 from bevstack.geometry import project_points, visible_points
 from bevstack.models.bev import TemporalContext, plan_visibility
-from tests.parity.golden import assert_matches, load_case
+from tests.parity.golden import assert_matches, load_case, recordings
 from tests.parity.reference import (
     ENCODER,
     encoder_in_float64,
@@ -18,17 +18,19 @@ from tests.parity.reference import (
     weights_of,
 )
 
-CASES = ["d_encoder", "d_point_sampling_real"]
+
+@pytest.fixture(scope="module", params=recordings("d_encoder"))
+def case(request):
+    return load_case(request.param)
 
 
-@pytest.fixture(scope="module")
-def case():
-    return load_case("d_encoder")
+@pytest.fixture(params=[*recordings("d_encoder"), *recordings("d_point_sampling_real")])
+def sampling(request):
+    return load_case(request.param)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_reference_points(name):
-    case = load_case(name)
+def test_reference_points(sampling):
+    case = sampling
     grid = grid_of(case.config)
     heights = case.config["pillar"]
     points = grid.pillar_points(heights).flatten(0, 1).transpose(0, 1)  # (Z, Q, 3) metres
@@ -41,9 +43,8 @@ def test_reference_points(name):
             assert_matches(grid.reference_points().unsqueeze(1), sample)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_point_sampling(name):
-    case = load_case(name)
+def test_point_sampling(sampling):
+    case = sampling
     grid, heights, rig = grid_of(case.config), case.config["pillar"], rig_of(case.info["img_metas"])
     pillars = grid.pillar_points(heights).flatten(0, 1)
     uv, depth = project_points(rig.pixels_from_bev, pillars.flatten(0, 1))
@@ -56,10 +57,9 @@ def test_point_sampling(name):
     assert_matches(places[recorded], case["out.reference_points_cam"][recorded], "places")
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_visibility_plan_holds_what_was_sampled(name):
+def test_the_visibility_plan_holds_what_was_sampled(sampling):
     # expected: the recorded places of exactly the cameras in which a pillar has a visible point
-    case = load_case(name)
+    case = sampling
     grid, heights, rig = grid_of(case.config), case.config["pillar"], rig_of(case.info["img_metas"])
     plan = plan_visibility(rig, grid.pillar_points(heights).flatten(0, 1))
     seen = case["out.bev_mask"].any(-1)  # (N, B, Q)
@@ -88,7 +88,7 @@ def encoder(case):
 
 @pytest.mark.parametrize("history", ["prev", "noprev"])
 def test_every_layer_of_every_sample(case, encoder, history):
-    # in float64: the recording's rounding alone takes a third of the tolerance in the third layer (golden README)
+    # in float64: rounding of the recording alone takes a third of the tolerance in layer 3 (tests/golden/README.md)
     case, encoder = in_float64(case), encoder_in_float64(copy.deepcopy(encoder))
     query, position = (case[f"in.{name}"].transpose(0, 1) for name in ("bev_query", "bev_pos"))
     tokens = case["in.feat"].permute(2, 0, 1, 3).flatten(0, 1)

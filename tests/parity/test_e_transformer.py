@@ -1,6 +1,6 @@
 """Rotation, B_t with CAN bus and camera embeddings, and the whole transformer with box refinement (cases e_*).
 
-Runs without history are recorded for a batch only; its first sample is right (golden README).
+Runs without history are recorded for a batch only; its first sample is right (tests/golden/README.md).
 """
 
 import math
@@ -10,7 +10,7 @@ import torch
 
 from bevstack.reference.parts import planar_motion_of_can_bus, rotate_bev
 from bevstack.structures import BEVFeatures
-from tests.parity.golden import assert_matches, load_case
+from tests.parity.golden import assert_matches, load_case, recordings
 from tests.parity.reference import (
     HEAD,
     context_with_position,
@@ -24,8 +24,9 @@ from tests.parity.reference import (
 )
 
 
-def test_rotation_of_the_previous_bev():
-    case = load_case("e_rotate")
+@pytest.mark.parametrize("path", recordings("e_rotate"))
+def test_rotation_of_the_previous_bev(path):
+    case = load_case(path)
     angles = case.config["angles_centers"]
     assert len(angles) == len(case.group("out"))
     for number, (degrees, center) in enumerate(angles):
@@ -33,9 +34,9 @@ def test_rotation_of_the_previous_bev():
         torch.testing.assert_close(rotated, case[f"out.rot{number}"], rtol=0, atol=0, msg=f"{degrees} {center}")
 
 
-@pytest.fixture(scope="module")
-def case():
-    return load_case("e_perception_transformer")
+@pytest.fixture(scope="module", params=recordings("e_perception_transformer"))
+def case(request):
+    return load_case(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +67,8 @@ def _encode(case, encoder, previous):
 
 def test_what_enters_the_encoder(case, encoder):
     tokens, query, context, _ = _encode(case, encoder, case["in.prev_bev"])
-    cameras = len(case.info["img_metas"][0]["lidar2img"])
-    assert_matches(tokens[:cameras].unsqueeze(2), case["out.enc_in_bs2.feat_flatten_sample0"], "tokens")
+    recorded = case["out.enc_in_bs2.feat_flatten_sample0"]  # of all cameras, or of the first alone
+    assert_matches(tokens[: len(recorded)].unsqueeze(2), recorded, "tokens")
     assert_matches(query.transpose(0, 1), case["out.enc_in_bs2.bev_query"], "queries with CAN bus")
     rotated = case["out.enc_in_bs2.prev_bev_rotated"].transpose(0, 1)
     torch.testing.assert_close(context.previous, rotated, rtol=0, atol=0, msg="rotation")
@@ -86,18 +87,15 @@ def test_bev_without_history(case, encoder):
     assert_matches(bev[0], case["out.bev_bs2_noprev"][0])
 
 
-@pytest.mark.parametrize("sample", [0, 1])
-def test_the_whole_transformer_with_box_refinement(case, encoder, sample):
+def test_the_whole_transformer_with_box_refinement(case, encoder):
     bev = _encode(case, encoder, case["in.prev_bev"])[-1]
-    if sample >= len(bev):
-        pytest.skip(f"the recording has {len(bev)} samples")
     head = head_of(case.config)
     result = head.load_state_dict(weights_of(case, HEAD, "heads.detection."), strict=False)
     assert not result.unexpected_keys
     assert {key.split(".")[0] for key in result.missing_keys} <= {
         "query_positions",
         "query_contents",
-        "classifiers",
+        "cls_branches",
     }
     positions, contents = case["in.object_query_embed"].chunk(2, dim=1)
     head.query_positions.weight.data.copy_(positions)
@@ -106,20 +104,21 @@ def test_the_whole_transformer_with_box_refinement(case, encoder, sample):
     with recorded_outputs(head.layers) as states:
         boxes = head(features)["boxes"]
 
-    recorded = f"out.fwd_bs1_{sample}"
-    one = slice(sample, sample + 1)
-    assert_matches(bev[one].transpose(0, 1), case[f"{recorded}.bev_embed"], "B_t")
-    assert_matches(head.reference(positions).sigmoid()[None], case[f"{recorded}.init_reference"], "first references")
-    inter_states = torch.stack(states)[:, one].transpose(1, 2)
-    assert_matches(inter_states, case[f"{recorded}.inter_states"], "decoder states")
     low = torch.tensor(case.config["pc_range"][:3])
     size = torch.tensor(case.config["pc_range"][3:]) - low
-    centers = (boxes[:, one][..., [0, 1, 4]] - low) / size
-    assert_matches(centers, case[f"{recorded}.inter_references"], "refined references")
+    for sample in range(len(bev)):
+        recorded, one = f"out.fwd_bs1_{sample}", slice(sample, sample + 1)
+        assert_matches(bev[one].transpose(0, 1), case[f"{recorded}.bev_embed"], "B_t")
+        first = head.reference_points(positions).sigmoid()[None]
+        assert_matches(first, case[f"{recorded}.init_reference"], "first references")
+        inter_states = torch.stack(states)[:, one].transpose(1, 2)
+        assert_matches(inter_states, case[f"{recorded}.inter_states"], "decoder states")
+        centers = (boxes[:, one][..., [0, 1, 4]] - low) / size
+        assert_matches(centers, case[f"{recorded}.inter_references"], "refined references")
 
 
 def test_planar_motion_of_can_bus_has_the_published_formulas_values(case):
-    # expected: length and angles as docs/reference.md 4.5 writes them
+    # expected: the published code's length and angle (docs/reference.md 4.5, shift)
     can_bus = torch.tensor([meta["can_bus"] for meta in case.info["img_metas"]], dtype=torch.float64)
     moved, turned = planar_motion_of_can_bus(can_bus)
     for row, (right, forward), angle in zip(can_bus.tolist(), moved.tolist(), turned.tolist(), strict=True):

@@ -1,7 +1,8 @@
 """The detection head against the recorded reference: outputs, decoding, assignment, losses, gradients.
 
 Every expected value is a recorded tensor of case f_head. B_t is the recorded one, so that the head is judged alone;
-the whole way from image features to losses is judged in the tests of the encoder.
+the whole way from image features to losses is judged in the tests of the encoder. What is computed:
+docs/reference.md 4.6, Queries, Branches, Matching, Losses, Decoding.
 """
 
 import re
@@ -10,11 +11,10 @@ import pytest
 import torch
 
 from bevstack.geometry import BEVGrid
-from bevstack.geometry.box_code import bottom_centred
 from bevstack.interop.reference_keys import our_weights
 from bevstack.models.heads.detection3d_query import QueryDetectionHead
 from bevstack.structures import BEVDataSample, BEVFeatures
-from tests.parity.golden import assert_matches, load_case
+from tests.parity.golden import assert_matches, load_case, recordings
 
 HEAD = "heads.detection."
 
@@ -39,9 +39,9 @@ def boxes_to_lwh(boxes):
     return boxes
 
 
-@pytest.fixture(scope="module")
-def case():
-    return load_case("f_head")
+@pytest.fixture(scope="module", params=recordings("f_head"))
+def case(request):
+    return load_case(request.param)
 
 
 @pytest.fixture(params=["old_boxes", "new_boxes"])
@@ -49,7 +49,7 @@ def convention(request):
     return request.param
 
 
-def _head(case, convention="old_boxes", **changes):
+def _head(case, convention="old_boxes", score_threshold=None):
     config = case.config
     x0, y0, z0, x1, y1, z1 = config["pc_range"]
     grid = BEVGrid(tuple(config["bev_hw"]), (x0, x1), (y0, y1), (z0, z1))
@@ -58,20 +58,24 @@ def _head(case, convention="old_boxes", **changes):
         "grid": grid,
         "classes": [f"class_{k}" for k in range(config["num_classes"])],
         "num_queries": config["num_query"],
-        "layers": config["dec_layers"],
-        "heads": config["heads"],
-        "points": config["dec_points"],
-        "hidden": config["ffn"],
-        "code_weights": case["weights.code_weights"].tolist(),
-        "unknown_targets": "row",
-        "post_center_range_m": config["post_center_range"],
-        "max_num": config["max_num"],
+        "decoder": {
+            "num_layers": config["dec_layers"],
+            "num_heads": config["heads"],
+            "num_points": config["dec_points"],
+            "feed_forward_channels": config["ffn"],
+        },
+        "criterion": {"code_weights": case["weights.code_weights"].tolist(), "unknown_targets": "row"},
+        "decoding": {
+            "post_center_range_m": config["post_center_range"],
+            "max_num": config["max_num"],
+            "score_threshold": score_threshold,
+        },
     }
-    head = QueryDetectionHead(**{**arguments, **changes})
+    head = QueryDetectionHead(**arguments)
     state = head_weights_from_reference(case.group("weights"))
     if convention == "new_boxes":
         for key in list(state):
-            if re.fullmatch(r"regressors\.\d+\.4\.(weight|bias)", key):
+            if re.fullmatch(r"reg_branches\.\d+\.4\.(weight|bias)", key):
                 state[key] = code_to_lwh(state[key].movedim(0, -1)).movedim(-1, 0)
     head.load_state_dict(state)
     return head.eval()
@@ -120,8 +124,9 @@ def test_decoding_and_bottom_centre(case, computed):
         boxes, scores, labels = decoder.decode(raw["logits"][-1, sample], raw["boxes"][-1, sample])
         assert_matches(labels, case[f"out.{run}.decode{sample}.labels"], key)
         assert_matches(scores, case[f"out.{run}.decode{sample}.scores"], key)
-        assert_matches(boxes, case[f"out.{run}.decode{sample}.bboxes"], key)
-        assert_matches(bottom_centred(boxes), case[f"out.{run}.get_bboxes{sample}.boxes"], key)
+        centres = torch.cat([boxes[:, :2], boxes[:, 2:3] + boxes[:, 5:6] / 2, boxes[:, 3:]], dim=1)
+        assert_matches(centres, case[f"out.{run}.decode{sample}.bboxes"], key)
+        assert_matches(boxes, case[f"out.{run}.get_bboxes{sample}.boxes"], key)
 
 
 def test_predict_in_the_current_box_convention(case):

@@ -2,7 +2,7 @@
 
 Weights go in through the conversion that serves checkpoints. The head alone is judged in test_f_head.
 Everything runs in float64, so that only the recording's own rounding is left: up to 1.8e-4 on boxes and 4.5e-4 on large
-gradients (golden README), and twice as much would not pass.
+gradients (tests/golden/README.md), and twice as much would not pass.
 """
 
 import pytest
@@ -11,7 +11,7 @@ from torch import nn
 
 from bevstack.interop.reference_keys import our_names, our_weights
 from bevstack.structures import BEVFeatures
-from tests.parity.golden import ATOL, RTOL, assert_matches, load_case
+from tests.parity.golden import ATOL, RTOL, assert_matches, load_case, recordings
 from tests.parity.reference import (
     HEAD,
     encoder_in_float64,
@@ -24,9 +24,9 @@ from tests.parity.reference import (
 )
 
 
-@pytest.fixture(scope="module")
-def case():
-    return in_float64(load_case("f_head"))
+@pytest.fixture(scope="module", params=recordings("f_head"))
+def case(request):
+    return in_float64(load_case(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,8 @@ def model(case):
         num_cameras=len(case.info["img_metas"][0]["lidar2img"]),
         motion_embedding={"type": "bevstack.MotionEmbedding", "channels": config["dim"]},
     )
-    head = head_of(config, code_weights=case["weights.code_weights"].tolist(), unknown_targets="row")
+    code_weights = case["weights.code_weights"].tolist()
+    head = head_of(config, criterion={"code_weights": code_weights, "unknown_targets": "row"})
     model = nn.ModuleDict({"encoder": encoder, "heads": nn.ModuleDict({"detection": head})})
     model.load_state_dict(our_weights({HEAD + name: tensor for name, tensor in case.group("weights").items()}))
     encoder_in_float64(encoder)
@@ -98,6 +99,6 @@ def test_losses_and_the_gradient_of_every_parameter(case, model):
     gradients = {HEAD + name: tensor for name, tensor in case.group("out.param_grad").items()}
     assert gradients
     for name, recorded in our_weights(gradients).items():
-        # relative to the tensor's largest value, as the golden README measures it: 4.5e-4 of 60 in the CAN-bus layer
+        # relative to the tensor's largest value, as tests/golden/README.md measures it: 4.5e-4 of 60
         difference = (ours[name] - recorded).abs().max()
         assert difference <= ATOL + RTOL * recorded.abs().max(), f"{name}: {difference:.1e}"

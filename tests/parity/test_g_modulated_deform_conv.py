@@ -3,14 +3,13 @@
 import pytest
 
 from bevstack.ops.modulated_deform_conv import modulated_deform_conv
-from tests.parity.golden import assert_matches, load_case
-
-CASE = "g_modulated_deform_conv"
+from tests.parity.golden import assert_matches, load_case, recordings
 
 
+@pytest.mark.parametrize("path", recordings("g_modulated_deform_conv"))
 @pytest.mark.parametrize("max_columns", [2**24, 1], ids=["whole", "in_pieces"])
-def test_every_recorded_call(max_columns):
-    case = load_case(CASE)
+def test_every_recorded_call(max_columns, path):
+    case = load_case(path)
     assert case.info["calls"]
     for call in case.info["calls"]:
         index = call["index"]

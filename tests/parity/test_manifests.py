@@ -10,7 +10,7 @@ from bevstack.interop.reference_keys import our_names
 from tests.parity.manifests import SIZES, load_manifest, parameter_count
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "bevformer"
-# docs/reference.md 2.1, millions.
+# Millions: docs/reference.md 2.1.
 PUBLISHED_MILLIONS = {"tiny": 33.5, "small": 59.5, "base": 69.0}
 
 

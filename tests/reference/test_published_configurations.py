@@ -23,11 +23,11 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SIZE_PX = (160, 96)
 SMALL = {
     "bevformer/bevformer_tiny": {},
-    "bevformer/bevformer_base_static": {"layers": 1},
-    "bevformer/bevformer_base_det_seg": {"layers": 1},
-    "bevformerv2/bevformerv2_r50_t1": {"layers": 1},
-    "bevformerv2/bevformerv2_r50_t2": {"layers": 1},
-    "bevformerv2/bevformerv2_r50_t8": {"layers": 1},
+    "bevformer/bevformer_base_static": {"num_layers": 1},
+    "bevformer/bevformer_base_det_seg": {"num_layers": 1},
+    "bevformerv2/bevformerv2_r50_t1": {"num_layers": 1},
+    "bevformerv2/bevformerv2_r50_t2": {"num_layers": 1},
+    "bevformerv2/bevformerv2_r50_t8": {"num_layers": 1},
 }
 
 
@@ -43,7 +43,7 @@ def root(tmp_path_factory):
     return folder
 
 
-def small_config(name, root, layers=None, compat=None):
+def small_config(name, root, num_layers=None, compat=None):
     cfg = load_config(CONFIGS / f"{name}.py", [f"compat={compat}"] if compat else [])
     for part in ("train_dataloader", "test_dataloader"):
         dataset = cfg[part].dataset
@@ -53,8 +53,8 @@ def small_config(name, root, layers=None, compat=None):
             resize.scale = 1.0
         else:
             resize.update(source_crop_px=(0, 26, *SIZE_PX), heights_px=(64,))
-    if layers:
-        cfg.model.encoder.num_layers = cfg.model.heads.detection.layers = layers
+    if num_layers:
+        cfg.model.encoder.num_layers = cfg.model.heads.detection.decoder.num_layers = num_layers
         cfg.model.encoder.grid.shape = cfg.model.heads.detection.grid.shape = (30, 30)
         cfg.model.backbone.depth = 50
         if "dcn" in cfg.model.backbone:

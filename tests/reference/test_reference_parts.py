@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bevstack.datasets.nuscenes.can_bus import CorrectedCanBus, EgoState
+from bevstack.datasets.ego_state import CorrectedCanBus, EgoState
 from bevstack.geometry import BEVGrid
 from bevstack.interop.reference_keys import code_from_old_code, with_current_boxes
 from bevstack.models.bev import BEVFormerEncoder, WarpAlignment
@@ -21,7 +21,8 @@ from bevstack.reference.parts import (
 )
 from bevstack.structures import BEVFeatures, BEVMemory, CameraRig, EgoMotion
 
-# Where LIDAR_TOP stands on the ego car: 0.94 m in front of its origin, looking to the right (docs/reference.md 4.1 I).
+# Where LIDAR_TOP stands on the ego car: 0.94 m in front of its origin, x to the right.
+# docs/reference.md 4.1 I, 4.5, Frames
 EGO_FROM_LIDAR = np.array([[0.0, 1.0, 0.0, 0.94], [-1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.84], [0.0, 0.0, 0.0, 1.0]])
 
 
@@ -91,7 +92,7 @@ def test_without_history_nothing_is_shifted_even_when_aliased():
     ("cells", "degrees", "off_m"), [(150, 1.0, 0.42), (150, 5.0, 2.11), (50, 1.0, 3.79), (50, 5.0, 18.95)]
 )
 def test_rotate_center_of_100_misplaces_small_grids_and_the_true_one_does_not(cells, degrees, off_m):
-    # expected: docs/reference.md 4.1 B, metres by which what surrounds the ego is misplaced
+    # docs/reference.md 4.1 B: metres by which what surrounds the ego is misplaced
     grid, angle = BEVGrid((cells, cells)), torch.tensor([math.radians(degrees)])
     for center, expected in (((100.0, 100.0), off_m), ((cells / 2, cells / 2), 0.0)):
         came_from = rotate_bev(places_on(grid), angle, center, "bilinear")[0]
@@ -214,14 +215,15 @@ def test_padding_counts_as_seen_or_not(kind, seen_in_padding):
 
 def test_old_boxes_in_the_head_equal_converted_weights():
     grid = BEVGrid((6, 6))
-    arguments = {"in_channels": 16, "grid": grid, "classes": ["a", "b"], "num_queries": 5, "layers": 2, "heads": 2}
+    arguments = {"in_channels": 16, "grid": grid, "classes": ["a", "b"], "num_queries": 5}
+    arguments["decoder"] = {"num_layers": 2, "num_heads": 2, "feed_forward_channels": 16}
     torch.manual_seed(0)
-    published = OldBoxesDetectionHead(**arguments, hidden=16).eval()
+    published = OldBoxesDetectionHead(**arguments).eval()
     for parameter in published.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    converted = QueryDetectionHead(**arguments, hidden=16).eval()
+    converted = QueryDetectionHead(**arguments).eval()
     converted.load_state_dict(with_current_boxes(published.state_dict()))
-    untouched = QueryDetectionHead(**arguments, hidden=16).eval()
+    untouched = QueryDetectionHead(**arguments).eval()
     untouched.load_state_dict(published.state_dict())
     bev = BEVFeatures(torch.randn(1, 16, 6, 6), grid)
     ours, theirs, raw = published(bev)["boxes"], converted(bev)["boxes"], untouched(bev)["boxes"]

@@ -58,8 +58,10 @@ def test_what_is_wrong_is_ringed_and_the_truth_has_its_own_panel():
 
 def test_without_attributes_there_is_no_panel():
     bare = sample("vehicle.parked", "vehicle.parked")
+    assert BehaviourPainter().draws(bare)
     del bare.pred_instances_3d.attribute_names
-    assert BehaviourPainter().paint(bare, WINDOW) is None and BehaviourPainter().paint(BEVDataSample(), WINDOW) is None
+    assert not BehaviourPainter().draws(bare) and not BehaviourPainter().draws(BEVDataSample())
+    assert BehaviourPainter(truth=True).draws(bare)
 
 
 def test_every_attribute_has_its_own_look():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from mmdet3d.structures import LiDARInstance3DBoxes
 
+from bevstack.geometry.boxes3d import EDGES
 from bevstack.visualization import CameraView, draw_camera, draw_cameras
-from bevstack.visualization.boxes import EDGES
 from bevstack.visualization.cameras import camera_rows, clipped_at_near_plane
 from bevstack.visualization.palette import CLASS_COLORS
 from tests.visualization.scenes import GREY, boxes, painted, view

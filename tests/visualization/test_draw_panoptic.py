@@ -43,12 +43,12 @@ def test_instances_of_a_class_look_different():
     assert (np.abs(np.diff(colors, axis=0)).max(1) >= 20).all()
 
 
-def test_rings_and_title_lie_above_the_segments():
+def test_rings_lie_above_the_segments():
     everything = PanopticMap(
         torch.zeros(GRID.shape).long(), torch.tensor([0]), torch.tensor([0]), ("car",), (), GRID
     )
-    picture, marks = draw_panoptic(WINDOW, everything, "a title"), draw_bev(WINDOW, title="a title")
-    # Expected: the car's colour, darkened as a ring, the ego or a letter darkens the bare ground.
+    picture, marks = draw_panoptic(WINDOW, everything), draw_bev(WINDOW)
+    # Expected: the car's colour, darkened as a ring, the ego or a number darkens the bare ground.
     expected = np.array(instance_color("car", 0)) * np.minimum(marks / np.array(GROUND), 1)
     inner = np.s_[3:-3, 3:-3]  # without the segment's own soft edge
     assert np.abs(picture[inner] - expected[inner]).max() <= 0.51
@@ -58,9 +58,10 @@ def test_rings_and_title_lie_above_the_segments():
 def test_painter():
     sample = BEVDataSample(metainfo=dict(token="t"))  # noqa: S106
     painter = VISUALIZERS.build(dict(type="PanopticPainter"))
-    assert isinstance(painter, PanopticPainter) and painter.paint(sample, WINDOW) is None
-    assert painter.legend(sample) == []
+    assert isinstance(painter, PanopticPainter) and not painter.draws(sample)
     sample.pred_panoptic = panoptic()
-    assert np.array_equal(painter.paint(sample, WINDOW), draw_panoptic(WINDOW, panoptic(), "panoptic"))
+    assert painter.draws(sample) and painter.title == "panoptic"
+    assert np.array_equal(painter.paint(sample, WINDOW), draw_panoptic(WINDOW, panoptic()))
     assert painter.legend(sample) == ["car", "drivable_area"]
-    assert PanopticPainter("gt_panoptic").paint(sample, WINDOW) is None
+    assert not PanopticPainter("gt_panoptic").draws(sample)
+    assert PanopticPainter("gt_panoptic").title == "panoptic ground truth"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import types
-
 import numpy as np
 import torch
 from mmdet3d.structures import LiDARInstance3DBoxes
@@ -12,9 +9,8 @@ from mmengine.structures import InstanceData
 
 from bevstack.geometry.keypoints import KEYPOINT_NAMES, pose_keypoints
 from bevstack.structures import BEVDataSample
-from bevstack.visualization import BEVWindow, PosePainter, SampleVisualizer
+from bevstack.visualization import BEVWindow, ImageKeypointPainter, PosePainter
 from bevstack.visualization.palette import CLASS_COLORS, KEYPOINT_COLORS
-from bevstack.visualization.poses import with_image_keypoints
 from tests.visualization.scenes import view
 
 WINDOW = BEVWindow((-10.0, 10.0), (0.0, 20.0), 800)  # 40 px a metre
@@ -52,7 +48,7 @@ def test_dots_lie_on_their_keypoints():
 def test_weak_poses_and_samples_without():
     weak, strong = PosePainter().paint(sample(), WINDOW), PosePainter(score_thr=0.05).paint(sample(), WINDOW)
     assert color_at(strong, -5, 5) == KEYPOINT_COLORS["centre"] != color_at(weak, -5, 5)
-    assert PosePainter().paint(BEVDataSample(metainfo={"classes": ()}), WINDOW) is None
+    assert PosePainter().draws(sample()) and not PosePainter().draws(BEVDataSample(metainfo={"classes": ()}))
     assert PosePainter().legend(sample()) == KEYPOINT_NAMES
 
 
@@ -64,24 +60,11 @@ def test_points_in_the_cameras():
         rays=torch.tensor([[0.1, 0.05], [-0.1, 0.0]]), cameras=torch.tensor([1, 1]), kinds=torch.tensor([5, 0]),
         scores=torch.tensor([0.8, 0.1]), points_px=torch.zeros(2, 2),
     )  # fmt: skip
-    front, back = with_image_keypoints(answer, views, 0.3, 100)
+    front, back = ImageKeypointPainter(0.3).paint(answer, views, 100)
     assert np.array_equal(front.image, views[0].image)
     column, row = (views[1].pixels_from_camera @ [0.1, 0.05, 1.0])[:2].astype(int)
     assert tuple(back.image[row, column].tolist()) == KEYPOINT_COLORS["front"]
     column, row = (views[1].pixels_from_camera @ [-0.1, 0.0, 1.0])[:2].astype(int)
     assert np.array_equal(back.image[row, column], views[1].image[row, column])  # too weak
     assert not np.array_equal(back.image, views[1].image)
-
-
-def test_a_head_that_names_its_painter_gets_a_panel():
-    # Expected: one more panel than usual, under the head's name; none where the config has that painter already.
-    from bevstack.engine.visualize import build_visualizer
-
-    model = types.SimpleNamespace(heads={"skeletons": types.SimpleNamespace(painter="PosePainter")})
-    arguments = argparse.Namespace(score_thr=0.4, layout=None)
-    usual = len(SampleVisualizer().painters)
-    added = build_visualizer({}, model, arguments).painters
-    assert len(added) == usual + 1 and isinstance(added[-1], PosePainter)
-    assert (added[-1].score_thr, added[-1].title) == (0.4, "skeletons")
-    chosen = build_visualizer({"sample_visualizer": {"painters": [{"type": "PosePainter"}]}}, model, arguments).painters
-    assert len(chosen) == 1
+    assert ImageKeypointPainter().draws(answer) and not ImageKeypointPainter().draws(sample())

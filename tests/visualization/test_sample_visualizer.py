@@ -1,6 +1,8 @@
-"""The whole picture, its painters, and how a head of one's own gets a panel."""
+"""The whole picture, its painters, and how a painter of one's own gets into it."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ from mmengine.structures import InstanceData
 from bevstack.geometry import BEVGrid
 from bevstack.registry import VISUALIZERS
 from bevstack.structures import BEVDataSample, BEVRaster
-from bevstack.visualization import BEVPainter, SampleVisualizer, TruthPainter, draw_sample
-from bevstack.visualization.painters import HeadPainter, predicted_boxes
+from bevstack.visualization import CameraPainter, PanelPainter, SampleVisualizer, TruthPainter, draw_sample
+from bevstack.visualization.painters import predicted_boxes
 from bevstack.visualization.sample_visualizer import forward_bearing
 from tests.visualization.scenes import view
 
@@ -44,8 +46,8 @@ def sample(predicted=True, truth=True, scores=(0.9, 0.2), rasters=True):
 
 
 @VISUALIZERS.register_module()
-class MagentaPainter(BEVPainter):
-    """A user's own panel."""
+class MagentaPainter(PanelPainter):
+    """A user's own panel, drawn where it is named."""
 
     def paint(self, sample, window):
         return np.full((*window.shape, 3), MAGENTA, np.uint8)
@@ -104,24 +106,74 @@ def test_registered_painter_named_in_a_config_is_drawn():
     assert (picture == MAGENTA).all(-1).sum() == 202 * 202
 
 
-def test_head_that_paints_gets_a_panel():
-    class Head:
-        def paint(self, sample):
-            return np.full((30, 60, 3), MAGENTA, np.uint8)
+@VISUALIZERS.register_module()
+class LanePainter(PanelPainter):
+    """A user's own panel, drawn where a sample has lanes."""
 
-    visualizer = SampleVisualizer([TruthPainter(), HeadPainter("lanes", Head())], **OPTIONS)
-    picture = visualizer.draw(sample(), VIEWS)
-    # Expected: 60 x 30 px enlarged to the panel's height of 202 px; its name covers a little.
-    assert 0.9 * 404 * 202 < (np.abs(picture.astype(int) - MAGENTA).sum(-1) < 9).sum() <= 404 * 202
+    fields, title = ("pred_lanes.points", "gt_lanes"), "lanes"
+
+    def __init__(self, score_thr=0.5):
+        self.score_thr = score_thr
+
+    def paint(self, sample, window):
+        return np.full((30, 60, 3), MAGENTA, np.uint8)
 
 
-def test_head_that_paints_something_else_is_told():
-    class Head:
-        def paint(self, sample):
+@VISUALIZERS.register_module()
+class DotPainter(CameraPainter):
+    """Something on the images."""
+
+    fields = ("pred_lanes.dots",)
+
+    def paint(self, sample, views, shown_height_px):
+        assert shown_height_px == 100
+        return [replace(view, image=np.full_like(view.image, MAGENTA)) for view in views]
+
+    def legend(self, sample):
+        return ["dot"]
+
+
+def magenta(picture):
+    return (np.abs(picture.astype(int) - MAGENTA).sum(-1) < 9).sum()
+
+
+def test_registered_painters_draw_what_a_sample_has():
+    # Expected: without being named, a panel of 60 x 30 px enlarged to the panel's height of 202 px, its title covering
+    # a little, where the sample has one of the fields; on the cameras, three of 200 x 100 px, their names covering a
+    # little; nothing where the parts of the field are others.
+    plain, lanes = sample(), sample()
+    lanes.pred_lanes = InstanceData(points=torch.zeros(1))
+    assert magenta(draw_sample(plain, VIEWS, **OPTIONS)) == 0
+    assert 0.9 * 404 * 202 < magenta(draw_sample(lanes, VIEWS, **OPTIONS)) < 404 * 202
+    lanes.pred_lanes = InstanceData(dots=torch.zeros(1))
+    assert 0.75 * 3 * 200 * 100 < magenta(draw_sample(lanes, VIEWS, **OPTIONS)) < 3 * 200 * 100
+    assert magenta(draw_sample(lanes, VIEWS, painters=[{"type": "LanePainter"}, {"type": "DotPainter"}], **OPTIONS)) > 0
+    assert magenta(draw_sample(lanes, VIEWS, painters=[{"type": "LanePainter"}], **OPTIONS)) == 0
+    del lanes.pred_lanes
+    lanes.set_field(1, "gt_lanes")
+    assert magenta(draw_sample(lanes, VIEWS, **OPTIONS)) > 0.9 * 404 * 202
+
+
+def test_which_painters_there_are():
+    # Expected: without a list every one that has fields, the prediction first, then the ground truth; one that takes a
+    # score gets the visualizer's, unless it has its own.
+    kinds = [type(painter).__name__ for painter in SampleVisualizer().painters]
+    assert kinds[:2] == ["PredictionPainter", "TruthPainter"] and "MagentaPainter" not in kinds
+    own = {"BehaviourPainter", "ImageKeypointPainter", "PanopticPainter", "PosePainter", "ScenePainter", "TrackPainter"}
+    assert own | {"LanePainter", "DotPainter"} <= set(kinds) and len(set(kinds)) == len(kinds)
+    (default,) = (painter for painter in SampleVisualizer(score_thr=0.7).painters if isinstance(painter, LanePainter))
+    assert default.score_thr == 0.7
+    chosen = [{"type": "LanePainter"}, {"type": LanePainter, "score_thr": 0.1}, LanePainter(), TruthPainter()]
+    assert [painter.score_thr for painter in SampleVisualizer(chosen, 0.7).painters[:3]] == [0.7, 0.1, 0.5]
+
+
+def test_painter_that_paints_something_else_is_told():
+    class Grey(PanelPainter):
+        def paint(self, sample, window):
             return np.zeros((4, 4))
 
-    with pytest.raises(TypeError, match=r"head 'lanes': paint\(\) must return an \(H, W, 3\) uint8 array, not float64"):
-        SampleVisualizer([HeadPainter("lanes", Head())], **OPTIONS).draw(sample(), VIEWS)
+    with pytest.raises(TypeError, match=r"Grey.paint\(\) must return an \(H, W, 3\) uint8 array, not float64 \(4, 4\)"):
+        SampleVisualizer([Grey()], **OPTIONS).draw(sample(), VIEWS)
 
 
 @pytest.mark.parametrize(("bearing", "expected"), [(88, 90), (4, 0), (-92, -90)])

@@ -16,8 +16,9 @@ from bevstack.datasets.nuscenes.index_writer import write_index
 from bevstack.engine.visualize import build_dataset, camera_views, choose_samples, main
 from bevstack.errors import InputError
 from bevstack.geometry import BEVGrid
-from bevstack.registry import MODELS
+from bevstack.registry import MODELS, VISUALIZERS
 from bevstack.structures import BEVMemory
+from bevstack.visualization import PanelPainter
 from tests.datasets.tables import VERSION, build_root
 
 CONFIG = """
@@ -36,10 +37,13 @@ MAGENTA = (255, 0, 254)
 seen: list[tuple[str, ...]] = []
 
 
-class PaintingHead(torch.nn.Module):
-    """A head that draws its own panel."""
+@VISUALIZERS.register_module()
+class ProbePainter(PanelPainter):
+    """Draws what the model below predicts, and is named nowhere."""
 
-    def paint(self, sample):
+    fields = ("pred_probe",)
+
+    def paint(self, sample, window):
         return np.full((20, 20, 3), MAGENTA, np.uint8)
 
 
@@ -50,7 +54,6 @@ class MemoryProbe(BaseModel):
     def __init__(self, data_preprocessor=None):
         super().__init__(data_preprocessor)
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.heads = torch.nn.ModuleDict({"own": PaintingHead()})
 
     def forward(self, inputs, data_samples=None, mode="tensor"):
         assert not self.training and self.weight.item() == 3.0
@@ -63,6 +66,7 @@ class MemoryProbe(BaseModel):
                 scores_3d=torch.tensor([0.9]),
                 labels_3d=torch.tensor([0]),
             )
+            sample.set_field(True, "pred_probe")
         grid = BEVGrid((2, 2))
         memory = BEVMemory(torch.zeros(1, 1, 1, *grid.shape), grid, torch.eye(4)[None, None], torch.ones(1, 1) > 0)
         return (data_samples, memory) if mode == "stream_predict" else data_samples
@@ -107,7 +111,7 @@ def test_ground_truth_without_a_model(config, tmp_path, capsys):
 
 
 def test_predictions_stream_along_each_scene(config, checkpoint, tmp_path):
-    # Expected: memory of the predecessor everywhere but at a scene's start, over both scenes; the head's own panel,
+    # Expected: memory of the predecessor everywhere but at a scene's start, over both scenes; the painter's own panel,
     # 2 x 60 + 2 px, is in the picture.
     seen.clear()
     arguments = [config(), checkpoint, "--out", str(tmp_path / "vis"), "--split", "all", "--format", "mp4"]
@@ -148,7 +152,7 @@ def test_cameras_see_what_the_index_says(config, root):
     dataset = build_dataset(load_config(config()), "train")
     assert dataset.split == "tiny_train" and dataset.test_mode
     sample = dataset[0]["data_samples"]
-    front = camera_views(dataset.index, sample)[0]
+    front = camera_views(dataset, sample)[0]
     assert (front.name, front.image.shape) == ("CAM_FRONT", (36, 64, 3))
     point = front.pixels_from_camera @ (front.camera_from_bev @ [0, 10.5, -0.3, 1])[:3]
     np.testing.assert_allclose(point[:2] / point[2], [32, 18], atol=1e-6)
@@ -162,9 +166,9 @@ def test_augmented_boxes_are_seen_where_they_are(config):
     dataset = build_dataset(load_config(config()), None)
     sample = dataset[0]["data_samples"]
     turn = np.diag([-1.0, 1.0, 1.0, 1.0])
-    plain = camera_views(dataset.index, sample)[0]
+    plain = camera_views(dataset, sample)[0]
     sample.set_metainfo({"augmented_from_bev": turn})
-    turned = camera_views(dataset.index, sample)[0]
+    turned = camera_views(dataset, sample)[0]
     point = np.array([2.0, 9.0, 1.0, 1.0])
     np.testing.assert_allclose(turned.camera_from_bev @ turn @ point, plain.camera_from_bev @ point)
 

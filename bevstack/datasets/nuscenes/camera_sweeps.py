@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.spatial.transform import Rotation, Slerp
 
 from bevstack.errors import InputError
 
@@ -139,8 +140,6 @@ def ego_poses(arrays: Mapping[str, np.ndarray], row: int, camera: int, times_us:
     Returns:
         ``global_from_ego`` (S, 4, 4) float64.
     """
-    from scipy.spatial.transform import Rotation, Slerp
-
     rows = [row]
     while arrays["camera_timestamp_us"][rows[0], camera] > times_us.min() and arrays["sample_prev"][rows[0]] >= 0:
         rows.insert(0, int(arrays["sample_prev"][rows[0]]))

@@ -1,78 +1,53 @@
-"""Clips of a nuScenes version, read from its index, as dicts that a pipeline works on."""
+"""nuScenes' format: clips of a version, read from its index and its map tiles."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from mmengine.dataset import Compose
-from torch.utils.data import Dataset
 
-from bevstack.datasets.clips import ClipIndex, consecutive_queue, previous_rows, random_queue
-from bevstack.datasets.nuscenes.can_bus import CanBusForm, CorrectedCanBus
-from bevstack.datasets.nuscenes.index import NuScenesIndex, rigid_inverse
+from bevstack.datasets.base import CameraRecords, ObjectRecords, SceneRecord, SweepRecords, Taxonomy
+from bevstack.datasets.clip_dataset import ClipDataset
+from bevstack.datasets.ego_state import EgoState
+from bevstack.datasets.format import SampleTable
+from bevstack.datasets.nuscenes.index import NuScenesIndex
 from bevstack.datasets.nuscenes.map_tiles import MapTiles
-from bevstack.datasets.nuscenes.taxonomy import DETECTION_CLASSES
+from bevstack.datasets.nuscenes.taxonomy import (
+    DETECTION_CLASSES,
+    MAP_LAYERS,
+    SCENE_RULES,
+    STUFF_PRIORITY,
+    VEHICLE_CLASSES,
+)
+from bevstack.datasets.poses import rigid_inverse
 from bevstack.errors import InputError
-from bevstack.registry import DATASETS, TASK_UTILS, TRANSFORMS
+from bevstack.geometry import BEVGrid
+from bevstack.registry import DATASETS
 
 
 @DATASETS.register_module()
-class NuScenesBEVDataset(Dataset):
-    """Samples of a split, each with the T frames that lead to it.
-
-    ``dataset[i]`` makes the dict of sample i and runs the pipeline on it (a pipeline may return None to refuse a
-    sample: that is an error here). Keys of the dict:
-
-    - ``frames``: T dicts, oldest first, of ``image_paths`` [N], ``pixels_from_camera`` (N, 3, 3) and
-      ``camera_from_bev`` (N, 4, 4) float64, ``image_size_px`` (N, 2) int64 (height, width),
-      ``previous_from_current`` (4, 4) float64 (from this frame's BEV frame to that of the frame before it),
-      ``has_previous`` bool, ``seconds`` float since the previous frame, ``can_bus`` (18,) float64, ``token``.
-      Where a transform asks for S camera sweeps (``num_sweeps``): ``sweep_paths`` [S][N], oldest first, and
-      ``sweep_seconds`` (S, N) float64, time since the camera's image of the frame (see ``NuScenesIndex.sweeps``),
-      ``sweep_from_camera`` (S, N, 4, 4) float64 from the camera now to the camera then, and ``height_in_camera`` (N, 4)
-      float64: its product with (x, y, z, 1) of a camera's frame is the height above the ground in metres.
-      The frame before the first one is its sample's predecessor in the scene: with T = 1 that is what streaming needs.
-    - of the keyframe, which is the last: ``token``, ``prev_token`` and ``next_token`` ("" at the ends of a stream),
-      ``scene_token``, ``scene_name``, ``scene_description``, ``timestamp_s``, ``location``, ``has_map``,
-      ``camera_names``, ``lidar_path``,
-      ``global_from_bev`` (4, 4) float64, ``augmented_from_bev`` (4, 4) identity; ``data_root``, ``version``,
-      ``index_root``, ``classes``, ``split_mode`` ("train" or "test"), ``sample_index``.
-    - its boxes in the BEV frame: ``boxes`` (G, 9) float32 as LiDARInstance3DBoxes (x, y, z_bottom, l, w, h, yaw, vx,
-      vy), velocity in BEV axes and NaN where unknown, ``labels`` (G,) int64, ``attribute_names``, ``instance_ids``,
-      ``visibility``, ``num_lidar_pts``, ``num_radar_pts``; ``rasters``, empty.
-    - ``rng``: generator seeded from (seed, epoch, sample), from which every transform draws; ``stream_rng``: from
-      (seed, epoch, scene), for what must stay the same along a stream.
-
-    A clip always has T frames and never leaves its stream: a scene, cut where more than ``max_gap_seconds`` lie
-    between neighbours. Where the stream has too few earlier frames, the oldest one chosen is repeated in front; the
-    repeated frames and the one they repeat have ``has_previous`` False, identity motion and zero ``seconds``.
+class NuScenesBEVDataset(ClipDataset):
+    """A split of a version in nuScenes' format; the BEV frame is the lidar's at each keyframe.
 
     Args:
         data_root: dataset root; images are read below it.
         version: folder of the tables.
         split: name of a split: the devkit's, one of the version's splits.json, or ``all``.
         pipeline: transforms, built or as configs.
-        num_frames: T.
-        queue: ``random``: the paper's, of the T samples before the keyframe all but one drawn at random;
-            ``consecutive``: the T - 1 samples before it.
-        test_mode: consecutive queue, all boxes, the same random numbers every epoch.
         classes: names of the labels, in order: detection classes of nuScenes or names of categories.
-        use_valid_flag: in training, leave out boxes without a single lidar or radar point.
-        max_gap_seconds: a longer pause between two samples ends a stream.
-        can_bus_form: makes a frame's ``can_bus`` of two :class:`bevstack.datasets.nuscenes.can_bus.EgoState`; a
-            callable or the config of one in TASK_UTILS; :class:`bevstack.datasets.CorrectedCanBus` by default.
         index_root: folder of indices, ``<data_root>/bevstack-index`` by default.
-        seed: of all random choices.
+        **options: of :class:`bevstack.datasets.clip_dataset.ClipDataset`.
 
     Raises:
         InputError: no index, an unknown split or class, or a pipeline that asks for a map or sweeps where there are
             none.
-        ValueError: ``num_frames`` or ``queue`` make no sense.
+        ValueError: see :class:`bevstack.datasets.clip_dataset.ClipDataset`.
     """
+
+    taxonomy = Taxonomy({"vehicle": VEHICLE_CLASSES}, MAP_LAYERS, STUFF_PRIORITY, SCENE_RULES)
 
     def __init__(
         self,
@@ -80,164 +55,72 @@ class NuScenesBEVDataset(Dataset):
         version: str,
         split: str,
         pipeline: Sequence[Mapping | Callable] = (),
-        num_frames: int = 1,
-        queue: str = "random",
-        test_mode: bool = False,
         classes: Sequence[str] = DETECTION_CLASSES,
-        use_valid_flag: bool = True,
-        max_gap_seconds: float = 2.0,
-        can_bus_form: CanBusForm | Mapping | None = None,
         index_root: str | Path | None = None,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        if num_frames < 1:
-            raise ValueError(f"num_frames: {num_frames} must be at least 1")
-        if queue not in ("random", "consecutive"):
-            raise ValueError(f"queue: {queue!r} must be 'random' or 'consecutive'")
-        self.index = NuScenesIndex.open(data_root, version, index_root)
-        self.index_root = index_root
-        self.split, self.num_frames, self.test_mode, self.seed = split, num_frames, test_mode, seed
-        self.queue = "consecutive" if test_mode else queue
-        self.classes = tuple(classes)
-        self.use_valid_flag = use_valid_flag and not test_mode
-        self.rows = self.index.samples(split)
-        self.previous = previous_rows(
-            self.index.arrays["sample_prev"], self.index.arrays["sample_timestamp_us"], max_gap_seconds
+        self.index, self.index_root = NuScenesIndex.open(data_root, version, index_root), index_root
+        self._opened_tiles: MapTiles | None = None
+        self._label_of_category = self._labels(tuple(classes))
+        arrays = self.index.arrays
+        samples = SampleTable(
+            scene=arrays["sample_scene"],
+            timestamp_us=arrays["sample_timestamp_us"],
+            rows=self.index.samples(split),
+            prev=arrays["sample_prev"],
         )
-        self._next = np.full(len(self.index), -1)
-        self._next[self.previous[self.previous >= 0]] = np.flatnonzero(self.previous >= 0)
-        self._label_of_category = self._labels()
-        build = can_bus_form if isinstance(can_bus_form, Mapping) else None
-        self.can_bus_form: CanBusForm = TASK_UTILS.build(dict(build)) if build else can_bus_form or CorrectedCanBus()
-        self.pipeline = Compose([TRANSFORMS.build(t) if isinstance(t, Mapping) else t for t in pipeline])
-        self.max_gap_seconds, self.num_sweeps = max_gap_seconds, self._wanted_sweeps()
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-        self._mapped_locations = self._check_maps()
+        super().__init__(samples, self.index.folder, split, classes, pipeline, **options)
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self):
-        return (self[i] for i in range(len(self)))
-
-    def __getitem__(self, i: int) -> dict:
-        results = self.pipeline(self.clip(i))
-        if results is None:
-            raise InputError(self.index.folder, self.index.token(self.rows[i]), "the pipeline returned no sample")
-        return results
+    def __getstate__(self) -> dict:
+        """Opened map tiles stay in the process that opened them."""
+        return {**super().__getstate__(), "_opened_tiles": None}
 
     @property
-    def metainfo(self) -> dict:
-        """What evaluators and hooks ask of a dataset: classes, version, split, root."""
-        return {
-            "classes": self.classes,
-            "version": self.index.version,
-            "split": self.split,
-            "data_root": str(self.index.root),
-            "dataset": type(self).__name__,
-        }
+    def metainfo(self) -> dict[str, Any]:
+        """What evaluators, hooks and checkpoints ask: classes, version, split, root."""
+        return {**super().metainfo, "version": self.index.version, "data_root": str(self.index.root)}
 
     @property
-    def scene_rows(self) -> np.ndarray:
-        """(n,) scene of each sample: a change means another scene."""
-        return np.asarray(self.index.arrays["sample_scene"])[self.rows]
+    def row_of(self) -> dict[str, int]:
+        """Row of each sample's token, for all samples of the index."""
+        return self.index.row_of
 
-    @property
-    def stream_starts(self) -> np.ndarray:
-        """(n,) bool: the sample has no predecessor among the dataset's samples, so a stream starts with it."""
-        before = self.previous[self.rows]
-        starts = np.ones(len(self.rows), dtype=bool)
-        starts[1:] = before[1:] != self.rows[:-1]
-        return starts
+    def token(self, row: int) -> str:
+        """The sample's token in the tables."""
+        return self.index.token(row)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch that seeds clips whose index carries none; workers that already run see it, too."""
-        self._epoch[0] = epoch
-
-    def clip(self, i: int) -> dict:
-        """The dict of sample i before the pipeline; i may be a :class:`bevstack.datasets.clips.ClipIndex`."""
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"sample {i} of {len(self)}")
-        epoch = i.epoch if isinstance(i, ClipIndex) else int(self._epoch[0])
-        epoch = 0 if self.test_mode else epoch
-        sample_index = int(i) % len(self)
-        row = int(self.rows[sample_index])
-        scene_row = int(self.index.arrays["sample_scene"][row])
-        rng = np.random.default_rng([self.seed, epoch, 0, row])
-        choose = random_queue if self.queue == "random" else consecutive_queue
-        frame_rows, repeated = choose(row, self.num_frames, self.previous, rng)
-        frames = []
-        for t, frame_row in enumerate(frame_rows):
-            before = frame_rows[t - 1] if t else int(self.previous[frame_row])
-            before = -1 if t <= repeated and repeated else before
-            frames.append(self._frame(frame_row, before, in_clip=t > 0 or self.num_frames == 1))
+    def scene(self, row: int) -> SceneRecord:
+        """The scene as the tables have it; its location is the log's."""
         scene = self.index.scene(row)
-        return {
-            "frames": frames,
-            "token": self.index.token(row),
-            "prev_token": self._token(self.previous[row]),
-            "next_token": self._token(self._next[row]),
-            "scene_token": scene["token"],
-            "scene_name": scene["name"],
-            "timestamp_s": float(self.index.arrays["sample_timestamp_us"][row]) * 1e-6,
-            "location": scene["location"],
-            "scene_description": scene.get("description", ""),
-            "has_map": scene["location"] in self._mapped_locations,
-            "camera_names": list(self.index.cameras),
-            "lidar_path": str(self.index.root / self.index.arrays["lidar_path"][row].decode()),
-            "global_from_bev": self.index.global_from_bev(row),
-            "augmented_from_bev": np.eye(4),
-            "data_root": str(self.index.root),
-            "version": self.index.version,
-            "index_root": self.index_root,
-            "classes": self.classes,
-            "split_mode": "test" if self.test_mode else "train",
-            "sample_index": sample_index,
-            "rasters": {},
-            "rng": rng,
-            "stream_rng": np.random.default_rng([self.seed, epoch, 1, scene_row]),
-            **self._boxes(row),
-        }
+        return SceneRecord(scene["token"], scene["name"], scene["location"], scene.get("description", ""))
 
-    def _token(self, row: int) -> str:
-        return self.index.token(row) if row >= 0 else ""
+    def global_from_bev(self, row: int) -> np.ndarray:
+        """(4, 4) float64: the lidar at its own time in nuScenes' global frame."""
+        return self.index.global_from_bev(row)
 
-    def _frame(self, row: int, before: int, in_clip: bool) -> dict:
+    def ego(self, row: int) -> EgoState:
+        """The ego car, with the CAN bus where there is one."""
+        return self.index.ego(row)
+
+    def cameras(self, row: int) -> CameraRecords:
+        """Key frames of the cameras."""
         index = self.index
-        ego, seconds, previous_from_current = index.ego(row), 0.0, np.eye(4)
-        if before >= 0:
-            previous_from_current = rigid_inverse(index.global_from_bev(before)) @ ego.global_from_bev
-            times = index.arrays["sample_timestamp_us"]
-            seconds = float(times[row] - times[before]) * 1e-6
-        sweeps = {}
-        if self.num_sweeps:
-            paths, times = index.sweeps(row, self.num_sweeps, self.max_gap_seconds)
-            sweeps = {
-                "sweep_paths": paths,
-                "sweep_seconds": times,
-                "sweep_from_camera": index.sweep_from_camera(row, times),
-                "height_in_camera": index.ego_from_camera(row)[:, 2],
-            }
-        return {
-            **sweeps,
-            "token": index.token(row),
-            "image_paths": index.image_paths(row),
-            "image_size_px": index.arrays["camera_size_px"][row].astype(np.int64),
-            "pixels_from_camera": index.pixels_from_camera(row),
-            "camera_from_bev": index.camera_from_bev(row),
-            "previous_from_current": previous_from_current,
-            "has_previous": before >= 0,
-            "seconds": seconds,
-            # The first frame of a longer clip meets no memory, so its vector tells of no motion.
-            "can_bus": self.can_bus_form(ego, index.ego(before) if before >= 0 and in_clip else None),
-        }
+        return CameraRecords(
+            names=index.cameras,
+            image_paths=index.image_paths(row),
+            image_size_px=index.arrays["camera_size_px"][row].astype(np.int64),
+            pixels_from_camera=index.pixels_from_camera(row),
+            camera_from_bev=index.camera_from_bev(row),
+        )
 
-    def _boxes(self, row: int) -> dict:
+    def lidar_path(self, row: int) -> str:
+        """The key frame's sweep of the lidar."""
+        return str(self.index.root / self.index.arrays["lidar_path"][row].decode())
+
+    def objects(self, row: int) -> ObjectRecords:
+        """Annotated boxes of the dataset's classes, brought from the global to the lidar's frame."""
         boxes = self.index.boxes(row)
         labels = self._label_of_category[boxes.category]
-        keep = labels >= 0
-        if self.use_valid_flag:
-            keep &= boxes.num_lidar_pts + boxes.num_radar_pts > 0
         bev_from_global = rigid_inverse(self.index.global_from_bev(row))
         rotation = bev_from_global[:3, :3]
         center = boxes.center @ rotation.T + bev_from_global[:3, 3]
@@ -250,43 +133,62 @@ class NuScenesBEVDataset(Dataset):
              np.arctan2(forward[:, 1], forward[:, 0]), velocity[:, 0], velocity[:, 1]], axis=1,
         )  # fmt: skip
         names = [*self.index.attributes, ""]
-        return {
-            "boxes": table[keep].astype(np.float32),
-            "labels": labels[keep],
-            "attribute_names": [names[a] for a in boxes.attribute[keep].tolist()],
-            "instance_ids": boxes.instance[keep].astype(np.int64),
-            "visibility": boxes.visibility[keep].astype(np.int64),
-            "num_lidar_pts": boxes.num_lidar_pts[keep].astype(np.int64),
-            "num_radar_pts": boxes.num_radar_pts[keep].astype(np.int64),
-        }
+        objects = ObjectRecords(
+            boxes=table.astype(np.float32),
+            labels=labels,
+            instance_ids=boxes.instance.astype(np.int64),
+            attribute_names=[names[a] for a in boxes.attribute.tolist()],
+            visibility=boxes.visibility.astype(np.int64),
+            num_lidar_pts=boxes.num_lidar_pts.astype(np.int64),
+            num_radar_pts=boxes.num_radar_pts.astype(np.int64),
+        )
+        return objects.kept(labels >= 0)
 
-    def _labels(self) -> np.ndarray:
+    def annotated_centers(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Instance rows (G,) and global centres (G, 3) of all boxes, whatever their class."""
+        boxes = self.index.boxes(row)
+        return boxes.instance, boxes.center
+
+    def require_sweeps(self) -> None:
+        """Raise :class:`InputError` where the index holds no images between key frames."""
+        if not self.index.has_sweeps:
+            reason = "there are none between the key frames; make a synthetic set with --sweeps, or unpack the sweeps/"
+            reason += " of nuScenes below the root, then run create_data again"
+            raise InputError(self.index.folder, "camera sweeps", reason)
+
+    def sweeps(self, row: int, count: int) -> SweepRecords:
+        """Camera images before a key frame, across earlier ones; a pause longer than ``max_gap_seconds`` ends them."""
+        paths, seconds = self.index.sweeps(row, count, self.max_gap_seconds)
+        from_camera = self.index.sweep_from_camera(row, seconds)
+        return SweepRecords(paths, seconds, from_camera, self.index.ego_from_camera(row)[:, 2])
+
+    @property
+    def _tiles(self) -> MapTiles:
+        """The version's map tiles, opened once in each process that asks."""
+        if self._opened_tiles is None:
+            self._opened_tiles = MapTiles.open(self.index.root, self.index.version, self.index_root)
+        return self._opened_tiles
+
+    def has_map(self, location: str) -> bool:
+        """Whether there are map tiles of a location."""
+        return self._tiles.has(location)
+
+    def require_map(self, location: str) -> None:
+        """Raise :class:`InputError` where there are no map tiles of a location."""
+        self._tiles.require(location)
+
+    def map_raster(self, location: str, global_from_bev: np.ndarray, grid: BEVGrid) -> np.ndarray:
+        """(6, Y, X) the layers around a pose (:meth:`bevstack.datasets.nuscenes.map_tiles.MapTiles.layers`)."""
+        return self._tiles.layers(location, global_from_bev, grid)
+
+    def _labels(self, classes: tuple[str, ...]) -> np.ndarray:
         """Label of each category's row, -1 where it has none."""
         names = [(c["detection_name"], c["name"]) for c in self.index.categories]
         known = {*DETECTION_CLASSES, *(name for pair in names for name in pair if name)}
-        for name in self.classes:
+        for name in classes:
             if name not in known:
                 near = difflib.get_close_matches(name, sorted(known), n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise InputError(self.index.folder, "classes", f"{name!r} is no class or category{hint}")
-        if len(set(self.classes)) != len(self.classes):
-            raise InputError(self.index.folder, "classes", "a class is named twice")
-        labels = [next((self.classes.index(n) for n in reversed(pair) if n in self.classes), -1) for pair in names]
+        labels = [next((classes.index(n) for n in reversed(pair) if n in classes), -1) for pair in names]
         return np.array(labels, dtype=np.int64)
-
-    def _wanted_sweeps(self) -> int:
-        """The most sweeps that a transform asks for."""
-        wanted = max((getattr(transform, "num_sweeps", 0) for transform in self.pipeline.transforms), default=0)
-        if wanted and not self.index.has_sweeps:
-            reason = "there are none between the key frames; make a synthetic set with --sweeps, or unpack the sweeps/"
-            reason += " of nuScenes below the root, then run create_data again"
-            raise InputError(self.index.folder, "camera sweeps", reason)
-        return wanted
-
-    def _check_maps(self) -> tuple[str, ...]:
-        """Locations that have map tiles; all of the split's must, where a transform needs a map."""
-        tiles = MapTiles.open(self.index.root, self.index.version, self.index_root)
-        if any(getattr(transform, "needs_map", False) for transform in self.pipeline.transforms):
-            for location in sorted({self.index.scenes[row]["location"] for row in set(self.scene_rows.tolist())}):
-                tiles.require(location)
-        return tiles.locations

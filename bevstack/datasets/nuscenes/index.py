@@ -1,4 +1,4 @@
-"""The index of a nuScenes version: memory-mapped arrays that workers share, and typed records of their rows.
+"""The index of a nuScenes version: memory-mapped arrays that workers share, and what their rows mean.
 
 An index lies in ``<index_root>/<version>/`` (``<root>/bevstack-index/<version>/`` by default): ``index.json`` (schema
 version, hashes of the tables it was made from, names of scenes, cameras, categories, attributes, splits; dtype and
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from bevstack.datasets.ego_state import EgoState
 from bevstack.datasets.nuscenes.camera_sweeps import ego_poses, older_images
-from bevstack.datasets.nuscenes.can_bus import EgoState
 from bevstack.datasets.nuscenes.index_files import (
     check_contents,
     check_shapes,
@@ -27,33 +27,8 @@ from bevstack.datasets.nuscenes.index_files import (
     open_arrays,
     read_header,
 )
+from bevstack.datasets.poses import rigid_inverse
 from bevstack.errors import InputError
-
-
-def rigid_inverse(dst_from_src: np.ndarray) -> np.ndarray:
-    """Inverse of (..., 4, 4) rigid transforms, in closed form."""
-    inverse = np.zeros_like(dst_from_src)
-    rotation = np.swapaxes(dst_from_src[..., :3, :3], -1, -2)
-    inverse[..., :3, :3] = rotation
-    inverse[..., :3, 3] = -(rotation @ dst_from_src[..., :3, 3:])[..., 0]
-    inverse[..., 3, 3] = 1
-    return inverse
-
-
-@dataclass(frozen=True)
-class SensorRecord:
-    """One sensor's key frame: ``path`` relative to the root, calibration, and the ego pose at its own time.
-
-    ``size_px`` is (height, width) and ``intrinsics`` (3, 3), both None for a lidar.
-    """
-
-    channel: str
-    path: str
-    timestamp_us: int
-    ego_from_sensor: np.ndarray
-    global_from_ego: np.ndarray
-    size_px: tuple[int, int] | None = None
-    intrinsics: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -76,27 +51,6 @@ class BoxRecords:
     instance: np.ndarray
     num_lidar_pts: np.ndarray
     num_radar_pts: np.ndarray
-
-
-@dataclass(frozen=True)
-class SampleRecord:
-    """One sample: ``prev_row`` and ``next_row`` are -1 at a scene's ends; ``global_from_bev`` (4, 4) is the lidar's."""
-
-    row: int
-    token: str
-    prev_row: int
-    next_row: int
-    scene_row: int
-    scene_token: str
-    scene_name: str
-    location: str
-    log: str
-    timestamp_s: float
-    cameras: tuple[SensorRecord, ...]
-    lidar: SensorRecord
-    global_from_bev: np.ndarray
-    boxes: BoxRecords
-    ego: EgoState
 
 
 class NuScenesIndex:
@@ -159,7 +113,7 @@ class NuScenesIndex:
 
     @property
     def can_bus_raw(self) -> np.ndarray:
-        """(S, 16) float64, :class:`bevstack.datasets.nuscenes.can_bus.EgoState`; [7:16] are NaN without a CAN bus."""
+        """(S, 16) float64, :class:`bevstack.datasets.ego_state.EgoState`; [7:16] are NaN without a CAN bus."""
         return self.arrays["can_bus_raw"]
 
     @property
@@ -247,50 +201,10 @@ class NuScenesIndex:
         return np.array(self.arrays["intrinsics"][self.arrays["camera_calibration"][row]])
 
     def ego(self, row: int) -> EgoState:
-        """The ego car at a sample."""
+        """The ego car at a sample: its pose, and the CAN bus where there is one."""
         return EgoState(np.array(self.can_bus_raw[row]), bool(self.can_bus_valid[row]), self.global_from_bev(row))
 
     def boxes(self, row: int) -> BoxRecords:
         """Annotated boxes of a sample, in the global frame."""
         low, high = self.arrays["box_offset"][row : row + 2].tolist()
         return BoxRecords(**{f: np.array(self.arrays[f"box_{f}"][low:high]) for f in BoxRecords.__dataclass_fields__})
-
-    def sample(self, row: int) -> SampleRecord:
-        """Everything the index knows about one sample."""
-        a, scene = self.arrays, self.scene(row)
-        cameras = tuple(
-            SensorRecord(
-                channel=name,
-                path=a["camera_path"][row, n].decode(),
-                timestamp_us=int(a["camera_timestamp_us"][row, n]),
-                ego_from_sensor=np.array(a["ego_from_sensor"][a["camera_calibration"][row, n]]),
-                global_from_ego=np.array(a["global_from_camera_ego"][row, n]),
-                size_px=tuple(a["camera_size_px"][row, n].tolist()),
-                intrinsics=np.array(a["intrinsics"][a["camera_calibration"][row, n]]),
-            )
-            for n, name in enumerate(self.cameras)
-        )
-        lidar = SensorRecord(
-            channel=self.lidar,
-            path=a["lidar_path"][row].decode(),
-            timestamp_us=int(a["sample_timestamp_us"][row]),
-            ego_from_sensor=np.array(a["ego_from_sensor"][a["lidar_calibration"][row]]),
-            global_from_ego=np.array(a["global_from_lidar_ego"][row]),
-        )
-        return SampleRecord(
-            row=int(row),
-            token=self.token(row),
-            prev_row=int(a["sample_prev"][row]),
-            next_row=int(a["sample_next"][row]),
-            scene_row=int(a["sample_scene"][row]),
-            scene_token=scene["token"],
-            scene_name=scene["name"],
-            location=scene["location"],
-            log=scene["log"],
-            timestamp_s=float(a["sample_timestamp_us"][row]) * 1e-6,
-            cameras=cameras,
-            lidar=lidar,
-            global_from_bev=self.global_from_bev(row),
-            boxes=self.boxes(row),
-            ego=self.ego(row),
-        )

@@ -69,7 +69,11 @@ def read_header(folder: Path, root: Path, version: str) -> dict:
 
 
 def open_arrays(folder: Path, header: dict) -> dict[str, np.ndarray]:
-    """All arrays, memory-mapped; dtype and shape as the header says."""
+    """All arrays by name, memory-mapped and read-only; :data:`ARRAYS` has their axes.
+
+    Raises:
+        InputError: an array is missing, cannot be read, or has another dtype or shape than the header says.
+    """
     return {name: _open_array(folder, name, header) for name in ARRAYS}
 
 
@@ -88,7 +92,11 @@ def _open_array(folder: Path, name: str, header: dict) -> np.ndarray:
 
 
 def check_shapes(folder: Path, header: dict, arrays: dict[str, np.ndarray]) -> None:
-    """The arrays fit together and the number of cameras the header names."""
+    """The arrays' axes (:data:`ARRAYS`) fit together and the number of cameras that the header names.
+
+    Raises:
+        InputError: names the first array that does not fit.
+    """
     samples, boxes = len(arrays["sample_token"]), len(arrays["box_center"])
     sizes = {"S": samples, "T": samples + 1, "A": boxes, "N": len(header["cameras"]), "b": 16}
     sizes |= {"K": len(arrays["intrinsics"]), "I": len(arrays["instance_token"])}
@@ -118,7 +126,11 @@ def check_tables(folder: Path, header: dict) -> None:
 
 
 def check_contents(folder: Path, header: dict, arrays: dict[str, np.ndarray]) -> None:
-    """Transforms are rigid, intrinsics finite, paths stay under the root, row numbers point at something."""
+    """(..., 4, 4) transforms are rigid, intrinsics finite, paths stay under the root, row numbers point at something.
+
+    Raises:
+        InputError: names the array and what is wrong with it.
+    """
     tables = {**arrays, **{name: header[name] for name in ("scenes", "categories", "attributes")}}
     for name in ("global_from_camera_ego", "ego_from_sensor", "global_from_lidar_ego", "global_from_bev"):
         matrices = np.asarray(arrays[name]).reshape(-1, 4, 4)

@@ -9,14 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from nuscenes.eval.detection.utils import category_to_detection_name
 
 from bevstack.datasets.nuscenes.camera_sweeps import sweep_arrays
 from bevstack.datasets.nuscenes.can_bus import read_can_bus
@@ -27,6 +25,7 @@ from bevstack.datasets.nuscenes.table_files import file_sha256
 from bevstack.datasets.nuscenes.tables import CheckedNuScenes, read_splits
 from bevstack.datasets.nuscenes.taxonomy import CAMERAS
 from bevstack.errors import InputError
+from bevstack.files import atomic_folder
 
 Progress = Callable[[str], None]
 
@@ -36,37 +35,6 @@ def check_writable(folder: Path) -> None:
     place = next(parent for parent in folder.absolute().parents if parent.exists())
     if not place.is_dir() or not place.stat().st_mode & 0o222 or not os.access(place, os.W_OK):
         raise InputError(place, "--out", "cannot be written to; name another folder with --out")
-
-
-@contextmanager
-def written_whole(folder: Path):
-    """A temporary folder beside ``folder`` that takes its place when the block ends, and vanishes if it fails.
-
-    Raises:
-        InputError: nothing can be written there, or the disk is full.
-    """
-    check_writable(folder)
-    fresh = not folder.parent.exists()
-    temporary = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        yield temporary
-        temporary.chmod(0o755)
-        if folder.exists():
-            old = temporary.with_name(temporary.name + "-old")
-            os.rename(folder, old)
-            os.rename(temporary, folder)
-            shutil.rmtree(old)
-        else:
-            os.rename(temporary, folder)
-    except OSError as error:
-        raise InputError(folder, "--out", f"cannot be written: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        if fresh and folder.parent.is_dir() and not any(folder.parent.iterdir()):
-            folder.parent.rmdir()
 
 
 def write_index(
@@ -119,7 +87,8 @@ def write_index(
     arrays["can_bus_raw"] = np.concatenate([arrays.pop("ego_state"), bus], axis=1)
     header["arrays"] = {name: {"dtype": a.dtype.str, "shape": list(a.shape)} for name, a in arrays.items()}
     progress("writing")
-    with written_whole(folder) as temporary:
+    check_writable(folder)
+    with atomic_folder(folder, "--out") as temporary:
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
         (temporary / INDEX_FILE).write_text(json.dumps(header, indent=1), encoding="utf-8")
@@ -214,8 +183,6 @@ class _SampleRows:
 
     def names(self) -> dict:
         """What the header says about names."""
-        from nuscenes.eval.detection.utils import category_to_detection_name
-
         return {
             "cameras": self.cameras,
             "lidar": self.lidar,
@@ -228,7 +195,7 @@ class _SampleRows:
         }
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Arrays with one row a sample."""
+        """Arrays (S,) with one row a sample, by the names of :data:`bevstack.datasets.nuscenes.index_files.ARRAYS`."""
         scene_row = np.repeat(np.arange(len(self.scenes)), [s["num_samples"] for s in self.scenes])
         return {
             "sample_token": _text([s["token"] for s in self.samples]),
@@ -239,7 +206,7 @@ class _SampleRows:
         }
 
     def scene_times(self) -> list[tuple[str, np.ndarray]]:
-        """Per scene its name and its samples' timestamps."""
+        """Per scene its name and its samples' timestamps, (n,) int64 microseconds."""
         times = np.array([s["timestamp"] for s in self.samples], dtype=np.int64)
         return [(s["name"], times[s["first_row"] : s["first_row"] + s["num_samples"]]) for s in self.scenes]
 

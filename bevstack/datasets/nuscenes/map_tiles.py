@@ -53,11 +53,6 @@ class MapTiles:
             )
         return cls(Path(root), folder, cell_m, locations)
 
-    @property
-    def locations(self) -> tuple[str, ...]:
-        """Locations there are tiles of."""
-        return tuple(self._fields)
-
     def has(self, location: str) -> bool:
         """Whether there are tiles of ``location``."""
         return location in self._fields

@@ -1,6 +1,7 @@
 """What must hold of nuScenes tables before anything is built from them, table by table and between tables.
 
 Every check raises :class:`bevstack.errors.InputError` that names the table's file, the record and field, and why.
+Imports the devkit for its names: import this module only where tables are read.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from nuscenes.utils.color_map import get_colormap
 
 from bevstack.datasets.nuscenes.camera_sweeps import check_camera_chains
 from bevstack.errors import InputError
@@ -256,8 +258,6 @@ def _check_camera_calibration(path: Path, records: list[dict], sensors: dict[str
 
 def _check_categories(path: Path, instances: list[dict], categories: dict[str, dict]) -> None:
     """Names that are nearly nuScenes' own are taken for mistakes; others are a dataset's own, said in one warning."""
-    from nuscenes.utils.color_map import get_colormap
-
     names, own = list(get_colormap()), []
     for token in dict.fromkeys(instance["category_token"] for instance in instances):
         name = categories[token]["name"]

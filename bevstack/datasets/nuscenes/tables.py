@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nuscenes.nuscenes import NuScenes
+from nuscenes.utils.splits import create_splits_scenes
 
 from bevstack.datasets.nuscenes.table_checks import TABLE_FIELDS, check_records, check_references
 from bevstack.datasets.nuscenes.table_files import file_sha256, read_json
@@ -85,8 +86,6 @@ def read_splits(nusc: NuScenes) -> dict[str, list[str]]:
     Raises:
         InputError: splits.json is no object of lists of known scene names.
     """
-    from nuscenes.utils.splits import create_splits_scenes
-
     names = [scene["name"] for scene in nusc.scene]
     known = set(names)
     splits = {name: [s for s in scenes if s in known] for name, scenes in create_splits_scenes().items()}

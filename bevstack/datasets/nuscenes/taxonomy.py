@@ -1,6 +1,8 @@
-"""nuScenes' own names, each list once: detection classes, vehicles, cameras, map layers.
+"""nuScenes' own names, each list once: classes, vehicles, cameras, map layers, attributes, words for scenes.
 
-Another format brings its own; nothing below :mod:`bevstack.datasets.nuscenes` is built on these.
+Another format brings its own (:class:`bevstack.datasets.base.Taxonomy`); only this room and nuScenes' own metrics are
+built on these. Configs cannot import them and repeat the classes in ``configs/_base_/nuscenes_names.py``; a test holds
+them together.
 """
 
 from bevstack.structures.behaviour import BEHAVIOURS
@@ -28,5 +30,44 @@ CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BA
 MAP_LAYERS = ("drivable_area", "ped_crossing", "walkway", "stop_line", "carpark_area", "divider")
 """Layers of the map raster; ``divider`` is road_divider and lane_divider together."""
 
+STUFF_PRIORITY = ("divider", "stop_line", "ped_crossing", "carpark_area", "walkway", "drivable_area")
+"""Map layers as stuff: what is thin or painted upon another layer comes before what it lies on."""
+
 ATTRIBUTES = BEHAVIOURS
 """The eight attributes of boxes; which class may have which: :mod:`bevstack.structures.behaviour`."""
+
+ATTRIBUTE_AT_REST = {
+    "car": "vehicle.parked",
+    "truck": "vehicle.parked",
+    "construction_vehicle": "vehicle.parked",
+    "bus": "vehicle.stopped",
+    "trailer": "vehicle.parked",
+    "motorcycle": "cycle.without_rider",
+    "bicycle": "cycle.without_rider",
+    "pedestrian": "pedestrian.standing",
+}
+"""The usual attribute of a class that stands still; classes that are not there have none."""
+
+ATTRIBUTE_MOVING = {
+    "car": "vehicle.moving",
+    "truck": "vehicle.moving",
+    "construction_vehicle": "vehicle.moving",
+    "bus": "vehicle.moving",
+    "trailer": "vehicle.moving",
+    "motorcycle": "cycle.with_rider",
+    "bicycle": "cycle.with_rider",
+    "pedestrian": "pedestrian.moving",
+}
+"""The usual attribute of a class that moves."""
+
+SCENE_RULES = {
+    "time": {"night": r"\bnight", "day": ""},
+    "weather": {"rain": r"\brain", "dry": ""},
+}
+"""Time of day and weather by the words of a scene's description.
+
+nuScenes has no field for either. Its makers search the description for the words (nuscenes-devkit, issue 124), and the
+published splits by day, night and rain do the same: a scene is at night where a word begins with "night", rainy where
+one begins with "rain", in any case of letters; else by day, and dry. "After rain" thus counts as rain: the ground is
+wet. "Train" does not.
+"""

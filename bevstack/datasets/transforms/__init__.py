@@ -1,13 +1,14 @@
 """Pipeline transforms of a clip: loading, image geometry, BEV augmentation, object filters, packing.
 
-Each works on one dict for the whole clip (keys: :class:`bevstack.datasets.nuscenes.dataset.NuScenesBEVDataset`).
+Each works on one dict for the whole clip (keys: :class:`bevstack.datasets.clip_dataset.ClipDataset`) and opens no files
+of a dataset but images; what else it needs it asks of the dict's ``dataset``.
 """
 
 from bevstack.datasets.transforms.bev_augmentation import BEVRotateScaleFlip
 from bevstack.datasets.transforms.bev_targets import LoadBEVMap, RasteriseBoxes
-from bevstack.datasets.transforms.image_geometry import CropImages, FlipImages, ResizeCropFlipImages, ResizeImages
+from bevstack.datasets.transforms.image_geometry import ResizeCropFlipImages, ResizeImages
 from bevstack.datasets.transforms.loading import LoadCameraSweeps, LoadMultiViewImages
-from bevstack.datasets.transforms.object_filters import ObjectNameFilter, ObjectPointsFilter, ObjectRangeFilter
+from bevstack.datasets.transforms.object_filters import ObjectNameFilter, ObjectRangeFilter
 from bevstack.datasets.transforms.packing import PackBEVInputs
 from bevstack.datasets.transforms.panoptic_targets import MakePanopticMap
 from bevstack.datasets.transforms.past_centers import LoadPastCenters
@@ -15,8 +16,6 @@ from bevstack.datasets.transforms.scene_labels import LoadSceneLabels
 
 __all__ = [
     "BEVRotateScaleFlip",
-    "CropImages",
-    "FlipImages",
     "LoadBEVMap",
     "LoadCameraSweeps",
     "LoadMultiViewImages",
@@ -24,7 +23,6 @@ __all__ = [
     "LoadSceneLabels",
     "MakePanopticMap",
     "ObjectNameFilter",
-    "ObjectPointsFilter",
     "ObjectRangeFilter",
     "PackBEVInputs",
     "RasteriseBoxes",

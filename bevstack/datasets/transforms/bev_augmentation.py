@@ -61,7 +61,7 @@ class BEVRotateScaleFlip(BaseTransform):
         self.constant_along_stream = constant_along_stream
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """One A, (4, 4) float64."""
+        """One A, (4, 4) float64: :func:`bev_similarity` of a rotation, a scale and two flips."""
         rotation, scale = rng.uniform(*self.rotation_range_deg), rng.uniform(*self.scale_range)
         flip_x, flip_y = rng.random() < self.flip_x_probability, rng.random() < self.flip_y_probability
         return bev_similarity(math.radians(rotation), scale, bool(flip_x), bool(flip_y))

@@ -1,23 +1,25 @@
 """BEV segmentation targets, in the orientation of BEV tensors: row grows with +y (front), column with +x (right).
 
-The map comes from tiles (:mod:`bevstack.datasets.nuscenes.map_tiles`), objects from their boxes. Both follow the BEV
-augmentation, and both come after it in a pipeline.
+The map comes from the dataset (:meth:`bevstack.datasets.base.BEVDataset.map_raster`), objects from their boxes. Both
+follow the BEV augmentation, and both come after it in a pipeline.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from mmcv.transforms.base import BaseTransform
 from torch import Tensor
 
-from bevstack.datasets.nuscenes.taxonomy import MAP_LAYERS, VEHICLE_CLASSES
+from bevstack.datasets.base import BEVDataset, Taxonomy
+from bevstack.datasets.transforms.names import refuse_absent, taxonomy_of
+from bevstack.errors import InputError
 from bevstack.geometry import BEVGrid
 from bevstack.geometry.boxes3d import box_footprints, points_in_footprint
 from bevstack.registry import TRANSFORMS
+from bevstack.structures import BEVRaster
 
 
 def footprint_cells(boxes: Tensor, grid: BEVGrid) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,13 +81,14 @@ class RasteriseBoxes(BaseTransform):
     Args:
         grid: a :class:`bevstack.geometry.BEVGrid` or its arguments.
         name: under which the raster is kept.
-        layers: layer name -> detection classes painted into it. Default: one layer ``vehicle`` of the vehicle classes.
+        layers: layer name -> classes painted into it; None for the dataset's own ``taxonomy.object_layers`` (nuScenes':
+            one layer ``vehicle`` of the vehicle classes).
         min_visibility: objects below this nuScenes visibility level are left out. 0 or 1 keeps all (Lift-Splat-Shoot,
             PointBeV without visibility filter), 2 keeps those seen to more than 40 % (PointBeV's visibility filter).
         mark_centers: see :func:`rasterise_boxes`.
 
     Raises:
-        ValueError: in use, a class that the dataset does not have.
+        InputError: a class that the dataset does not have, or no layers at all.
     """
 
     def __init__(
@@ -98,88 +101,89 @@ class RasteriseBoxes(BaseTransform):
     ) -> None:
         self.grid = BEVGrid.build(grid)
         self.name = name
-        self.layers = {"vehicle": VEHICLE_CLASSES} if layers is None else {k: tuple(v) for k, v in layers.items()}
+        self.layers = None if layers is None else {key: tuple(names) for key, names in layers.items()}
         self.min_visibility = min_visibility
         self.mark_centers = mark_centers
 
+    def check_dataset(self, dataset: BEVDataset) -> None:
+        """Refuse a dataset that lacks a class."""
+        self._layers(dataset.taxonomy, dataset.classes)
+
+    def _layers(self, taxonomy: Taxonomy, classes: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        layers = taxonomy.object_layers if self.layers is None else self.layers
+        if not layers:
+            raise InputError("pipeline", "RasteriseBoxes.layers", "name them: the dataset has none of its own")
+        for names in layers.values():
+            refuse_absent("RasteriseBoxes.layers", names, classes, "the dataset has the classes")
+        return layers
+
     def transform(self, results: dict) -> dict:
         """Add ``rasters[name]`` from ``boxes``, ``labels``, ``classes`` and ``visibility``."""
-        from bevstack.structures import BEVRaster
-
         boxes = torch.from_numpy(np.asarray(results["boxes"], dtype=np.float64))
         labels, classes = np.asarray(results["labels"]), tuple(results["classes"])
-        seen = np.ones(len(labels), dtype=bool)
-        if self.min_visibility > 1:
-            seen = np.asarray(results["visibility"]) >= self.min_visibility
-        members = np.zeros((len(self.layers), len(labels)), dtype=bool)
-        for row, (layer, names) in zip(members, self.layers.items(), strict=True):
-            unknown = [name for name in names if name not in classes]
-            if unknown:
-                raise ValueError(f"RasteriseBoxes: layer {layer}: {unknown} not among the classes {list(classes)}")
+        layers = self._layers(taxonomy_of(results), classes)
+        seen = seen_enough(results, self.min_visibility)
+        members = np.zeros((len(layers), len(labels)), dtype=bool)
+        for row, names in zip(members, layers.values(), strict=True):
             row[:] = np.isin(labels, [classes.index(name) for name in names]) & seen
         painted = rasterise_boxes(boxes, torch.from_numpy(members), self.grid, self.mark_centers)
-        results.setdefault("rasters", {})[self.name] = BEVRaster(painted, tuple(self.layers), self.grid)
+        results.setdefault("rasters", {})[self.name] = BEVRaster(painted, tuple(layers), self.grid)
         return results
+
+
+def seen_enough(results: Mapping, min_visibility: int) -> np.ndarray:
+    """(G,) bool: objects whose nuScenes visibility level is at least ``min_visibility``; all for 0 or 1.
+
+    Raises:
+        InputError: the dataset does not know how visible objects are.
+    """
+    if min_visibility <= 1:
+        return np.ones(len(results["labels"]), dtype=bool)
+    if "visibility" not in results:
+        raise InputError("pipeline", "min_visibility", "the dataset does not know how visible its objects are")
+    return np.asarray(results["visibility"]) >= min_visibility
 
 
 @TRANSFORMS.register_module()
 class LoadBEVMap(BaseTransform):
-    """Cut the map around the ego out of the map tiles into ``rasters["map"]``, uint8 0 / 1.
+    """Cut the map around the ego, as the dataset has it, into ``rasters["map"]``, uint8 0 / 1.
 
-    The augmented BEV frame is related to the map by ``global_from_bev @ inv(augmented_from_bev)``, a similarity; the
-    tiles are opened on first use, in the worker.
+    The augmented BEV frame is related to the map by ``global_from_bev @ inv(augmented_from_bev)``, a similarity.
 
     Args:
         grid: a :class:`bevstack.geometry.BEVGrid` or its arguments.
-        layers: which of :data:`MAP_LAYERS`, in this order.
-        data_root, version: of the dataset; None takes ``results["data_root"]`` and ``results["version"]``.
-        index_root: where the tiles lie; None takes ``results["index_root"]``, and without it the data root.
+        layers: which of the dataset's ``taxonomy.map_layers``, in this order; None for all.
         name: under which the raster is kept.
 
     Raises:
-        ValueError: an unknown layer.
-        InputError: in use, tiles or a location that are missing.
+        InputError: the map has no such layer, or the dataset no map of one of its locations.
     """
 
-    needs_map = True
-    """Lets a dataset say at once that its locations have no map."""
-
-    def __init__(
-        self,
-        grid: BEVGrid | Mapping,
-        layers: Sequence[str] = MAP_LAYERS,
-        data_root: str | Path | None = None,
-        version: str | None = None,
-        index_root: str | Path | None = None,
-        name: str = "map",
-    ) -> None:
-        unknown = [layer for layer in layers if layer not in MAP_LAYERS]
-        if unknown:
-            raise ValueError(f"LoadBEVMap: {unknown} not among the map layers {list(MAP_LAYERS)}")
+    def __init__(self, grid: BEVGrid | Mapping, layers: Sequence[str] | None = None, name: str = "map") -> None:
         self.grid = BEVGrid.build(grid)
-        self.layers = tuple(layers)
-        self.data_root, self.version, self.index_root = data_root, version, index_root
+        self.layers = None if layers is None else tuple(layers)
         self.name = name
-        self._tiles = None
 
-    def __getstate__(self) -> dict:
-        """Open tiles stay in the process that opened them."""
-        return {**self.__dict__, "_tiles": None}
+    def check_dataset(self, dataset: BEVDataset) -> None:
+        """Refuse a dataset without a map of all its locations, or without a layer."""
+        for location in dataset.locations:
+            dataset.require_map(location)
+        self._layers(dataset.taxonomy)
+
+    def _layers(self, taxonomy: Taxonomy) -> tuple[str, ...]:
+        layers = taxonomy.map_layers if self.layers is None else self.layers
+        refuse_absent("LoadBEVMap.layers", layers, taxonomy.map_layers, "the dataset's map has the layers")
+        return layers
 
     def transform(self, results: dict) -> dict:
-        """Add ``rasters[name]`` from ``location``, ``global_from_bev`` and ``augmented_from_bev``."""
-        from bevstack.structures import BEVRaster
-
-        if self._tiles is None:
-            from bevstack.datasets.nuscenes.map_tiles import MapTiles
-
-            root = results["data_root"] if self.data_root is None else self.data_root
-            version = results["version"] if self.version is None else self.version
-            self._tiles = MapTiles.open(root, version, self.index_root or results.get("index_root"))
+        """Add ``rasters[name]`` from ``dataset``, ``location``, ``global_from_bev`` and ``augmented_from_bev``."""
+        dataset = results["dataset"]
+        layers, there = self._layers(dataset.taxonomy), dataset.taxonomy.map_layers
         bev_from_augmented = np.linalg.inv(results.get("augmented_from_bev", np.eye(4)))
-        layers = self._tiles.layers(results["location"], results["global_from_bev"] @ bev_from_augmented, self.grid)
-        chosen = torch.as_tensor(np.asarray(layers), dtype=torch.uint8)
-        if self.layers != MAP_LAYERS:
-            chosen = chosen[[MAP_LAYERS.index(layer) for layer in self.layers]]
-        results.setdefault("rasters", {})[self.name] = BEVRaster(chosen, self.layers, self.grid)
+        dataset.require_map(results["location"])
+        cut = dataset.map_raster(results["location"], results["global_from_bev"] @ bev_from_augmented, self.grid)
+        chosen = torch.as_tensor(np.asarray(cut), dtype=torch.uint8)
+        if layers != there:
+            chosen = chosen[[there.index(layer) for layer in layers]]
+        results.setdefault("rasters", {})[self.name] = BEVRaster(chosen, layers, self.grid)
         return results

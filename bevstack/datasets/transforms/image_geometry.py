@@ -109,75 +109,13 @@ class ResizeImages(ImageTransform):
         return None if self.scale_range is None else rng.uniform(*self.scale_range)
 
     def apply(self, image: np.ndarray, drawn: float | None) -> tuple[np.ndarray, np.ndarray]:
-        """Resize; the pixel transform holds the factors that whole-pixel sizes really give."""
+        """(H, W, 3) uint8, resized, and (3, 3) float64 with the factors that whole-pixel sizes really give."""
         height, width = image.shape[:2]
         new_height, new_width = self.size or (max(round(height * drawn), 1), max(round(width * drawn), 1))
         matrix = resize_pixels(new_width / width, new_height / height).numpy()
         if (new_height, new_width) == (height, width):
             return image, matrix
         return mmcv.imresize(image, (new_width, new_height), interpolation=self.interpolation), matrix
-
-
-@TRANSFORMS.register_module()
-class CropImages(ImageTransform):
-    """Cut a window of fixed size out of every image.
-
-    Args:
-        size: (H, W) of the window.
-        left: where the window lies: 0 at the left border, 1 at the right one; a (low, high) range is drawn from.
-        top: likewise from the upper border (0) to the lower one (1).
-        per_camera: see :class:`ImageTransform`.
-
-    Raises:
-        ValueError: an image is smaller than the window.
-    """
-
-    def __init__(
-        self,
-        size: Sequence[int],
-        left: float | Sequence[float] = 0.5,
-        top: float | Sequence[float] = 1.0,
-        per_camera: bool = False,
-    ) -> None:
-        super().__init__(per_camera)
-        self.size = (int(size[0]), int(size[1]))
-        self.left_range, self.top_range = _range(left, "CropImages: left"), _range(top, "CropImages: top")
-
-    def draw(self, rng: np.random.Generator) -> tuple[float, float]:
-        """Fractions (left, top) of the room there is."""
-        return rng.uniform(*self.left_range), rng.uniform(*self.top_range)
-
-    def apply(self, image: np.ndarray, drawn: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-        """Cut the window at whole pixels."""
-        (height, width), (rows, columns) = image.shape[:2], self.size
-        if rows > height or columns > width:
-            raise ValueError(f"CropImages: a window of {columns}x{rows} does not fit into an image of {width}x{height}")
-        left, top = round(drawn[0] * (width - columns)), round(drawn[1] * (height - rows))
-        return image[top : top + rows, left : left + columns], crop_pixels(left, top).numpy()
-
-
-@TRANSFORMS.register_module()
-class FlipImages(ImageTransform):
-    """Mirror images left to right: u' = W - u. The scene is not mirrored; the cameras become left-handed.
-
-    Args:
-        probability: of mirroring.
-        per_camera: see :class:`ImageTransform`.
-    """
-
-    def __init__(self, probability: float = 0.5, per_camera: bool = False) -> None:
-        super().__init__(per_camera)
-        self.probability = probability
-
-    def draw(self, rng: np.random.Generator) -> bool:
-        """Whether to mirror."""
-        return bool(rng.random() < self.probability)
-
-    def apply(self, image: np.ndarray, drawn: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Mirror, or leave the image alone."""
-        if not drawn:
-            return image, np.eye(3)
-        return cv2.flip(image, 1), flip_pixels(image.shape[1]).numpy()
 
 
 @TRANSFORMS.register_module()
@@ -236,7 +174,7 @@ class ResizeCropFlipImages(ImageTransform):
         return drawn, bottom, left, bool(rng.random() < self.flip_probability)
 
     def apply(self, image: np.ndarray, drawn: tuple[float, float, float, bool]) -> tuple[np.ndarray, np.ndarray]:
-        """Cut, resize and mirror as drawn."""
+        """(H, W, 3) uint8, cut, resized and mirrored as drawn, and (3, 3) float64 of what was really done."""
         amount, bottom, left, mirrored = drawn
         image, shift = self._source_part(image)
         height, width = image.shape[:2]

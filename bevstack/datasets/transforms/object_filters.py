@@ -60,7 +60,8 @@ class ObjectRangeFilter(BaseTransform):
 class ObjectNameFilter(BaseTransform):
     """Keep the objects of some classes and number them by their place in ``classes``.
 
-    ``results["classes"]`` names the labels before and after.
+    A dataset's own ``classes`` do so for everything; this one serves where rasters are painted from more classes than
+    boxes are learned of. ``results["classes"]`` names the labels before and after.
 
     Args:
         classes: names to keep, in the order of the new labels.
@@ -83,20 +84,3 @@ class ObjectNameFilter(BaseTransform):
         results["labels"] = new_from_old[np.asarray(results["labels"], dtype=np.int64)]
         results["classes"] = self.classes
         return keep_objects(results, results["labels"] >= 0)
-
-
-@TRANSFORMS.register_module()
-class ObjectPointsFilter(BaseTransform):
-    """Keep the objects that were hit by enough points; nuScenes' evaluation ignores those with none.
-
-    Args:
-        min_points: lidar and radar points together.
-    """
-
-    def __init__(self, min_points: int = 1) -> None:
-        self.min_points = min_points
-
-    def transform(self, results: dict) -> dict:
-        """Filter all per-object entries."""
-        points = np.asarray(results["num_lidar_pts"]) + np.asarray(results["num_radar_pts"])
-        return keep_objects(results, points >= self.min_points)

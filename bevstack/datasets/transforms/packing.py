@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 from mmcv.transforms.base import BaseTransform
+from mmengine.structures import InstanceData
 from torch import Tensor
 
 from bevstack.registry import TRANSFORMS
+from bevstack.structures import BEVDataSample
+from bevstack.structures.boxes import lidar_boxes
 
 META_KEYS = (
     "token",
@@ -94,12 +97,7 @@ class PackBEVInputs(BaseTransform):
         return torch.from_numpy(np.stack(rows)).to(torch.float32)
 
     @staticmethod
-    def _data_sample(results: dict):
-        from mmengine.structures import InstanceData
-
-        from bevstack.structures import BEVDataSample
-        from bevstack.structures.boxes import lidar_boxes
-
+    def _data_sample(results: dict) -> BEVDataSample:
         sample = BEVDataSample()
         keyframe = results["frames"][-1]
         meta = {key: results[key] if key in results else keyframe.get(key) for key in META_KEYS}

@@ -9,13 +9,12 @@ import torch
 from mmcv.transforms.base import BaseTransform
 from torch import Tensor
 
-from bevstack.datasets.transforms.bev_targets import footprint_cells
+from bevstack.datasets.transforms.bev_targets import footprint_cells, seen_enough
+from bevstack.datasets.transforms.names import refuse_absent, taxonomy_of
 from bevstack.errors import InputError
 from bevstack.geometry import BEVGrid
 from bevstack.registry import TRANSFORMS
-
-STUFF_PRIORITY = ("divider", "stop_line", "ped_crossing", "carpark_area", "walkway", "drivable_area")
-"""Map layers as stuff: what is thin or painted upon another layer comes before what it lies on."""
+from bevstack.structures.panoptic import panoptic_map
 
 
 def thing_masks(boxes: Tensor, grid: BEVGrid) -> Tensor:
@@ -49,7 +48,7 @@ class MakePanopticMap(BaseTransform):
     Args:
         grid: a :class:`bevstack.geometry.BEVGrid` or its arguments; the raster must lie on the same.
         things: classes of objects, in the order of the labels; None for all classes of the dataset.
-        stuff: layers of the raster, in order of priority.
+        stuff: layers of the raster, in order of priority; None for the dataset's own ``taxonomy.stuff``.
         raster: name of the map raster.
         min_visibility: objects below this nuScenes visibility level are left out (0 or 1 keeps all).
 
@@ -61,42 +60,40 @@ class MakePanopticMap(BaseTransform):
         self,
         grid: BEVGrid | Mapping,
         things: Sequence[str] | None = None,
-        stuff: Sequence[str] = STUFF_PRIORITY,
+        stuff: Sequence[str] | None = None,
         raster: str = "map",
         min_visibility: int = 0,
     ) -> None:
         self.grid = BEVGrid.build(grid)
         self.things = None if things is None else tuple(things)
-        self.stuff, self.raster, self.min_visibility = tuple(stuff), raster, min_visibility
+        self.stuff = None if stuff is None else tuple(stuff)
+        self.raster, self.min_visibility = raster, min_visibility
 
     def transform(self, results: dict) -> dict:
         """Add ``panoptic`` from ``boxes``, ``labels``, ``classes``, ``rasters`` and, where there, ``instance_ids``."""
-        from bevstack.structures.panoptic import panoptic_map
-
         classes = tuple(results["classes"])
         things = classes if self.things is None else self.things
-        _refuse_absent("things", things, classes, "the dataset has the classes")
+        stuff = taxonomy_of(results).stuff if self.stuff is None else self.stuff
+        refuse_absent("MakePanopticMap.things", things, classes, "the dataset has the classes")
         labels = np.asarray(results["labels"], dtype=np.int64)
         new_from_old = np.array([*(things.index(name) if name in things else -1 for name in classes), -1])
         labels = new_from_old[labels]
-        kept = labels >= 0
-        if self.min_visibility > 1:
-            kept &= np.asarray(results["visibility"]) >= self.min_visibility
+        kept = (labels >= 0) & seen_enough(results, self.min_visibility)
         ids = np.asarray(results.get("instance_ids", np.arange(len(labels))), dtype=np.int64)
         boxes = torch.from_numpy(np.asarray(results["boxes"], dtype=np.float64).reshape(-1, 9)[kept])
         results["panoptic"] = panoptic_map(
             thing_masks(boxes, self.grid),
             torch.from_numpy(labels[kept]),
             torch.from_numpy(ids[kept]),
-            self._stuff_layers(results.get("rasters", {})),
-            (things, self.stuff),
+            self._stuff_layers(stuff, results.get("rasters", {})),
+            (things, stuff),
             self.grid,
         )
         return results
 
-    def _stuff_layers(self, rasters: Mapping) -> Tensor:
+    def _stuff_layers(self, stuff: Sequence[str], rasters: Mapping) -> Tensor:
         """(K, Y, X) the raster's layers in the order of priority."""
-        if not self.stuff:
+        if not stuff:
             return torch.zeros((0, *self.grid.shape), dtype=torch.uint8)
         if self.raster not in rasters:
             reason = f"raster '{self.raster}' is not there: put LoadBEVMap before MakePanopticMap"
@@ -105,11 +102,5 @@ class MakePanopticMap(BaseTransform):
         if not raster.grid.same_as(self.grid):
             reason = f"raster '{self.raster}' lies on {raster.grid}, the panoptic map on {self.grid}"
             raise InputError("pipeline", "MakePanopticMap", f"{reason}: give both the same grid")
-        _refuse_absent("stuff", self.stuff, raster.classes, f"raster '{self.raster}' has the layers")
-        return raster.layers[[raster.classes.index(name) for name in self.stuff]]
-
-
-def _refuse_absent(field: str, wanted: Sequence[str], there: Sequence[str], whose: str) -> None:
-    absent = [name for name in wanted if name not in there]
-    if absent:
-        raise InputError("pipeline", f"MakePanopticMap.{field}", f"'{absent[0]}' is not there: {whose} {list(there)}")
+        refuse_absent("MakePanopticMap.stuff", stuff, raster.classes, f"raster '{self.raster}' has the layers")
+        return raster.layers[[raster.classes.index(name) for name in stuff]]

@@ -1,50 +1,58 @@
-"""What kind of scene it is: time of day, weather and place, out of nuScenes' own words."""
+"""What kind of scene it is: time of day, weather and place, out of the words that describe it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from mmcv.transforms.base import BaseTransform
 
+from bevstack.datasets.transforms.names import taxonomy_of
 from bevstack.errors import InputError
 from bevstack.registry import TRANSFORMS
 
-_NIGHT = re.compile(r"\bnight", re.IGNORECASE)
-_RAIN = re.compile(r"\brain", re.IGNORECASE)
 
+def scene_conditions(description: str, rules: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """What a scene's description says about it.
 
-def scene_conditions(description: str) -> dict[str, str]:
-    """Time of day and weather of a scene, from ``description`` of nuScenes' table of scenes.
-
-    nuScenes has no field for either. Its makers search the description for the words (nuscenes-devkit, issue 124), and
-    the published splits by day, night and rain do the same: a scene is at night where a word begins with "night", rainy
-    where one begins with "rain", in any case of letters; else by day, and dry. "After rain" thus counts as rain: the
-    ground is wet. "Train" does not.
+    Args:
+        description: of the scene.
+        rules: task -> label -> regular expression, as :class:`bevstack.datasets.base.Taxonomy` has them.
 
     Returns:
-        ``time``: "day" or "night"; ``weather``: "dry" or "rain".
+        By task the first label whose expression is found, in any case of letters; a task without one is left out.
     """
-    return {
-        "time": "night" if _NIGHT.search(description) else "day",
-        "weather": "rain" if _RAIN.search(description) else "dry",
+    found = {
+        task: [label for label, pattern in labels.items() if re.search(pattern, description, re.IGNORECASE)]
+        for task, labels in rules.items()
     }
+    return {task: labels[0] for task, labels in found.items() if labels}
 
 
 @TRANSFORMS.register_module()
 class LoadSceneLabels(BaseTransform):
-    """Add ``scene_labels``: ``time``, ``weather`` (:func:`scene_conditions`) and ``location`` (of the log).
+    """Add ``scene_labels``: what the scene's description says (:func:`scene_conditions`), and its ``location``.
 
     :class:`bevstack.datasets.transforms.PackBEVInputs` makes them the sample's ``gt_scene``.
+
+    Args:
+        rules: task -> label -> regular expression; None for the dataset's own ``taxonomy.scene_rules`` (nuScenes':
+            ``time``, day or night, and ``weather``, dry or rain).
 
     Raises:
         InputError: in use: the scene has no description, so that nobody knows.
     """
 
+    def __init__(self, rules: Mapping[str, Mapping[str, str]] | None = None) -> None:
+        self.rules = rules
+
     def transform(self, results: dict) -> dict:
         """Read ``scene_description`` and ``location``."""
-        if not results.get("scene_description"):
+        rules = taxonomy_of(results).scene_rules if self.rules is None else self.rules
+        if rules and not results.get("scene_description"):
             scene = results.get("scene_name", "?")
-            reason = f"scene {scene} has none; an index made before descriptions were kept is made anew by create_data"
+            reason = f"scene {scene} has none; a nuScenes index made before they were kept is made anew by create_data"
             raise InputError("LoadSceneLabels", "description", reason)
-        results["scene_labels"] = {**scene_conditions(results["scene_description"]), "location": results["location"]}
+        labels = scene_conditions(results.get("scene_description", ""), rules)
+        results["scene_labels"] = {**labels, "location": results["location"]}
         return results

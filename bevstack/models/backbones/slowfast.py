@@ -9,6 +9,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bevstack.models.layers.time_convolution import TimeConvolution
 from bevstack.registry import MODELS
 
 
@@ -35,30 +36,7 @@ def check_frames(images: Tensor, num_sweeps: int) -> None:
         raise ValueError(f"expected (B, {num_sweeps + 1}, 3, H, W): sweeps and the keyframe; got {tuple(images.shape)}")
 
 
-class FrameConvolution(nn.Conv3d):
-    """A convolution of each frame by itself, (1, k, k) in time and space, computed as one in two dimensions.
-
-    The same weights and results as ``nn.Conv3d``. In bfloat16 on a CPU with AMX the backward pass of torch 2.13's own,
-    3 to 16 channels, 7 x 7, stride 2, ends the process with a memory error.
-
-    Args:
-        in_channels, out_channels: C before and after; kernel: k; stride: in space.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
-        half = kernel // 2
-        super().__init__(
-            in_channels, out_channels, (1, kernel, kernel), (1, stride, stride), (0, half, half), bias=False
-        )
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """(B, C, T, H, W) to (B, C', T, H / stride, W / stride)."""
-        flat = frames.transpose(1, 2).flatten(0, 1)
-        found = F.conv2d(flat, self.weight.squeeze(2), None, self.stride[1:], self.padding[1:])
-        return found.unflatten(0, (len(frames), -1)).transpose(1, 2)
-
-
-class LateralConnection(nn.Conv3d):
+class LateralConnection(TimeConvolution):
     """Fast path to slow path by a time-strided convolution (section 3.3, "time-strided convolution").
 
     A kernel of ``kernel`` frames and one pixel, stride ``alpha``, whose outputs are centred on the slow path's frames.
@@ -101,16 +79,16 @@ class SlowFastBottleneck(nn.Module):
         out_channels = width * self.EXPANSION
         steps = (1, stride, stride)
         self.body = nn.Sequential(
-            nn.Conv3d(in_channels, width, (temporal, 1, 1), padding=(temporal // 2, 0, 0), bias=False),
+            TimeConvolution(in_channels, width, (temporal, 1, 1), padding=(temporal // 2, 0, 0), bias=False),
             _norm_relu(width),
-            FrameConvolution(width, width, 3, stride),
+            TimeConvolution(width, width, (1, 3, 3), steps, (0, 1, 1), bias=False),
             _norm_relu(width),
-            nn.Conv3d(width, out_channels, 1, bias=False),
+            TimeConvolution(width, out_channels, 1, bias=False),
             nn.BatchNorm3d(out_channels),
         )
         self.shortcut = nn.Identity()
         if stride > 1 or in_channels != out_channels:
-            convolution = nn.Conv3d(in_channels, out_channels, 1, stride=steps, bias=False)
+            convolution = TimeConvolution(in_channels, out_channels, 1, steps, bias=False)
             self.shortcut = nn.Sequential(convolution, nn.BatchNorm3d(out_channels))
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -122,10 +100,7 @@ class SlowFastStem(nn.Sequential):
     """7 x 7 convolution of stride 2 over ``temporal`` frames, then max pooling of stride 2: stride 4 in all."""
 
     def __init__(self, width: int, temporal: int) -> None:
-        if temporal == 1:
-            convolution = FrameConvolution(3, width, 7, 2)
-        else:
-            convolution = nn.Conv3d(3, width, (temporal, 7, 7), (1, 2, 2), (temporal // 2, 3, 3), bias=False)
+        convolution = TimeConvolution(3, width, (temporal, 7, 7), (1, 2, 2), (temporal // 2, 3, 3), bias=False)
         super().__init__(convolution, _norm_relu(width), nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)))
 
 
@@ -189,7 +164,7 @@ class SlowFast(BaseModule):
         self.channels: tuple[int, ...] = tuple(channels[i] for i in self.out_indices)
         self.strides: tuple[int, ...] = tuple(4 * 2**i for i in self.out_indices)
         for module in self.modules():
-            if isinstance(module, nn.Conv3d):
+            if isinstance(module, TimeConvolution):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def _lateral(self, channels: int) -> nn.Sequential:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bevstack.models.backbones.slowfast import slow_frames
+from bevstack.models.layers.time_convolution import TimeConvolution
 
 
 def swin_stages(
@@ -67,7 +68,7 @@ class TemporalConvolution(nn.Module):
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
-        self.over_time = nn.Conv3d(channels, hidden, (3, 1, 1), padding=(1, 0, 0))
+        self.over_time = TimeConvolution(channels, hidden, (3, 1, 1), padding=(1, 0, 0))
         self.back = nn.Linear(hidden, channels)
         start_small(self.back)
 
@@ -115,11 +116,11 @@ class LightConvolutionBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
         self.residual = stride == 1 and in_channels == out_channels
-        self.over_time = nn.Conv3d(in_channels, out_channels, (3, 1, 1), padding=(1, 0, 0), bias=False)
-        self.over_space = nn.Conv3d(
+        self.over_time = TimeConvolution(in_channels, out_channels, (3, 1, 1), padding=(1, 0, 0), bias=False)
+        self.over_space = TimeConvolution(
             out_channels, out_channels, (1, 3, 3), (1, stride, stride), (0, 1, 1), groups=out_channels, bias=False
         )
-        self.mixed = nn.Conv3d(out_channels, out_channels, 1, bias=False)
+        self.mixed = TimeConvolution(out_channels, out_channels, 1, bias=False)
         self.norm_in, self.norm_out = nn.GroupNorm(1, out_channels), nn.GroupNorm(1, out_channels)
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -143,7 +144,7 @@ class LightConvolutionPath(nn.Module):
     def __init__(self, width: int, depths: Sequence[int]) -> None:
         super().__init__()
         self.channels = tuple(width * 2**stage for stage in range(len(depths)))
-        self.stem = nn.Conv3d(3, width, (1, 7, 7), stride=(1, 4, 4), padding=(0, 3, 3))
+        self.stem = TimeConvolution(3, width, (1, 7, 7), stride=(1, 4, 4), padding=(0, 3, 3))
         self.stages = nn.ModuleList()
         for stage, depth in enumerate(depths):
             in_channels, stride = (width, 1) if stage == 0 else (self.channels[stage - 1], 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, cast
 
 import torch
 from mmengine.model import BaseModule
@@ -18,8 +19,20 @@ from bevstack.models.layers.evaluation_mode import evaluating
 from bevstack.ops.frozen_convolution import FrozenConvolution
 from bevstack.registry import MODELS
 
+if TYPE_CHECKING:
+    from timm.models import FeatureInfo
+
+    class FeatureExtractor(nn.Module):
+        """What timm makes with ``features_only``, whichever of its wrappers that is."""
+
+        feature_info: FeatureInfo
+
+        def set_grad_checkpointing(self, enable: bool = True) -> None:
+            """Recompute activations in the backward pass."""
+
+
 # How timm's families are told that images have any size; the first that a model knows is used.
-_ANY_SIZE = (
+_ANY_SIZE: tuple[dict[str, bool], ...] = (
     {"strict_img_size": False},  # Swin
     {"dynamic_img_size": True, "dynamic_img_pad": True},  # ViT
     {"dynamic_img_size": True},
@@ -172,19 +185,19 @@ class TimmBackbone(BaseModule):
             yield (int(found.group(1)) if found else None), parameter
 
 
-def created(name: str, options: Mapping, image_size: tuple[int, int] | None) -> nn.Module:
+def created(name: str, options: Mapping, image_size: tuple[int, int] | None) -> FeatureExtractor:
     """timm's feature extractor of that name, built for images of any size, or of the given one where it has to be."""
     import timm
 
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=1)
         raise ValueError(f"timm has no model {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    sizes = [{}] if image_size is None else [{"img_size": tuple(image_size)}, {}]
+    sizes: list[dict] = [{}] if image_size is None else [{"img_size": tuple(image_size)}, {}]
     attempts = [{**any_size, **size} for size in sizes for any_size in _ANY_SIZE]
     while True:  # the last attempt has no arguments and leaves by a return or an error
         arguments = attempts.pop(0)
         try:
-            return timm.create_model(name, features_only=True, **options, **arguments)
+            return cast("FeatureExtractor", timm.create_model(name, features_only=True, **options, **arguments))
         except TypeError as error:  # an argument of other families
             if not any(key in str(error) for key in arguments):
                 raise ValueError(f"model_args: {name} cannot be built ({_first_line(error)})") from error
@@ -202,6 +215,9 @@ def fold_batch_norms(model: nn.Module) -> int:
     """Fold each BatchNorm into the convolution just before it in registration order, in place; returns how many.
 
     Exact for the frozen statistics. An activation that timm keeps inside its BatchNorm stays where it was.
+
+    Raises:
+        ValueError: a BatchNorm keeps no statistics.
     """
     folded = 0
     for parent in list(model.modules()):
@@ -210,10 +226,12 @@ def fold_batch_norms(model: nn.Module) -> int:
             if isinstance(child, nn.Conv2d):
                 convolution = child
             elif isinstance(child, nn.BatchNorm2d) and convolution is not None:
+                mean, variance = child.running_mean, child.running_var
+                if mean is None or variance is None:
+                    raise ValueError(f"fold_norm: the BatchNorm {name} keeps no statistics that could be folded")
                 convolution.weight, convolution.bias = fuse_conv_bn_weights(
-                    convolution.weight, convolution.bias, child.running_mean, child.running_var, child.eps,
-                    child.weight, child.bias,
-                )  # fmt: skip
+                    convolution.weight, convolution.bias, mean, variance, child.eps, child.weight, child.bias
+                )
                 convolution.bias.requires_grad_(convolution.weight.requires_grad)  # made without a gradient
                 rest = [getattr(child, part) for part in ("drop", "act") if hasattr(child, part)]
                 setattr(parent, name, nn.Sequential(*rest))
@@ -227,8 +245,9 @@ def fuse_frozen_convolutions(model: nn.Module) -> int:
     for parent in list(model.modules()):
         children = list(parent.named_children())
         for (name, child), (next_name, following) in zip(children, children[1:], strict=False):
-            frozen = isinstance(child, nn.Conv2d) and not any(p.requires_grad for p in child.parameters())
-            if not frozen or not isinstance(following, nn.Sequential):
+            if not isinstance(child, nn.Conv2d) or not isinstance(following, nn.Sequential):
+                continue
+            if any(parameter.requires_grad for parameter in child.parameters()):
                 continue
             steps = [step for step in following if not isinstance(step, nn.Identity)]
             if len(steps) > 1 or not all(isinstance(step, nn.ReLU | nn.ReLU6) for step in steps):

@@ -24,6 +24,8 @@ from bevstack.structures import AlignedHistory, BEVFeatures, CameraRig, EgoMotio
 class BEVFormerLayer(nn.Module):
     """Temporal self-attention, spatial cross-attention and a feed-forward network, each followed by LayerNorm.
 
+    Source: docs/reference.md 4.5, Layer.
+
     Args:
         channels, num_heads, num_levels, num_points, num_heights, dropout, start: as in :class:`BEVFormerEncoder`.
         temporal_points: samples per head of the temporal attention; 0 leaves it out (a static model).
@@ -176,7 +178,10 @@ class BEVFormerEncoder(BaseModule):
         return query
 
     def image_tokens(self, image_features: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Flatten L levels (B, N, C, h, w) into (B * N, sum of h * w, C), with camera and level embeddings added."""
+        """Flatten L levels (B, N, C, h, w) into (B * N, sum of h * w, C), with camera and level embeddings added.
+
+        Source: docs/reference.md 4.5, Image tokens.
+        """
         tokens = []
         for level, features in enumerate(image_features):
             embedding = self.camera_embedding.unsqueeze(1) + self.level_embedding[level]

@@ -10,7 +10,9 @@ from bevstack.structures import EgoMotion
 
 @MODELS.register_module()
 class MotionEmbedding(nn.Module):
-    """MLP of the 18 CAN-bus values (docs/reference.md 4.5): 18 -> C/2 -> C with ReLU after each, then LayerNorm.
+    """MLP of the 18 CAN-bus values: 18 -> C/2 -> C with ReLU after each, then LayerNorm.
+
+    Source: docs/reference.md 4.5, can_bus.
 
     Args:
         channels: C. norm: whether the LayerNorm stands at the end.

@@ -13,7 +13,9 @@ from bevstack.ops import deformable_attention
 
 
 class SpatialCrossAttention(nn.Module):
-    """Deformable attention of BEV queries over N cameras and L feature levels.
+    """Deformable attention of BEV queries over N cameras and L feature levels (docs/reference.md 4.5, SCA).
+
+    A camera that sees any point of a pillar is asked for all of them; what it does not see counts as zero (4.1 O).
 
     Args:
         channels: C of queries and image features.
@@ -49,7 +51,7 @@ class SpatialCrossAttention(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Offsets start as rays in ``num_heads`` directions, weights as ``start`` says (docs/reference.md 4.5)."""
+        """Offsets start as rays, one a head (docs/reference.md 4.5, Init), weights as ``start`` says."""
         sizes = (self.num_heads, self.num_levels, self.num_points)
         init_sampling_offsets(self.sampling_offsets, *sizes, self.start.ring_px)
         nn.init.zeros_(self.attention_weights.weight)

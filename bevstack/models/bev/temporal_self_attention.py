@@ -19,7 +19,8 @@ class TemporalContext:
         previous: (B, Q, C) previous BEV, aligned to the current frame; anything where ``valid`` is False.
         initial: (B, Q, C) the queries before the first layer, the "current" value of samples with history.
         valid: (B,) bool, which samples have history.
-        references: (B, Q, 2, 2) fractions (x, y) of the grid at which to look into (previous, current).
+        references: (B, Q, 2, 2) fractions (x, y) of the grid at which to look into (previous, current);
+            docs/reference.md 4.5, hybrid_ref_2d.
         position: (B, Q, C) or (1, Q, C) positional encoding.
     """
 
@@ -34,7 +35,8 @@ class TemporalSelfAttention(nn.Module):
     """Deformable attention over the pair (previous BEV, current BEV), averaged.
 
     Where a sample has no history both entries are the layer's own query, as in the reference. With history the current
-    entry is the *initial* query in every layer (docs/reference.md 4.2). The reference averages; the paper sums (4.4).
+    entry is the *initial* query in every layer, and the previous one is the sample's own in a batch, too (4.1 D). The
+    reference averages; the paper sums (4.4). Source: docs/reference.md 4.5, TSA, 4.2, Current value.
 
     Args:
         channels: C; num_heads: divides it; num_points: samples per head; dropout: on the projected output;

@@ -30,8 +30,9 @@ def plan_visibility(rig: CameraRig, pillars: Tensor) -> VisibilityPlan:
     """Project the pillars into every camera and list, per query, those in which any of its points is visible.
 
     A point is visible in front of the camera and strictly inside the unpadded image; its place is divided by the padded
-    size, which is what the features cover (docs/reference.md 4.1 N, 4.5). Every sample of a batch has its own plan. S
-    is the largest number of cameras that see one cell, at least 1; on the meta device, which knows no values, it is 1.
+    size, which is what the features cover (docs/reference.md 4.1 N, 4.5, point_sampling). Every sample of a batch has
+    its own plan (4.1 E). S is the largest number of cameras that see one cell, at least 1; on the meta device, which
+    knows no values, it is 1.
 
     Args:
         rig: of B samples with N cameras.

@@ -1,7 +1,7 @@
-"""Heads on B_t; none knows another."""
+"""Heads on B_t, on boxes in it, and on image features; none knows another."""
 
 from bevstack.models.heads.appearance import AppearanceHead
-from bevstack.models.heads.base import BEVHead
+from bevstack.models.heads.base import BEVHead, BoxHead, ImageHead, LabelledBoxes
 from bevstack.models.heads.behaviour import BehaviourHead
 from bevstack.models.heads.detection3d_dense import DenseDetectionHead
 from bevstack.models.heads.detection3d_query import QueryDetectionHead
@@ -16,9 +16,12 @@ __all__ = [
     "AppearanceHead",
     "BEVHead",
     "BehaviourHead",
+    "BoxHead",
     "DenseDetectionHead",
+    "ImageHead",
     "ImageKeypointHead",
     "KeypointHead",
+    "LabelledBoxes",
     "MaskSegmentationHead",
     "PerspectiveHead",
     "QueryDetectionHead",

@@ -1,4 +1,4 @@
-"""Where the agents of the behaviour head were: tracks, noisy boxes for training, B looked up along a track."""
+"""Where the agents of the behaviour head were: tracks, noisy boxes for training, B sampled along a track."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from torch import Tensor
 
 from bevstack.geometry import BEVGrid, sample_bev
 from bevstack.geometry.boxes3d import turned
+from bevstack.models.layers.settings import Settings
 
-# Where a box is looked at: its centre, then this much of its reach ahead, behind, to the left and to the right.
-_LOOKS = ((0.0, 0.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0))
-NUM_LOOKS = len(_LOOKS)
+# Where a box is sampled: its centre, then this much of its reach ahead, behind, to the left and to the right.
+_SAMPLING_POINTS = ((0.0, 0.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0))
+NUM_SAMPLING_POINTS = len(_SAMPLING_POINTS)
 MIN_REACH_M = 1.0
 
 
 @dataclass(frozen=True)
-class TrackJitter:
+class TrackJitter(Settings):
     """Standard deviations of the noise that makes true boxes look like detected ones, in training.
 
     Args:
@@ -71,18 +72,18 @@ def extrapolated_tracks(boxes: Tensor, seconds: Tensor) -> Tensor:
     return boxes[:, None, :2] - velocity * seconds.to(boxes)[:, None]
 
 
-def looked_at(boxes: Tensor, centers: Tensor) -> Tensor:
+def sampling_points(boxes: Tensor, centers: Tensor) -> Tensor:
     """Points of the ground under boxes that stand at other places, turned as they are now.
 
     Args:
-        boxes: (G, 9), for size and yaw; a small object is looked at a metre around its centre.
+        boxes: (G, 9), for size and yaw; a small object is sampled a metre around its centre.
         centers: (G, M, 2) metres.
 
     Returns:
         (G, M, P, 2) metres: centre, ahead, behind, left, right.
     """
     reach = (boxes[:, 3:5] / 2).clamp_min(MIN_REACH_M)
-    offsets = turned(boxes.new_tensor(_LOOKS) * reach.unsqueeze(1), boxes[:, 6])
+    offsets = turned(boxes.new_tensor(_SAMPLING_POINTS) * reach.unsqueeze(1), boxes[:, 6])
     return centers.unsqueeze(2) + offsets.unsqueeze(1)
 
 

@@ -3,23 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from bevstack.geometry import BEVGrid
+from bevstack.geometry.box_code import BOX_CODE_SIZE, bottom_centred, decode_boxes, encode_boxes
 from bevstack.losses.dense import heatmap_focal_loss
 from bevstack.losses.functional import masked_l1_loss, mean_across_ranks
 from bevstack.models.heads.base import BEVHead, resample_bev
 from bevstack.models.layers.conv import ConvNormReLU, ConvType
-from bevstack.models.layers.heatmaps import cells_around, gaussian_heatmap, keep_apart, local_peaks, radius_by_class
+from bevstack.models.layers.heatmaps import (
+    EMPTY_CELL_LOGIT,
+    HeatmapCriterion,
+    PeakDecoding,
+    circle_nms,
+    gaussian_heatmap,
+    heatmap_nms,
+    nms_radii,
+    positive_cells,
+)
+from bevstack.models.layers.initialization import init_bias
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures
+from bevstack.structures.boxes import lidar_boxes
 
-# What the regression branch predicts at a cell: offset of the box's centre from the cell's in cells (x, y), height of
-# the box's centre, log of length, width, height, sine and cosine of yaw, velocity (x, y) in metres per second.
-_BOX_CODE = 10
+
+@dataclass(frozen=True)
+class CenterCriterion(HeatmapCriterion):
+    """What centres and the boxes at them are trained by; see also :class:`HeatmapCriterion`.
+
+    Args:
+        box_weight: of the L1 loss of boxes.
+        code_weights: in it, of the ten values that are regressed at a cell: offset of the box's centre from the cell's
+            in cells (x, y), height of the box's centre, log of length, width, height, sine and cosine of yaw, velocity
+            (x, y) in metres per second.
+
+    Raises:
+        ValueError: not ten code weights.
+    """
+
+    box_weight: float = 0.25
+    code_weights: Sequence[float] = (1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2)
+
+    def __post_init__(self) -> None:
+        if len(self.code_weights) != BOX_CODE_SIZE:
+            raise ValueError(f"code_weights: {len(self.code_weights)} values, {BOX_CODE_SIZE} are regressed")
 
 
 @MODELS.register_module()
@@ -30,16 +61,10 @@ class DenseDetectionHead(BEVHead):
         in_channels, grid: see :class:`BEVHead`.
         classes: detection classes, in the order of the labels.
         channels: width of the convolutions.
-        min_sigma_cells: smallest standard deviation of a centre's Gaussian; larger objects get wider ones.
-        heatmap_weight, box_weight: of the two losses.
-        code_weights: of the ten regressed values (see the source).
-        max_boxes: per sample, kept by score.
-        nms_radius_m: of two boxes of one class nearer than this (by class, or one number) the better stays.
-        score_threshold: boxes below are dropped.
-        box_reach_cells: the box is also learned in the cells that are so many rows and columns away from its centre's,
-            so that a peak which is one cell off still finds its box; 0 for the centre's cell alone.
-        subcells: the convolutions run on cells that are so many times longer and wider than the grid's, and the last
-            one predicts ``subcells`` x ``subcells`` cells at each (Shi et al. 2016, sub-pixel convolution).
+        criterion: a :class:`CenterCriterion` or its values.
+        decoding: a :class:`bevstack.models.layers.heatmaps.PeakDecoding` or its values.
+        upscale: the convolutions run on cells that are so many times longer and wider than the grid's, and the last
+            one predicts ``upscale`` x ``upscale`` cells at each (Shi et al. 2016, sub-pixel convolution).
         conv: kind of the 3 x 3 convolutions (:class:`bevstack.models.layers.conv.ConvType`).
     """
 
@@ -49,36 +74,30 @@ class DenseDetectionHead(BEVHead):
         grid: BEVGrid | Mapping,
         classes: Sequence[str],
         channels: int = 64,
-        min_sigma_cells: float = 0.8,
-        heatmap_weight: float = 1.0,
-        box_weight: float = 0.25,
-        code_weights: Sequence[float] = (1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2),
-        max_boxes: int = 300,
-        nms_radius_m: float | Mapping[str, float] = 0.5,
-        score_threshold: float = 0.02,
-        box_reach_cells: int = 1,
-        subcells: int = 1,
+        criterion: CenterCriterion | Mapping | None = None,
+        decoding: PeakDecoding | Mapping | None = None,
+        upscale: int = 1,
         conv: ConvType | Mapping | str = "plain",
         init_cfg: Mapping | None = None,
     ) -> None:
         super().__init__(in_channels, grid, init_cfg)
-        self.classes, self.max_boxes, self.score_threshold = tuple(classes), max_boxes, score_threshold
-        self.min_sigma_cells, self.box_reach_cells = min_sigma_cells, box_reach_cells
-        self.convolved_grid = self.grid.coarser(subcells)
-        self.heatmap_weight, self.box_weight = heatmap_weight, box_weight
-        self.register_buffer("nms_radius_m", radius_by_class(nms_radius_m, self.classes), persistent=False)
-        self.register_buffer("code_weights", torch.tensor(code_weights, dtype=torch.float32), persistent=False)
+        self.classes, self.convolved_grid = tuple(classes), self.grid.coarser(upscale)
+        self.criterion = CenterCriterion.build(criterion, "criterion")
+        self.decoding = PeakDecoding.build(decoding, "decoding")
+        code_weights = torch.tensor(self.criterion.code_weights, dtype=torch.float32)
+        self.register_buffer("code_weights", code_weights, persistent=False)
+        self.register_buffer("nms_radii", nms_radii(self.decoding.nms_radius_m, self.classes), persistent=False)
         self.shared = ConvNormReLU(in_channels, channels, conv=conv)
-        self.heatmap = self._branch(channels, len(self.classes), subcells, conv)
-        self.box = self._branch(channels, _BOX_CODE, subcells, conv)
-        nn.init.constant_(self.heatmap[1].bias, -4.6)  # sigmoid 0.01: nearly every cell is no centre
+        self.heatmap = self._branch(channels, len(self.classes), upscale, conv)
+        self.box = self._branch(channels, BOX_CODE_SIZE, upscale, conv)
+        init_bias(self.heatmap[1], EMPTY_CELL_LOGIT)
 
     @staticmethod
-    def _branch(channels: int, values: int, subcells: int, conv: ConvType | Mapping | str) -> nn.Sequential:
+    def _branch(channels: int, values: int, upscale: int, conv: ConvType | Mapping | str) -> nn.Sequential:
         return nn.Sequential(
             ConvNormReLU(channels, channels, conv=conv),
-            nn.Conv2d(channels, values * subcells**2, 1),
-            nn.PixelShuffle(subcells),
+            nn.Conv2d(channels, values * upscale**2, 1),
+            nn.PixelShuffle(upscale),
         )
 
     def forward(self, bev: BEVFeatures) -> dict[str, Tensor]:
@@ -98,8 +117,8 @@ class DenseDetectionHead(BEVHead):
         box_loss = masked_l1_loss(predicted, target, target.isfinite()) * self.code_weights
         box_loss = box_loss * torch.cat(shares).unsqueeze(1)
         return {
-            "loss_heatmap": self.heatmap_weight * heatmap_loss,
-            "loss_box": self.box_weight * box_loss.sum() / number,
+            "loss_heatmap": self.criterion.heatmap_weight * heatmap_loss,
+            "loss_box": self.criterion.box_weight * box_loss.sum() / number,
         }
 
     def targets(self, instances: InstanceData, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -121,39 +140,33 @@ class DenseDetectionHead(BEVHead):
         corner = place.floor().long()
         cell_m = boxes.new_tensor(self.grid.cell_m).mean()
         footprint = (boxes[:, 3] * boxes[:, 4]).clamp_min(1e-4).sqrt() / cell_m
-        sigma = (footprint / 6.0).clamp_min(self.min_sigma_cells)
+        sigma = (footprint / 6.0).clamp_min(self.criterion.min_sigma_cells)
         heatmap = gaussian_heatmap(corner, sigma, labels, (len(self.classes), rows, columns))
-        z_center = boxes[:, 2:3] + boxes[:, 5:6] / 2
-        yaw = boxes[:, 6:7]
-        size = boxes[:, 3:6].clamp_min(1e-3).log()
-        rest = torch.cat([z_center, size, yaw.sin(), yaw.cos(), boxes[:, 7:9]], dim=1)
+        rest = encode_boxes(boxes)[:, [4, 2, 3, 5, 6, 7, 8, 9]]  # all but the place, the centre's height first
         one_map = torch.zeros_like(labels)  # the box branch does not tell classes apart
-        around = cells_around(place, one_map, (1, rows, columns), self.box_reach_cells)
+        around = positive_cells(place, one_map, (1, rows, columns), self.criterion.reach_cells)
         code = torch.cat([around.offsets, rest[around.points]], dim=1)
         return heatmap, around.cells, code, around.shares
 
     @torch.no_grad()
     def predict(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> list[dict[str, object]]:
         """``pred_instances_3d`` per sample: ``bboxes_3d`` (LiDAR boxes, 9 values), ``scores_3d``, ``labels_3d``."""
-        scores = local_peaks(raw["heatmap"].float().sigmoid())
+        scores = heatmap_nms(raw["heatmap"].float().sigmoid())
         boxes = raw["box"].float().flatten(2)
         return [{"pred_instances_3d": self._decode(s, b)} for s, b in zip(scores, boxes, strict=True)]
 
     def _decode(self, scores: Tensor, boxes: Tensor) -> InstanceData:
-        from mmdet3d.structures import LiDARInstance3DBoxes
-
+        """Boxes of one sample from its peaks (K, Y, X) and the codes of its flat cells (10, Y * X)."""
         rows, columns = self.grid.shape
-        best, index = scores.flatten().topk(min(4 * self.max_boxes, scores.numel()))
-        best, index = best[best > self.score_threshold], index[best > self.score_threshold]
+        best, index = scores.flatten().topk(min(4 * self.decoding.max_num, scores.numel()))
+        kept = best > self.decoding.score_threshold
+        best, index = best[kept], index[kept]
         label, cell = index // (rows * columns), index % (rows * columns)
         code = boxes[:, cell].t()
         place = torch.stack([cell % columns, cell // columns], -1) + 0.5 + code[:, :2]
         xy = self.grid.metres_from_cells(place)
-        size = code[:, 3:6].clamp(-5, 5).exp()
-        bottom = code[:, 2:3] - size[:, 2:3] / 2
-        yaw = torch.atan2(code[:, 6], code[:, 7]).unsqueeze(1)
-        keep = keep_apart(xy, label, self.nms_radius_m[label])[: self.max_boxes]
-        tensor = torch.cat([xy, bottom, size, yaw, code[:, 8:10]], dim=1)[keep]
-        return InstanceData(
-            bboxes_3d=LiDARInstance3DBoxes(tensor, box_dim=9), scores_3d=best[keep], labels_3d=label[keep]
-        )
+        size = code[:, 3:6].clamp(-5, 5)
+        code = torch.cat([xy, size[:, :2], code[:, 2:3], size[:, 2:], code[:, 6:]], dim=1)
+        keep = circle_nms(xy, label, self.nms_radii[label])[: self.decoding.max_num]
+        tensor = bottom_centred(decode_boxes(code))[keep]
+        return InstanceData(bboxes_3d=lidar_boxes(tensor), scores_3d=best[keep], labels_3d=label[keep])

@@ -4,30 +4,82 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from bevstack.geometry import BEVGrid
 from bevstack.geometry.box_code import BOX_CODE_SIZE, bottom_centred, decode_boxes, encode_boxes
 from bevstack.losses.functional import masked_l1_loss, mean_across_ranks, sigmoid_focal_loss
-from bevstack.losses.matching import BoxL1Cost, FocalClassCost, HungarianMatcher
+from bevstack.losses.matching import BoxL1Cost, FocalClassCost, HungarianMatcher, MatchCost
 from bevstack.models.heads.base import BEVHead
-from bevstack.models.layers.detr_decoder import DETRDecoderLayer, inverse_sigmoid
+from bevstack.models.layers.detr_decoder import DecoderSize, DETRDecoderLayer, inverse_sigmoid
+from bevstack.models.layers.initialization import init_bias
+from bevstack.models.layers.settings import Settings
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures
-
-if TYPE_CHECKING:
-    from mmengine.structures import InstanceData
+from bevstack.structures.boxes import lidar_boxes
 
 UNKNOWN_TARGETS = ("value", "row")
 LOWEST_THRESHOLD = 0.01
 
 
+@dataclass(frozen=True)
+class BoxCriterion(Settings):
+    """What object queries are trained by: the losses' weights and the costs of matching queries to boxes.
+
+    Args:
+        class_weight, box_weight: weights of focal and L1 loss.
+        code_weights: weights of the ten box values in the L1 loss.
+        class_cost, box_cost: weights of focal and L1 cost in the matching; L1 runs on the first eight values.
+        unknown_targets: what a target value that is not finite (an unknown velocity) takes out of the box loss: that
+            ``value`` alone, or, as in the reference, the whole ``row``.
+
+    Raises:
+        ValueError: not ten code weights, or another word for unknown targets.
+    """
+
+    class_weight: float = 2.0
+    box_weight: float = 0.25
+    code_weights: Sequence[float] = (1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2)
+    class_cost: float = 2.0
+    box_cost: float = 0.25
+    unknown_targets: str = "value"
+
+    def __post_init__(self) -> None:
+        if len(self.code_weights) != BOX_CODE_SIZE:
+            raise ValueError(f"code_weights: {len(self.code_weights)} values, a box code has {BOX_CODE_SIZE}")
+        if self.unknown_targets not in UNKNOWN_TARGETS:
+            raise ValueError(f"unknown_targets: {self.unknown_targets!r} is none of {', '.join(UNKNOWN_TARGETS)}")
+
+
+@dataclass(frozen=True)
+class BoxDecoding(Settings):
+    """How boxes are read from the queries' answers.
+
+    Args:
+        max_num: most boxes a sample.
+        score_threshold: boxes that score less are left out (:meth:`QueryDetectionHead.decode`); None keeps all.
+        post_center_range_m: (x, y, z low, x, y, z high) of box centres that are kept; None keeps all.
+
+    Raises:
+        ValueError: a range that has not six values.
+    """
+
+    max_num: int = 300
+    score_threshold: float | None = None
+    post_center_range_m: Sequence[float] | None = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
+
+    def __post_init__(self) -> None:
+        if self.post_center_range_m is not None and len(self.post_center_range_m) != 6:
+            raise ValueError(f"post_center_range_m: {len(self.post_center_range_m)} values, a range has 6")
+
+
 @MODELS.register_module()
 class QueryDetectionHead(BEVHead):
-    """BEVFormer's detection head (docs/reference.md 4.6, 4.8).
+    """BEVFormer's detection head (docs/reference.md 4.6, 4.8, Bottom and centre).
 
     The reference's GIoU term has weight 0 and does not exist here. Weights of the reference regress (w, l) and another
     yaw: see :mod:`bevstack.geometry.box_code` and docs/reference.md 4.7.
@@ -39,21 +91,10 @@ class QueryDetectionHead(BEVHead):
         classes: names of the K classes, in the order of the labels.
         channels: width of the queries, ``in_channels`` unless told.
         num_queries: Q.
-        layers: number of decoder layers.
-        heads: attention heads.
-        points: sampling points of a head in B_t.
-        hidden: width of the feed-forward networks.
-        dropout: probability in the decoder.
-        head_width: ``split`` or ``replicated`` channels in the self-attention.
-        code_weights: weights of the ten box values in the L1 loss.
-        class_weight, box_weight: weights of focal and L1 loss.
-        class_cost, box_cost: weights of focal and L1 cost in the matching; L1 runs on the first eight values.
-        unknown_targets: what a target value that is not finite (an unknown velocity) takes out of the box loss: that
-            ``value`` alone, or, as in the reference, the whole ``row``.
+        decoder: its size, a :class:`DecoderSize` or its values.
+        criterion: a :class:`BoxCriterion` or its values.
+        decoding: a :class:`BoxDecoding` or its values.
         prior_probability: class probability that an untrained head predicts.
-        post_center_range_m: (x, y, z low, x, y, z high) of box centres that are kept; None keeps all.
-        max_num: most boxes a sample.
-        score_threshold: see :meth:`decode`; None keeps all scores.
 
     Raises:
         ValueError: an argument does not fit another.
@@ -66,56 +107,37 @@ class QueryDetectionHead(BEVHead):
         classes: Sequence[str],
         channels: int | None = None,
         num_queries: int = 900,
-        layers: int = 6,
-        heads: int = 8,
-        points: int = 4,
-        hidden: int = 512,
-        dropout: float = 0.1,
-        head_width: str = "split",
-        code_weights: Sequence[float] = (1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2),
-        class_weight: float = 2.0,
-        box_weight: float = 0.25,
-        class_cost: float = 2.0,
-        box_cost: float = 0.25,
-        unknown_targets: str = "value",
+        decoder: DecoderSize | Mapping | None = None,
+        criterion: BoxCriterion | Mapping | None = None,
+        decoding: BoxDecoding | Mapping | None = None,
         prior_probability: float = 0.01,
-        post_center_range_m: Sequence[float] | None = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0),
-        max_num: int = 300,
-        score_threshold: float | None = None,
         init_cfg: Mapping | None = None,
     ) -> None:
         super().__init__(in_channels, grid, init_cfg)
-        channels = channels or in_channels
-        if len(code_weights) != BOX_CODE_SIZE:
-            raise ValueError(f"code_weights: {len(code_weights)} values, a box code has {BOX_CODE_SIZE}")
-        if unknown_targets not in UNKNOWN_TARGETS:
-            raise ValueError(f"unknown_targets: {unknown_targets!r} is none of {', '.join(UNKNOWN_TARGETS)}")
-        if post_center_range_m is not None and len(post_center_range_m) != 6:
-            raise ValueError(f"post_center_range_m: {len(post_center_range_m)} values, a range has 6")
-        self.classes = tuple(classes)
-        self.class_weight, self.box_weight, self.unknown_targets = class_weight, box_weight, unknown_targets
-        self.prior_probability, self.max_num, self.score_threshold = prior_probability, max_num, score_threshold
-        self.post_center_range_m = None if post_center_range_m is None else tuple(map(float, post_center_range_m))
-        self.register_buffer("code_weights", torch.tensor(code_weights, dtype=torch.float32), persistent=False)
-        self.matcher = HungarianMatcher([FocalClassCost(class_cost), BoxL1Cost(box_cost)])
+        channels, size = channels or in_channels, DecoderSize.build(decoder, "decoder")
+        self.classes, self.prior_probability = tuple(classes), prior_probability
+        self.criterion = BoxCriterion.build(criterion, "criterion")
+        self.decoding = BoxDecoding.build(decoding, "decoding")
+        code_weights = torch.tensor(self.criterion.code_weights, dtype=torch.float32)
+        self.register_buffer("code_weights", code_weights, persistent=False)
+        costs: list[MatchCost] = [FocalClassCost(self.criterion.class_cost), BoxL1Cost(self.criterion.box_cost)]
+        self.matcher = HungarianMatcher(costs)
 
         self.query_positions = nn.Embedding(num_queries, channels)
         self.query_contents = nn.Embedding(num_queries, channels)
-        self.reference = nn.Linear(channels, 3)
-        self.layers = nn.ModuleList(
-            DETRDecoderLayer(channels, heads, points, hidden, dropout, head_width, in_channels) for _ in range(layers)
-        )
-        self.classifiers = nn.ModuleList(_classifier(channels, len(self.classes)) for _ in range(layers))
-        self.regressors = nn.ModuleList(_regressor(channels) for _ in range(layers))
+        self.reference_points = nn.Linear(channels, 3)
+        self.layers = nn.ModuleList(DETRDecoderLayer(channels, size, in_channels) for _ in range(size.num_layers))
+        self.cls_branches = nn.ModuleList(_cls_branch(channels, len(self.classes)) for _ in range(size.num_layers))
+        self.reg_branches = nn.ModuleList(_reg_branch(channels) for _ in range(size.num_layers))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """The head's own starting values; its layers draw theirs when they are built."""
-        nn.init.xavier_uniform_(self.reference.weight)
-        nn.init.zeros_(self.reference.bias)
+        nn.init.xavier_uniform_(self.reference_points.weight)
+        nn.init.zeros_(self.reference_points.bias)
         bias = -math.log((1 - self.prior_probability) / self.prior_probability)
-        for classifier in self.classifiers:
-            nn.init.constant_(classifier[-1].bias, bias)
+        for branch in self.cls_branches:
+            init_bias(list(branch.children())[-1], bias)
 
     def forward(self, bev: BEVFeatures) -> dict[str, Tensor]:
         """Look for boxes in B_t.
@@ -127,14 +149,14 @@ class QueryDetectionHead(BEVHead):
         tokens = bev.features.flatten(2).transpose(1, 2)
         positions = self.query_positions.weight.unsqueeze(0).expand(len(tokens), -1, -1)
         queries = self.query_contents.weight.unsqueeze(0).expand(len(tokens), -1, -1)
-        references = _in_full_precision(self.reference, positions).sigmoid()
+        references = _in_full_precision(self.reference_points, positions).sigmoid()
         all_logits, all_boxes = [], []
-        for layer, classifier, regressor in zip(self.layers, self.classifiers, self.regressors, strict=True):
+        for layer, cls_branch, reg_branch in zip(self.layers, self.cls_branches, self.reg_branches, strict=True):
             where = self._fractions_of(bev.grid, references[..., :2])
             queries = layer(queries, positions, where, tokens, (bev.grid.shape,))
-            update = _in_full_precision(regressor, queries)
+            update = _in_full_precision(reg_branch, queries)
             centres = (update[..., [0, 1, 4]] + inverse_sigmoid(references)).sigmoid()
-            all_logits.append(classifier(queries).float())
+            all_logits.append(cls_branch(queries).float())
             all_boxes.append(self._box_code(centres, update))
             references = centres.detach()
         return {"logits": torch.stack(all_logits), "boxes": torch.stack(all_boxes)}
@@ -182,19 +204,19 @@ class QueryDetectionHead(BEVHead):
         target_labels = torch.cat([*labels, labels[0].new_full((1,), -1)])[index]
         target_codes = torch.cat([encode_boxes(torch.cat(boxes)), codes.new_zeros(1, BOX_CODE_SIZE)])[index]
         is_matched, known = (index >= 0).unsqueeze(-1), target_codes.isfinite()
-        known = known if self.unknown_targets == "value" else known.all(-1, keepdim=True).expand_as(known)
+        known = known if self.criterion.unknown_targets == "value" else known.all(-1, keepdim=True).expand_as(known)
         used = is_matched & known
 
-        count = sum(min(len(label), logits.shape[2]) for label in labels)
-        count = mean_across_ranks(count, device).clamp_min(1)
+        number = sum(min(len(label), logits.shape[2]) for label in labels)
+        count = mean_across_ranks(number, device).clamp_min(1)
         focal = sigmoid_focal_loss(logits, target_labels).sum((1, 2, 3))
         distance = (masked_l1_loss(codes, target_codes, used) * self.code_weights).sum((1, 2, 3))
         losses = {"unknown_target_values": (is_matched & ~used)[-1].sum().float()}
         last = len(logits) - 1
         for layer in range(len(logits)):
             prefix = "" if layer == last else f"d{layer}."
-            losses[f"{prefix}loss_cls"] = self.class_weight * focal[layer] / count
-            losses[f"{prefix}loss_bbox"] = self.box_weight * distance[layer] / count
+            losses[f"{prefix}loss_cls"] = self.criterion.class_weight * focal[layer] / count
+            losses[f"{prefix}loss_bbox"] = self.criterion.box_weight * distance[layer] / count
         return losses
 
     def match(self, raw: dict[str, Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
@@ -217,15 +239,10 @@ class QueryDetectionHead(BEVHead):
         self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]
     ) -> list[dict[str, InstanceData]]:
         """Boxes of the last decoder layer: a ``pred_instances_3d`` (bboxes_3d, scores_3d, labels_3d) a sample."""
-        from mmdet3d.structures import LiDARInstance3DBoxes
-        from mmengine.structures import InstanceData
-
         results = []
         for logits, codes, _ in zip(raw["logits"][-1], raw["boxes"][-1], samples, strict=True):
             boxes, scores, labels = self.decode(logits, codes)
-            instances = InstanceData()
-            instances.bboxes_3d = LiDARInstance3DBoxes(bottom_centred(boxes), box_dim=boxes.shape[-1])
-            instances.scores_3d, instances.labels_3d = scores, labels
+            instances = InstanceData(bboxes_3d=lidar_boxes(boxes), scores_3d=scores, labels_3d=labels)
             results.append({"pred_instances_3d": instances})
         return results
 
@@ -240,41 +257,43 @@ class QueryDetectionHead(BEVHead):
             codes: (Q, 10).
 
         Returns:
-            boxes (R, 9) with the centre's height in third place, scores (R,) and labels (R,); R <= max_num.
+            LiDAR boxes (R, 9) (:mod:`bevstack.geometry.boxes3d`), scores (R,) and labels (R,); R <= max_num. The range
+            is that of their centres of gravity.
         """
-        scores, index = logits.float().sigmoid().flatten().topk(min(self.max_num, logits.numel()))
+        scores, index = logits.float().sigmoid().flatten().topk(min(self.decoding.max_num, logits.numel()))
         labels = index % logits.shape[-1]
         boxes = decode_boxes(codes.float()[index.div(logits.shape[-1], rounding_mode="floor")])
         keep = torch.ones_like(scores, dtype=torch.bool)
-        if self.post_center_range_m is not None:
-            limits = boxes.new_tensor(self.post_center_range_m)
+        if self.decoding.post_center_range_m is not None:
+            limits = boxes.new_tensor(self.decoding.post_center_range_m)
             keep = (boxes[:, :3] >= limits[:3]).all(-1) & (boxes[:, :3] <= limits[3:]).all(-1)
-        if self.score_threshold is not None:
-            keep = keep & self._passing(scores)
-        return boxes[keep], scores[keep], labels[keep]
+        if self.decoding.score_threshold is not None:
+            keep = keep & _passing(scores, self.decoding.score_threshold)
+        return bottom_centred(boxes[keep]), scores[keep], labels[keep]
 
-    def _passing(self, scores: Tensor) -> Tensor:
-        threshold = self.score_threshold
-        passing = scores > threshold
-        while not passing.any():
-            threshold *= 0.9
-            if threshold < LOWEST_THRESHOLD:
-                return torch.ones_like(passing)
-            passing = scores >= threshold
-        return passing
+
+def _passing(scores: Tensor, threshold: float) -> Tensor:
+    """(R,) bool: which scores (R,) pass; the threshold falls until one does."""
+    passing = scores > threshold
+    while not passing.any():
+        threshold *= 0.9
+        if threshold < LOWEST_THRESHOLD:
+            return torch.ones_like(passing)
+        passing = scores >= threshold
+    return passing
 
 
 def _in_full_precision(module: nn.Module, tokens: Tensor) -> Tensor:
-    """Under autocast, too: a place in bfloat16 is good to half a metre only."""
+    """(..., C) to (..., C'), under autocast, too: a place in bfloat16 is good to half a metre only."""
     with torch.autocast(tokens.device.type, enabled=False):
         return module(tokens.to(next(module.parameters()).dtype)).float()
 
 
-def _classifier(channels: int, classes: int) -> nn.Sequential:
+def _cls_branch(channels: int, num_classes: int) -> nn.Sequential:
     hidden = [m for _ in range(2) for m in (nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU())]
-    return nn.Sequential(*hidden, nn.Linear(channels, classes))
+    return nn.Sequential(*hidden, nn.Linear(channels, num_classes))
 
 
-def _regressor(channels: int) -> nn.Sequential:
+def _reg_branch(channels: int) -> nn.Sequential:
     hidden = [m for _ in range(2) for m in (nn.Linear(channels, channels), nn.ReLU())]
     return nn.Sequential(*hidden, nn.Linear(channels, BOX_CODE_SIZE))

@@ -5,19 +5,24 @@ Supervision for the backbone while training, and points in the cameras' images w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bevstack.geometry.keypoints import NUM_KEYPOINTS, image_keypoints
+from bevstack.geometry.transforms import full_precision
 from bevstack.losses.dense import heatmap_focal_loss
 from bevstack.losses.functional import mean_across_ranks
+from bevstack.models.heads.base import ImageHead
 from bevstack.models.layers.conv import ConvNormReLU
-from bevstack.models.layers.heatmaps import cells_around, gaussian_heatmap, local_peaks
+from bevstack.models.layers.heatmaps import EMPTY_CELL_LOGIT, gaussian_heatmap, heatmap_nms, positive_cells
+from bevstack.models.layers.initialization import init_bias
+from bevstack.models.layers.settings import Settings
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, CameraRig
 
@@ -34,8 +39,38 @@ class ImageKeypointTargets(NamedTuple):
     points_px: Tensor
 
 
+@dataclass(frozen=True)
+class ImageKeypointCriterion(Settings):
+    """What keypoints on images are trained by.
+
+    Args:
+        heatmap_weight, offset_weight: of the two losses.
+        sigma_cells: standard deviation of a keypoint's Gaussian.
+        reach_cells: how far around a keypoint's cell its offset is learned too
+            (:func:`bevstack.models.layers.heatmaps.positive_cells`); 0 for that cell alone.
+    """
+
+    heatmap_weight: float = 1.0
+    offset_weight: float = 0.5
+    sigma_cells: float = 0.8
+    reach_cells: int = 1
+
+
+@dataclass(frozen=True)
+class ImageKeypointDecoding(Settings):
+    """How keypoints are read from the heatmaps.
+
+    Args:
+        max_num: most points of each keypoint in each camera, kept by score.
+        score_threshold: points below are dropped.
+    """
+
+    max_num: int = 50
+    score_threshold: float = 0.1
+
+
 @MODELS.register_module()
-class ImageKeypointHead(BaseModule):
+class ImageKeypointHead(ImageHead):
     """One heatmap for each of the six keypoints on one level of the image features, and where in its cell each lies.
 
     A keypoint is asked for in every camera that it projects into; whether something stands in front of it is not
@@ -45,13 +80,10 @@ class ImageKeypointHead(BaseModule):
         test_evaluator.append(dict(type="ImageKeypointMetric"))
 
     Args:
-        in_channels: C of the image features; channels: width of the convolutions.
+        in_channels: see :class:`ImageHead`; channels: width of the convolutions.
         level: index of the level that is read.
-        sigma_cells: standard deviation of a keypoint's Gaussian.
-        heatmap_weight, offset_weight: of the two losses.
-        reach_cells: how far around a keypoint's cell its offset is learned too
-            (:func:`bevstack.models.layers.heatmaps.cells_around`); 0 for that cell alone.
-        max_points: of each keypoint in each camera, kept by score; score_threshold: points below are dropped.
+        criterion: an :class:`ImageKeypointCriterion` or its values.
+        decoding: an :class:`ImageKeypointDecoding` or its values.
     """
 
     def __init__(
@@ -59,22 +91,18 @@ class ImageKeypointHead(BaseModule):
         in_channels: int,
         channels: int = 64,
         level: int = 0,
-        sigma_cells: float = 0.8,
-        heatmap_weight: float = 1.0,
-        offset_weight: float = 0.5,
-        reach_cells: int = 1,
-        max_points: int = 50,
-        score_threshold: float = 0.1,
+        criterion: ImageKeypointCriterion | Mapping | None = None,
+        decoding: ImageKeypointDecoding | Mapping | None = None,
         init_cfg: dict | None = None,
     ) -> None:
-        super().__init__(init_cfg)
-        self.level, self.sigma_cells = level, sigma_cells
-        self.heatmap_weight, self.offset_weight, self.reach_cells = heatmap_weight, offset_weight, reach_cells
-        self.max_points, self.score_threshold = max_points, score_threshold
+        super().__init__(in_channels, init_cfg)
+        self.level = level
+        self.criterion = ImageKeypointCriterion.build(criterion, "criterion")
+        self.decoding = ImageKeypointDecoding.build(decoding, "decoding")
         self.shared = ConvNormReLU(in_channels, channels)
         self.heatmap = nn.Conv2d(channels, NUM_KEYPOINTS, 1)
         self.offset = nn.Conv2d(channels, 2 * NUM_KEYPOINTS, 1)
-        nn.init.constant_(self.heatmap.bias, -4.6)  # sigmoid 0.01: nearly every cell is no keypoint
+        init_bias(self.heatmap, EMPTY_CELL_LOGIT)
 
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
         """Levels (B, N, C, h, w) to ``heatmap`` logits (B, N, 6, h, w) and ``offset`` (B, N, 12, h, w) from the cell's
@@ -103,15 +131,15 @@ class ImageKeypointHead(BaseModule):
         corner = torch.minimum(place.floor(), limit).long()
         channel = torch.cat([(b * cameras + t.cameras) * NUM_KEYPOINTS + t.kinds for b, t in enumerate(targets)])
         number = mean_across_ranks(float(len(place)), heatmap.device).clamp_min(1.0)
-        sigma = place.new_full((len(place),), self.sigma_cells)
+        sigma = place.new_full((len(place),), self.criterion.sigma_cells)
         shape = (batch * cameras * NUM_KEYPOINTS, rows, columns)
         focal = heatmap_focal_loss(heatmap.flatten(0, 2), gaussian_heatmap(corner, sigma, channel, shape)).sum()
-        learning = cells_around(place, channel, shape, self.reach_cells)
-        predicted = offset.unflatten(2, (NUM_KEYPOINTS, 2)).flatten(-2).transpose(-1, -2).flatten(0, 3)[learning.cells]
-        error = ((predicted - learning.offsets).abs().sum(-1) * learning.shares).sum()
+        positives = positive_cells(place, channel, shape, self.criterion.reach_cells)
+        predicted = offset.unflatten(2, (NUM_KEYPOINTS, 2)).flatten(-2).transpose(-1, -2).flatten(0, 3)[positives.cells]
+        error = ((predicted - positives.offsets).abs().sum(-1) * positives.shares).sum()
         return {
-            "loss_heatmap": self.heatmap_weight * focal / number,
-            "loss_offset": self.offset_weight * error / number,
+            "loss_heatmap": self.criterion.heatmap_weight * focal / number,
+            "loss_offset": self.criterion.offset_weight * error / number,
         }
 
     @torch.no_grad()
@@ -124,20 +152,21 @@ class ImageKeypointHead(BaseModule):
         """
         heatmap, cell_px = raw["heatmap"].float().sigmoid(), self._cell_px(raw["heatmap"], rig)
         cameras, columns = heatmap.shape[1], heatmap.shape[-1]
-        peaks = local_peaks(heatmap.flatten(0, 1)).unflatten(0, heatmap.shape[:2]).flatten(-2)
-        scores, cells = peaks.topk(min(self.max_points, peaks.shape[-1]))  # (B, N, 6, P)
+        peaks = heatmap_nms(heatmap.flatten(0, 1)).unflatten(0, heatmap.shape[:2]).flatten(-2)
+        scores, cells = peaks.topk(min(self.decoding.max_num, peaks.shape[-1]))  # (B, N, 6, P)
         offset = raw["offset"].float().flatten(-2).unflatten(2, (NUM_KEYPOINTS, 2))
         offset = offset.gather(-1, cells.unsqueeze(3).expand(-1, -1, -1, 2, -1)).transpose(-1, -2)
         place = torch.stack([cells % columns, cells // columns], dim=-1) + 0.5 + offset
         points = place * cell_px
         inverse = torch.linalg.inv(rig.pixels_from_camera.float())  # (B, N, 3, 3)
-        rays = torch.cat([points, torch.ones_like(points[..., :1])], dim=-1) @ inverse.transpose(-1, -2).unsqueeze(2)
+        with full_precision(points):
+            rays = F.pad(points, (0, 1), value=1.0) @ inverse.transpose(-1, -2).unsqueeze(2)
         camera, kind = torch.meshgrid(
             torch.arange(cameras, device=cells.device), torch.arange(NUM_KEYPOINTS, device=cells.device), indexing="ij"
         )
         results = []
         for b in range(len(heatmap)):
-            keep = scores[b] > self.score_threshold
+            keep = scores[b] > self.decoding.score_threshold
             instances = InstanceData(
                 points_px=points[b][keep],
                 rays=(rays[b, ..., :2] / rays[b, ..., 2:])[keep],

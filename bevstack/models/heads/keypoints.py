@@ -7,6 +7,7 @@ A keypoint is where its centre's vector points, moved to the heatmap's peak ther
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,13 +21,17 @@ from bevstack.losses.functional import mean_across_ranks
 from bevstack.models.heads.base import BEVHead
 from bevstack.models.layers.conv import ConvNormReLU
 from bevstack.models.layers.heatmaps import (
-    LearningCells,
-    cells_around,
+    EMPTY_CELL_LOGIT,
+    HeatmapCriterion,
+    PeakDecoding,
+    PositiveCells,
+    circle_nms,
     gaussian_heatmap,
-    keep_apart,
-    local_peaks,
-    radius_by_class,
+    heatmap_nms,
+    nms_radii,
+    positive_cells,
 )
+from bevstack.models.layers.initialization import init_bias
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures
 
@@ -39,7 +44,7 @@ class KeypointTargets(NamedTuple):
     Args:
         heatmap: (K, Y, X) of the centres; keypoint_heatmap: (5, Y, X) of the others, whatever their class.
         inside: (G, 6) bool, False for keypoints off the grid, which have no place.
-        learning: the cells of maps (6, Y, X) that learn the keypoints' places; its points are g * 6 + kind, its
+        positives: the cells of maps (6, Y, X) that learn the keypoints' places; its points are g * 6 + kind, its
             offsets go from the cell's centre to the keypoint (x, y) in cells.
         vectors: (G, 5, 2) from the centre to the others, in metres; learned where the centre's place is.
     """
@@ -47,8 +52,36 @@ class KeypointTargets(NamedTuple):
     heatmap: Tensor
     keypoint_heatmap: Tensor
     inside: Tensor
-    learning: LearningCells
+    positives: PositiveCells
     vectors: Tensor
+
+
+@dataclass(frozen=True)
+class PoseCriterion(HeatmapCriterion):
+    """What poses are trained by; see also :class:`HeatmapCriterion`, whose sigma and reach hold for all keypoints.
+
+    Args:
+        keypoint_heatmap_weight, offset_weight, vector_weight: of the losses beside the centres'.
+    """
+
+    keypoint_heatmap_weight: float = 1.0
+    offset_weight: float = 0.25
+    vector_weight: float = 0.25
+
+
+@dataclass(frozen=True)
+class PoseDecoding(PeakDecoding):
+    """How poses are read from the heatmaps; see also :class:`PeakDecoding`.
+
+    Args:
+        max_peaks: of each type of keypoint, for all objects of a sample.
+        keypoint_threshold: peaks below pull no keypoint.
+        snap_radius_m: a keypoint moves to a peak at most this far away, and at most half as far as its centre is.
+    """
+
+    max_peaks: int = 300
+    keypoint_threshold: float = 0.1
+    snap_radius_m: float = 1.0
 
 
 @MODELS.register_module()
@@ -59,20 +92,9 @@ class KeypointHead(BEVHead):
         in_channels, grid: see :class:`BEVHead`.
         classes: names of the K classes, in the order of the labels.
         channels: width of the convolutions.
-        min_sigma_cells: smallest standard deviation of a keypoint's Gaussian; larger objects get wider ones.
-        heatmap_weight, keypoint_heatmap_weight, offset_weight, vector_weight: of the four losses.
-        reach_cells: offsets and vectors are also learned in the cells that are so many rows and columns away from their
-            keypoint's, so that a peak which is one cell off still finds its pose; 0 for the keypoint's cell alone.
-        max_poses: per sample, kept by score; max_peaks: of each type of keypoint, for all objects of a sample.
-        score_threshold: poses whose centre scores less are dropped; keypoint_threshold: peaks below pull no keypoint.
-        nms_radius_m: of two centres of one class nearer than this (by class, or one number) the better stays.
-        snap_radius_m: a keypoint moves to a peak at most this far away, and at most half as far as its centre is.
-
-    Attributes:
-        painter: name of the painter that shows what it predicts.
+        criterion: a :class:`PoseCriterion` or its values.
+        decoding: a :class:`PoseDecoding` or its values.
     """
-
-    painter = "PosePainter"
 
     def __init__(
         self,
@@ -80,27 +102,15 @@ class KeypointHead(BEVHead):
         grid: BEVGrid | Mapping,
         classes: Sequence[str],
         channels: int = 64,
-        min_sigma_cells: float = 0.8,
-        heatmap_weight: float = 1.0,
-        keypoint_heatmap_weight: float = 1.0,
-        offset_weight: float = 0.25,
-        vector_weight: float = 0.25,
-        reach_cells: int = 1,
-        max_poses: int = 300,
-        max_peaks: int = 300,
-        score_threshold: float = 0.02,
-        keypoint_threshold: float = 0.1,
-        nms_radius_m: float | Mapping[str, float] = 0.5,
-        snap_radius_m: float = 1.0,
+        criterion: PoseCriterion | Mapping | None = None,
+        decoding: PoseDecoding | Mapping | None = None,
         init_cfg: Mapping | None = None,
     ) -> None:
         super().__init__(in_channels, grid, init_cfg)
-        self.classes, self.min_sigma_cells = tuple(classes), min_sigma_cells
-        self.heatmap_weight, self.keypoint_heatmap_weight = heatmap_weight, keypoint_heatmap_weight
-        self.offset_weight, self.vector_weight, self.reach_cells = offset_weight, vector_weight, reach_cells
-        self.max_poses, self.max_peaks, self.snap_radius_m = max_poses, max_peaks, snap_radius_m
-        self.score_threshold, self.keypoint_threshold = score_threshold, keypoint_threshold
-        self.register_buffer("nms_radius_m", radius_by_class(nms_radius_m, self.classes), persistent=False)
+        self.classes = tuple(classes)
+        self.criterion = PoseCriterion.build(criterion, "criterion")
+        self.decoding = PoseDecoding.build(decoding, "decoding")
+        self.register_buffer("nms_radii", nms_radii(self.decoding.nms_radius_m, self.classes), persistent=False)
         self.shared = ConvNormReLU(in_channels, channels)
         widths = {
             "heatmap": len(self.classes),
@@ -108,14 +118,13 @@ class KeypointHead(BEVHead):
             "offset": 2 * NUM_KEYPOINTS,
             "vectors": 2 * _AROUND,
         }
-        self.branches = nn.ModuleDict(
-            {
-                name: nn.Sequential(ConvNormReLU(channels, channels), nn.Conv2d(channels, width, 1))
-                for name, width in widths.items()
-            }
-        )
+        branches = {
+            name: nn.Sequential(ConvNormReLU(channels, channels), nn.Conv2d(channels, width, 1))
+            for name, width in widths.items()
+        }
         for name in ("heatmap", "keypoint_heatmap"):
-            nn.init.constant_(self.branches[name][-1].bias, -4.6)  # sigmoid 0.01: nearly every cell holds nothing
+            init_bias(branches[name][-1], EMPTY_CELL_LOGIT)
+        self.branches = nn.ModuleDict(branches)
 
     def forward(self, bev: BEVFeatures) -> dict[str, Tensor]:
         """On the head's grid: ``heatmap`` (B, K, Y, X) and ``keypoint_heatmap`` (B, 5, Y, X) logits, ``offset``
@@ -137,21 +146,21 @@ class KeypointHead(BEVHead):
         centers = heatmap_focal_loss(raw["heatmap"], torch.stack([t.heatmap for t in targets])).sum()
         others = torch.stack([t.keypoint_heatmap for t in targets])
         others = heatmap_focal_loss(raw["keypoint_heatmap"], others).sum() / _AROUND
-        offset, vector = 0.0, 0.0
+        offset, vector = centers.new_zeros(()), centers.new_zeros(())
         flat_offsets, flat_vectors = raw["offset"].float().flatten(2), raw["vectors"].float().flatten(2)
         for target, offsets, vectors in zip(targets, flat_offsets, flat_vectors, strict=True):
-            learning = target.learning
-            is_center = learning.points % NUM_KEYPOINTS == 0
-            error = (_offsets_at(offsets, learning.cells) - learning.offsets).abs().sum(-1) * learning.shares
+            positives = target.positives
+            is_center = positives.points % NUM_KEYPOINTS == 0
+            error = (_offsets_at(offsets, positives.cells) - positives.offsets).abs().sum(-1) * positives.shares
             offset = offset + error[is_center].sum() + error[~is_center].sum() / _AROUND
-            true_vectors = target.vectors[learning.points[is_center] // NUM_KEYPOINTS]
-            error = (_vectors_at(vectors, learning.cells[is_center]) - true_vectors).abs().sum((1, 2))
-            vector = vector + (error * learning.shares[is_center]).sum() / _AROUND
+            true_vectors = target.vectors[positives.points[is_center] // NUM_KEYPOINTS]
+            error = (_vectors_at(vectors, positives.cells[is_center]) - true_vectors).abs().sum((1, 2))
+            vector = vector + (error * positives.shares[is_center]).sum() / _AROUND
         return {
-            "loss_heatmap": self.heatmap_weight * centers / number,
-            "loss_keypoint_heatmap": self.keypoint_heatmap_weight * others / number,
-            "loss_offset": self.offset_weight * offset / number,
-            "loss_vector": self.vector_weight * vector / number,
+            "loss_heatmap": self.criterion.heatmap_weight * centers / number,
+            "loss_keypoint_heatmap": self.criterion.keypoint_heatmap_weight * others / number,
+            "loss_offset": self.criterion.offset_weight * offset / number,
+            "loss_vector": self.criterion.vector_weight * vector / number,
         }
 
     def targets(self, instances: InstanceData, device: torch.device | str) -> KeypointTargets:
@@ -170,11 +179,12 @@ class KeypointHead(BEVHead):
         places = self.grid.cells_from_metres(keypoints)
         corner = places.floor().long()
         footprint = (boxes[:, 3] * boxes[:, 4]).clamp_min(1e-4).sqrt() / boxes.new_tensor(self.grid.cell_m).mean()
-        sigma = (footprint / 6.0).clamp_min(self.min_sigma_cells)
+        sigma = (footprint / 6.0).clamp_min(self.criterion.min_sigma_cells)
         around = inside[:, 1:]
         kinds = torch.arange(NUM_KEYPOINTS, device=device).expand(len(boxes), -1)
-        learning = cells_around(places[inside], kinds[inside], (NUM_KEYPOINTS, rows, columns), self.reach_cells)
-        points = inside.flatten().nonzero().squeeze(1)[learning.points]
+        maps = (NUM_KEYPOINTS, rows, columns)
+        positives = positive_cells(places[inside], kinds[inside], maps, self.criterion.reach_cells)
+        points = inside.flatten().nonzero().squeeze(1)[positives.points]
         return KeypointTargets(
             heatmap=gaussian_heatmap(corner[:, 0], sigma, labels, (len(self.classes), rows, columns)),
             keypoint_heatmap=gaussian_heatmap(
@@ -184,7 +194,7 @@ class KeypointHead(BEVHead):
                 (_AROUND, rows, columns),
             ),
             inside=inside,
-            learning=learning._replace(points=points),
+            positives=positives._replace(points=points),
             vectors=keypoints[:, 1:] - keypoints[:, :1],
         )
 
@@ -199,7 +209,7 @@ class KeypointHead(BEVHead):
         raw = {name: value.float() for name, value in raw.items()}
         centers, others = raw["heatmap"].sigmoid(), raw["keypoint_heatmap"].sigmoid()
         parts = zip(
-            local_peaks(centers), others, local_peaks(others), raw["offset"].flatten(2), raw["vectors"].flatten(2),
+            heatmap_nms(centers), others, heatmap_nms(others), raw["offset"].flatten(2), raw["vectors"].flatten(2),
             strict=True,
         )  # fmt: skip
         return [{"pred_keypoints": self._decode(*sample)} for sample in parts]
@@ -209,23 +219,24 @@ class KeypointHead(BEVHead):
     ) -> InstanceData:
         """One sample's poses from its peaks of centres, probabilities and peaks of the others, offsets and vectors."""
         number = self.grid.num_cells
-        scores, index = centers.flatten().topk(min(4 * self.max_poses, centers.numel()))
-        scores, index = scores[scores > self.score_threshold], index[scores > self.score_threshold]
+        scores, index = centers.flatten().topk(min(4 * self.decoding.max_num, centers.numel()))
+        kept = scores > self.decoding.score_threshold
+        scores, index = scores[kept], index[kept]
         labels, cells = index // number, index % number
         places = self._places(cells, offsets[:2].t()[cells])
-        keep = keep_apart(places, labels, self.nms_radius_m[labels])[: self.max_poses]
+        keep = circle_nms(places, labels, self.nms_radii[labels])[: self.decoding.max_num]
         scores, labels, cells, places = scores[keep], labels[keep], cells[keep], places[keep]
 
         vectors = _vectors_at(vectors, cells)
         around = places.unsqueeze(1) + vectors
         around_scores = self._probability_at(others, around)
-        peak_scores, peak_cells = peaks.flatten(1).topk(min(self.max_peaks, number))  # (5, P)
+        peak_scores, peak_cells = peaks.flatten(1).topk(min(self.decoding.max_peaks, number))  # (5, P)
         by_kind = offsets[2:].unflatten(0, (_AROUND, 2)).gather(2, peak_cells.unsqueeze(1).expand(-1, 2, -1))
         peak_places = self._places(peak_cells, by_kind.transpose(1, 2))
         distance = (around.transpose(0, 1).unsqueeze(2) - peak_places.unsqueeze(1)).norm(dim=-1)  # (5, n, P)
-        distance = distance.masked_fill(peak_scores.unsqueeze(1) <= self.keypoint_threshold, torch.inf)
+        distance = distance.masked_fill(peak_scores.unsqueeze(1) <= self.decoding.keypoint_threshold, torch.inf)
         nearest, which = (part.t() for part in distance.min(-1))  # (n, 5)
-        snaps = nearest <= (0.5 * vectors.norm(dim=-1)).clamp_max(self.snap_radius_m)
+        snaps = nearest <= (0.5 * vectors.norm(dim=-1)).clamp_max(self.decoding.snap_radius_m)
         kinds = torch.arange(_AROUND, device=which.device)
         around = torch.where(snaps.unsqueeze(-1), peak_places[kinds, which], around)
         around_scores = torch.where(snaps, peak_scores[kinds, which], around_scores)

@@ -4,29 +4,60 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
 
 import torch
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bevstack.geometry import BEVGrid
+from bevstack.losses.dense import dice_loss
 from bevstack.losses.functional import mean_across_ranks, sigmoid_focal_loss
-from bevstack.losses.masks import mask_dice_loss, mask_focal_loss, no_object_cross_entropy
-from bevstack.losses.matching import FocalClassCost, HungarianMatcher, MaskDiceCost, MaskFocalCost, SoftmaxClassCost
+from bevstack.losses.masks import mask_focal_loss, no_object_cross_entropy
+from bevstack.losses.matching import (
+    FocalClassCost,
+    HungarianMatcher,
+    MaskDiceCost,
+    MaskFocalCost,
+    MatchCost,
+    SoftmaxClassCost,
+)
 from bevstack.models.heads.base import BEVHead
-from bevstack.models.heads.mask_segmentation_decoding import instances_of, segments_of
-from bevstack.models.heads.mask_segmentation_targets import sample_cells, target_panoptic
+from bevstack.models.heads.mask_segmentation_decoding import MaskDecoding, instances_of, segments_of
+from bevstack.models.heads.mask_segmentation_targets import MaskCriterion, sample_cells, target_panoptic
 from bevstack.models.layers.conv import ConvNormReLU
 from bevstack.models.layers.detr_decoder import inverse_sigmoid
-from bevstack.models.layers.mask_decoder import FourierEncoding, MaskDecoderLayer
+from bevstack.models.layers.mask_decoder import FourierEncoding, MaskDecoderLayer, MaskDecoderSize
+from bevstack.models.layers.settings import Settings
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures, PanopticMap
 
-CLASSIFICATIONS = ("softmax", "focal")
 BLOB = 0.3
 """Weight of every frequency in an untrained mask."""
 CELL_PRIOR, CLASS_PRIOR = 0.05, 0.01
 """Probability of a cell far from an untrained query's place, and of a class under ``focal``."""
+
+
+@dataclass(frozen=True)
+class PixelDecoderSize(Settings):
+    """Size of what makes the embeddings of cells.
+
+    Args:
+        channels: E of the cell embeddings and width of the convolutions before them.
+        num_convs: 3 x 3 convolutions on B_t.
+
+    Raises:
+        ValueError: no convolution.
+    """
+
+    channels: int = 64
+    num_convs: int = 2
+
+    def __post_init__(self) -> None:
+        if self.num_convs < 1:
+            raise ValueError(f"num_convs ({self.num_convs}): at least 1")
 
 
 @MODELS.register_module()
@@ -41,23 +72,19 @@ class MaskSegmentationHead(BEVHead):
     Args:
         in_channels, grid: see :class:`BEVHead`; masks lie on the head's grid, convolutions run on that of B_t.
         things, stuff: class names, as :class:`bevstack.datasets.transforms.MakePanopticMap` has them; K together.
-        channels: C of the queries; mask_channels: E of the cell embeddings and width of the convolutions before them.
-        num_queries: Q. layers: D. heads, hidden, dropout, head_width: of :class:`MaskDecoderLayer`.
-        num_convs: 3 x 3 convolutions on B_t.
-        memory_stride: cells of the head's grid that one token of the attention stands for, in each direction.
-        masked_attention: whether a layer's queries see only the tokens inside the masks they had before it.
-        classification: ``softmax`` over K classes and "no object", or K sigmoids with the ``focal`` loss.
-        no_object_weight: of queries without object in the softmax loss.
-        class_weight, focal_weight, dice_weight: of the losses and of the matching costs.
-        sampled_cells: on how many cells masks are compared in matching and losses, at most (:func:`sample_cells`); 0
-            for all.
-        object_threshold: least class probability of a segment of the panoptic map.
-        overlap_threshold: a segment that owns less than this share of its own mask is left out of it.
-        max_num: most instances in ``pred_masks``.
+        channels: C of the queries.
+        num_queries: Q.
+        pixel_decoder: a :class:`PixelDecoderSize` or its values.
+        decoder: a :class:`MaskDecoderSize` or its values; its tokens are made of cells of the head's grid.
+        criterion: a :class:`MaskCriterion` or its values.
+        decoding: a :class:`MaskDecoding` or its values.
 
     Raises:
         ValueError: an argument does not fit another.
     """
+
+    cell_codes: Tensor
+    token_codes: Tensor
 
     def __init__(
         self,
@@ -66,83 +93,64 @@ class MaskSegmentationHead(BEVHead):
         things: Sequence[str],
         stuff: Sequence[str],
         channels: int = 96,
-        mask_channels: int = 64,
         num_queries: int = 100,
-        layers: int = 3,
-        heads: int = 4,
-        hidden: int = 192,
-        dropout: float = 0.0,
-        head_width: str = "split",
-        num_convs: int = 2,
-        memory_stride: int = 4,
-        masked_attention: bool = False,
-        classification: str = "softmax",
-        no_object_weight: float = 0.1,
-        class_weight: float = 2.0,
-        focal_weight: float = 20.0,
-        dice_weight: float = 5.0,
-        sampled_cells: int = 4096,
-        object_threshold: float = 0.5,
-        overlap_threshold: float = 0.5,
-        max_num: int = 100,
+        pixel_decoder: PixelDecoderSize | Mapping | None = None,
+        decoder: MaskDecoderSize | Mapping | None = None,
+        criterion: MaskCriterion | Mapping | None = None,
+        decoding: MaskDecoding | Mapping | None = None,
         init_cfg: Mapping | None = None,
     ) -> None:
         super().__init__(in_channels, grid, init_cfg)
-        if classification not in CLASSIFICATIONS:
-            raise ValueError(f"classification: {classification!r} is none of {', '.join(CLASSIFICATIONS)}")
-        if layers < 1 or num_convs < 1 or memory_stride < 1:
-            raise ValueError(f"layers ({layers}), num_convs ({num_convs}), memory_stride ({memory_stride}): at least 1")
         if set(things) & set(stuff):
             raise ValueError(f"{sorted(set(things) & set(stuff))} cannot be things and stuff")
         self.things, self.stuff = tuple(things), tuple(stuff)
-        self.masked_attention, self.classification = masked_attention, classification
-        self.no_object_weight, self.sampled_cells = no_object_weight, sampled_cells
-        self.class_weight, self.focal_weight, self.dice_weight = class_weight, focal_weight, dice_weight
-        self.object_threshold, self.overlap_threshold, self.max_num = object_threshold, overlap_threshold, max_num
-        softmax, count = classification == "softmax", len(self.things) + len(self.stuff)
-        class_cost = SoftmaxClassCost(class_weight) if softmax else FocalClassCost(class_weight)
-        self.matcher = HungarianMatcher([class_cost, MaskFocalCost(focal_weight), MaskDiceCost(dice_weight)])
+        pixels, size = PixelDecoderSize.build(pixel_decoder, "pixel_decoder"), MaskDecoderSize.build(decoder, "decoder")
+        self.criterion = MaskCriterion.build(criterion, "criterion")
+        self.decoding = MaskDecoding.build(decoding, "decoding")
+        self.masked_attention, self.mask_channels = size.masked_attention, pixels.channels
+        softmax, count = self.criterion.classification == "softmax", len(self.things) + len(self.stuff)
+        costs: list[MatchCost] = [(SoftmaxClassCost if softmax else FocalClassCost)(self.criterion.class_weight)]
+        costs += [MaskFocalCost(self.criterion.focal_weight), MaskDiceCost(self.criterion.dice_weight)]
+        self.matcher = HungarianMatcher(costs)
 
-        widths = [in_channels] + [mask_channels] * num_convs
+        widths = [in_channels] + [pixels.channels] * pixels.num_convs
         self.convs = nn.Sequential(*(ConvNormReLU(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)))
-        self.cell_embedding = nn.Conv2d(mask_channels, mask_channels, 1)
-        self.memory = nn.Linear(mask_channels, channels)
+        self.cell_embedding = nn.Conv2d(pixels.channels, pixels.channels, 1)
+        self.token_proj = nn.Linear(pixels.channels, channels)
         self.encoding = FourierEncoding()
-        codes = 4 * self.encoding.frequencies
+        codes = 4 * self.encoding.num_frequencies
         self.position = nn.Linear(codes, channels)
         self.queries = nn.Parameter(torch.randn(num_queries, channels))
-        self.places = nn.Parameter(inverse_sigmoid(_spread_places(num_queries)))
-        self.layers = nn.ModuleList(
-            MaskDecoderLayer(channels, heads, hidden, dropout, head_width) for _ in range(layers)
-        )
-        self.movers = nn.ModuleList(nn.Linear(channels, 2) for _ in range(layers))
+        self.reference_points = nn.Parameter(inverse_sigmoid(_spread_places(num_queries)))
+        self.layers = nn.ModuleList(MaskDecoderLayer(channels, size) for _ in range(size.num_layers))
+        self.reference_updates = nn.ModuleList(nn.Linear(channels, 2) for _ in range(size.num_layers))
         self.norm = nn.LayerNorm(channels)
         self.classifier = nn.Linear(channels, count + softmax)
         self.mask_embedding = nn.Sequential(
             nn.Linear(channels, channels),
             nn.ReLU(),
-            nn.Linear(channels, mask_channels + 2 * self.encoding.frequencies + 1),
+            nn.Linear(channels, pixels.channels + 2 * self.encoding.num_frequencies + 1),
         )
-        self.mask_channels = mask_channels
-        self.memory_shape = tuple(-(-length // memory_stride) for length in self.grid.shape)
+        rows, columns = (-(-length // size.token_stride) for length in self.grid.shape)
+        self.token_shape = (rows, columns)
         places = self.encoding(self.grid.normalized_from_metres(self.grid.cell_centers())).permute(2, 0, 1)
         self.register_buffer("cell_codes", places.contiguous(), persistent=False)
-        pooled = F.adaptive_avg_pool2d(places.unsqueeze(0), self.memory_shape)[0]
-        self.register_buffer("memory_codes", pooled, persistent=False)
+        pooled = F.adaptive_avg_pool2d(places.unsqueeze(0), self.token_shape)[0]
+        self.register_buffer("token_codes", pooled, persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Starting values: masks are blobs around the queries' places, sigmoid classes have a small probability."""
         with torch.no_grad():
-            self.mask_embedding[-1].weight.mul_(0.1)
-            self.mask_embedding[-1].bias.zero_()
-            self.mask_embedding[-1].bias[self.mask_channels : -1] = BLOB
-            self.mask_embedding[-1].bias[-1] = -_odds(CELL_PRIOR)
-            if self.classification == "focal":
+            output = cast(nn.Linear, self.mask_embedding[-1])
+            output.weight.mul_(0.1)
+            output.bias.zero_()
+            output.bias[self.mask_channels : -1] = BLOB
+            output.bias[-1] = -_odds(CELL_PRIOR)
+            if self.criterion.classification == "focal":
                 self.classifier.bias.fill_(-_odds(CLASS_PRIOR))
-            for mover in self.movers:
-                mover.weight.zero_()
-                mover.bias.zero_()
+            for parameter in self.reference_updates.parameters():
+                parameter.zero_()
 
     def forward(self, bev: BEVFeatures) -> dict[str, Tensor]:
         """Ask every query for its class and mask.
@@ -155,20 +163,20 @@ class MaskSegmentationHead(BEVHead):
         """
         features = self.resampled(BEVFeatures(self.convs(bev.features), bev.grid))
         cells = self.cell_embedding(features).float()
-        values = self.memory(F.adaptive_avg_pool2d(features, self.memory_shape).flatten(2).transpose(1, 2))
-        keys = values + self.position(self.memory_codes.flatten(1).T)
+        values = self.token_proj(F.adaptive_avg_pool2d(features, self.token_shape).flatten(2).transpose(1, 2))
+        keys = values + self.position(self.token_codes.flatten(1).T)
         # Embeddings and codes are averaged, not masks: the product is linear, so that both are the same.
-        pooled = F.adaptive_avg_pool2d(cells.detach(), self.memory_shape) if self.masked_attention else None
+        pooled = F.adaptive_avg_pool2d(cells.detach(), self.token_shape) if self.masked_attention else None
 
         queries = self.queries.expand(len(cells), -1, -1)
-        places = self.places.sigmoid().expand(len(cells), -1, -1)
+        places = self.reference_points.sigmoid().expand(len(cells), -1, -1)
         answers = [self._answer(queries, places)] if self.masked_attention else []
-        for layer, mover in zip(self.layers, self.movers, strict=True):
+        for layer, update in zip(self.layers, self.reference_updates, strict=True):
             seen = None
-            if self.masked_attention:
-                seen = self._product(answers[-1][1].detach(), pooled, self.memory_codes).flatten(2) > 0
+            if pooled is not None:
+                seen = self._product(answers[-1][1].detach(), pooled, self.token_codes).flatten(2) > 0
             queries = layer(queries, self.position(self.encoding(places)), keys, values, seen)
-            places = (inverse_sigmoid(places) + mover(queries).float()).sigmoid()
+            places = (inverse_sigmoid(places) + update(queries).float()).sigmoid()
             answers.append(self._answer(queries, places))
             places = places.detach()
         logits, embeddings = (torch.stack(parts, dim=1) for parts in zip(*answers, strict=True))
@@ -178,7 +186,7 @@ class MaskSegmentationHead(BEVHead):
         """Class logits (B, Q, K or K + 1) and mask embeddings (B, Q, E + 4 F + 1) of queries (B, Q, C)."""
         queries = self.norm(queries)
         answer = self.mask_embedding(queries).float()
-        looks, weights, bias = answer.split([self.mask_channels, 2 * self.encoding.frequencies, 1], dim=-1)
+        looks, weights, bias = answer.split([self.mask_channels, 2 * self.encoding.num_frequencies, 1], dim=-1)
         embedding = torch.cat([looks, self.encoding.spread(weights) * self.encoding(places), bias], dim=-1)
         return self.classifier(queries).float(), embedding
 
@@ -195,6 +203,7 @@ class MaskSegmentationHead(BEVHead):
         return self._product(embeddings, cells, self.cell_codes)
 
     def _product(self, embeddings: Tensor, cells: Tensor, codes: Tensor) -> Tensor:
+        """Embeddings (..., M, E + 4 F + 1), cells' (..., E, Y, X) and codes (4 F, Y, X) to logits (..., M, Y, X)."""
         looks, where, bias = embeddings.split([self.mask_channels, len(codes), 1], dim=-1)
         with torch.autocast(cells.device.type, enabled=False):
             masks = looks.float() @ cells.float().flatten(-2) + where.float() @ codes.flatten(1) + bias.float()
@@ -216,8 +225,8 @@ class MaskSegmentationHead(BEVHead):
         matched = self.match(raw, targets)  # (B, D, Q)
         labels = [torch.cat([panoptic.labels, panoptic.labels.new_full((1,), -1)]) for panoptic in maps]
         target_labels = torch.stack([label[index] for label, index in zip(labels, matched, strict=True)])
-        count = sum(min(len(panoptic), matched.shape[2]) for panoptic in maps)
-        count = mean_across_ranks(count, matched.device).clamp_min(1)
+        number = sum(min(len(panoptic), matched.shape[2]) for panoptic in maps)
+        count = mean_across_ranks(number, matched.device).clamp_min(1)
 
         focal, dice = (raw["logits"].new_zeros(matched.shape[1]) for _ in range(2))
         for sample, target in enumerate(targets):
@@ -225,27 +234,28 @@ class MaskSegmentationHead(BEVHead):
             predicted = self._masks_at(raw["mask_embeddings"][sample, layer, query], raw, sample, target["cells"])
             truth = target["masks"][matched[sample, layer, query]].to(predicted)
             focal = focal.index_add(0, layer, mask_focal_loss(predicted, truth, target["weights"]))
-            dice = dice.index_add(0, layer, mask_dice_loss(predicted, truth, target["weights"]))
+            dice = dice.index_add(0, layer, dice_loss(predicted, truth, target["weights"]))
 
-        losses, last = {}, matched.shape[1] - 1
-        for layer in range(last + 1):
-            prefix = "" if layer == last else f"d{layer}."
-            losses[f"{prefix}loss_class"] = self.class_weight * self._class_loss(
-                raw["logits"][:, layer], target_labels[:, layer], count
-            )
-            losses[f"{prefix}loss_focal"] = self.focal_weight * focal[layer] / count
-            losses[f"{prefix}loss_dice"] = self.dice_weight * dice[layer] / count
+        losses: dict[str, Tensor] = {}
+        last = matched.shape[1] - 1
+        for index in range(last + 1):
+            prefix = "" if index == last else f"d{index}."
+            class_loss = self._class_loss(raw["logits"][:, index], target_labels[:, index], count)
+            losses[f"{prefix}loss_class"] = self.criterion.class_weight * class_loss
+            losses[f"{prefix}loss_focal"] = self.criterion.focal_weight * focal[index] / count
+            losses[f"{prefix}loss_dice"] = self.criterion.dice_weight * dice[index] / count
         return losses
 
     def _class_loss(self, logits: Tensor, labels: Tensor, count: Tensor) -> Tensor:
-        if self.classification == "softmax":
-            return no_object_cross_entropy(logits, labels, self.no_object_weight)
+        """A scalar, of one layer's logits (B, Q, K or K + 1) and labels (B, Q), -1 for none."""
+        if self.criterion.classification == "softmax":
+            return no_object_cross_entropy(logits, labels, self.criterion.no_object_weight)
         return sigmoid_focal_loss(logits, labels).sum() / count
 
     def targets(self, panoptic: PanopticMap) -> dict[str, Tensor]:
         """What queries are compared with: ``labels`` (S,), and of P ``cells``, which also have ``weights`` (P,), the
         segments' ``masks`` (S, P) bool."""
-        cells, weights = sample_cells(panoptic, self.sampled_cells)
+        cells, weights = sample_cells(panoptic, self.criterion.sampled_cells)
         owners = panoptic.segments.flatten()[cells]
         masks = torch.arange(len(panoptic), device=cells.device)[:, None] == owners
         return {"labels": panoptic.labels, "masks": masks, "cells": cells, "weights": weights}
@@ -272,18 +282,16 @@ class MaskSegmentationHead(BEVHead):
             a sample's ``pred_panoptic`` (:class:`bevstack.structures.PanopticMap`) and ``pred_masks``: the instances of
             things, best first, whose ``masks`` (n, Y, X) bool may overlap, with ``scores`` and ``labels``.
         """
-        from mmengine.structures import InstanceData
-
-        results = []
+        results, softmax, decoding = [], self.criterion.classification == "softmax", self.decoding
         for logits, embeddings, cells, _ in zip(
             raw["logits"][:, -1], raw["mask_embeddings"][:, -1], raw["cell_embeddings"], samples, strict=True
         ):
             masks = self.mask_logits(embeddings, cells).sigmoid()
             logits = logits.float()
-            scores = logits.softmax(-1)[:, :-1] if self.classification == "softmax" else logits.sigmoid()
-            found, confidences, labels = instances_of(scores[:, : len(self.things)], masks, self.max_num)
+            scores = logits.softmax(-1)[:, :-1] if softmax else logits.sigmoid()
+            found, confidences, labels = instances_of(scores[:, : len(self.things)], masks, decoding.max_num)
             segments, answered = segments_of(
-                scores, masks, len(self.things), self.object_threshold, self.overlap_threshold
+                scores, masks, len(self.things), decoding.object_threshold, decoding.overlap_threshold
             )
             panoptic = PanopticMap(segments, answered[:, 0], answered[:, 1], self.things, self.stuff, self.grid)
             instances = InstanceData(masks=found, scores=confidences, labels=labels)

@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from bevstack.models.layers.settings import Settings
+
+
+@dataclass(frozen=True)
+class MaskDecoding(Settings):
+    """How segments and instances are read from the queries' answers.
+
+    Args:
+        object_threshold: least class probability of a segment of the panoptic map.
+        overlap_threshold: a segment that owns less than this share of its own mask is left out of it.
+        max_num: most instances in ``pred_masks``.
+    """
+
+    object_threshold: float = 0.5
+    overlap_threshold: float = 0.5
+    max_num: int = 100
 
 
 def instances_of(scores: Tensor, masks: Tensor, max_num: int) -> tuple[Tensor, Tensor, Tensor]:

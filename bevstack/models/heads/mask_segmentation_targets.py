@@ -1,15 +1,46 @@
-"""What the mask head learns from: the true panoptic maps, and the cells on which masks are compared with them."""
+"""What the mask head is trained by: losses, the true panoptic maps, the cells on which masks are compared with them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bevstack.errors import InputError
 from bevstack.geometry import BEVGrid
+from bevstack.models.layers.settings import Settings
 from bevstack.structures import BEVDataSample, PanopticMap
+
+CLASSIFICATIONS = ("softmax", "focal")
+
+
+@dataclass(frozen=True)
+class MaskCriterion(Settings):
+    """What mask queries are trained by.
+
+    Args:
+        classification: ``softmax`` over K classes and "no object", or K sigmoids with the ``focal`` loss.
+        no_object_weight: of queries without object in the softmax loss.
+        class_weight, focal_weight, dice_weight: of the losses and of the matching costs.
+        sampled_cells: on how many cells masks are compared in matching and losses, at most (:func:`sample_cells`); 0
+            for all.
+
+    Raises:
+        ValueError: another classification.
+    """
+
+    classification: str = "softmax"
+    no_object_weight: float = 0.1
+    class_weight: float = 2.0
+    focal_weight: float = 20.0
+    dice_weight: float = 5.0
+    sampled_cells: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.classification not in CLASSIFICATIONS:
+            raise ValueError(f"classification: {self.classification!r} is none of {', '.join(CLASSIFICATIONS)}")
 
 
 def sample_cells(panoptic: PanopticMap, count: int) -> tuple[Tensor, Tensor]:

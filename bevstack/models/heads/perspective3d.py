@@ -7,26 +7,28 @@ learns from: per camera, projected centres, depths, sizes, headings and outlines
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
-from mmengine.model import BaseModule
+from mmdet3d.models.dense_heads import FCOSMono3DHead
+from mmengine.structures import InstanceData
 from torch import Tensor
 
-from bevstack.geometry.boxes3d import box_corners, gravity_centers
+from bevstack.geometry.boxes3d import box_corners, oriented_boxes
+from bevstack.geometry.transforms import full_precision, rigid_transform
+from bevstack.models.heads.base import ImageHead
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, CameraRig
 
-if TYPE_CHECKING:
-    from mmengine.structures import InstanceData
+# What FCOS3D answers at each level, in its order; "attributes" is not asked for.
+_OUTPUTS = ("scores", "boxes", "directions", "attributes", "centerness")
 
 
 @MODELS.register_module()
-class PerspectiveHead(BaseModule):
+class PerspectiveHead(ImageHead):
     """mmdet3d's FCOS3D head on L levels of image features; its losses pull the backbone towards 3D.
 
     Args:
-        in_channels: C of the image features.
+        in_channels: see :class:`ImageHead`.
         classes: names of the K classes, in the order of the labels.
         strides: of the L levels in pixels.
         regress_ranges: per level, the sizes in pixels of the objects that belong to it.
@@ -44,9 +46,7 @@ class PerspectiveHead(BaseModule):
         detector: Mapping | None = None,
         init_cfg: Mapping | None = None,
     ) -> None:
-        super().__init__(init_cfg)
-        from mmdet3d.models.dense_heads import FCOSMono3DHead
-
+        super().__init__(in_channels, init_cfg)
         self.classes, self.min_size_px = tuple(classes), min_size_px
         # Without velocity: it is unknown for some objects, and one frame does not show it.
         settings = {
@@ -72,37 +72,49 @@ class PerspectiveHead(BaseModule):
             **settings,
         )
 
-    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
-        """FCOS3D's raw outputs of L levels (B, N, C, h, w): scores, boxes, directions, attributes, centerness."""
-        return self.detector([level.flatten(0, 1) for level in features])
+    def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
+        """FCOS3D on L levels (B, N, C, h_l, w_l).
 
-    def loss(
-        self, raw: tuple[list[Tensor], ...], samples: Sequence[BEVDataSample], rig: CameraRig
-    ) -> dict[str, Tensor]:
-        """FCOS3D's losses of every camera of every sample.
+        Returns:
+            For each level l logits ``scores.l`` (B, N, K, h_l, w_l), ``boxes.l`` (B, N, 7, h_l, w_l) in FCOS3D's code
+            (offset of the projected centre (2), depth, size (3), yaw), ``directions.l`` (B, N, 2, h_l, w_l) and
+            ``centerness.l`` (B, N, 1, h_l, w_l).
+        """
+        outputs = self.detector([level.flatten(0, 1) for level in features])
+        return {
+            f"{name}.{index}": level.unflatten(0, features[0].shape[:2])
+            for name, levels in zip(_OUTPUTS, outputs, strict=True)
+            for index, level in enumerate(levels)
+            if level is not None
+        }
 
-        Args:
-            raw: of :meth:`forward`.
-            samples: with ``gt_instances_3d`` in the BEV frame.
-            rig: of the images that the features come from.
+    def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample], rig: CameraRig) -> dict[str, Tensor]:
+        """FCOS3D's losses of every camera of every sample, against ``gt_instances_3d``.
+
+        Returns:
+            ``loss_cls``, ``loss_offset``, ``loss_depth``, ``loss_size``, ``loss_rotsin``, ``loss_dir`` and
+            ``loss_centerness``, means over the cells that belong to an object.
         """
         boxes_3d, boxes_2d = [], []
         for row, sample in enumerate(samples):
             instances = sample.gt_instances_3d
             boxes = instances.bboxes_3d.tensor.to(rig.camera_from_bev)
             for camera in range(rig.num_cameras):
-                in_camera, in_image = camera_targets(
-                    boxes,
-                    instances.labels_3d.to(boxes.device),
-                    rig.camera_from_bev[row, camera],
-                    rig.pixels_from_camera[row, camera],
-                    rig.image_size_px[row, camera],
-                    self.min_size_px,
-                )
+                with full_precision(boxes):
+                    in_camera, in_image = camera_targets(
+                        boxes,
+                        instances.labels_3d.to(boxes.device),
+                        rig.camera_from_bev[row, camera],
+                        rig.pixels_from_camera[row, camera],
+                        rig.image_size_px[row, camera],
+                        self.min_size_px,
+                    )
                 boxes_3d.append(in_camera)
                 boxes_2d.append(in_image)
-        raw = tuple([None if level is None else level.float() for level in output] for output in raw)
-        return self.detector.loss_by_feat(*raw, boxes_3d, boxes_2d, [{}] * len(boxes_3d))
+        levels = range(len(self.detector.strides))
+        outputs = [[raw.get(f"{name}.{level}") for level in levels] for name in _OUTPUTS]
+        outputs = [[None if level is None else level.flatten(0, 1).float() for level in output] for output in outputs]
+        return self.detector.loss_by_feat(*outputs, boxes_3d, boxes_2d, [{}] * len(boxes_3d))
 
 
 def camera_targets(
@@ -129,14 +141,13 @@ def camera_targets(
         ``centers_2d`` (V, 2) pixels, ``depths`` (V,) metres; 2D: ``bboxes`` (V, 4) pixels, ``labels``. An object counts
         where its middle lies in front of the camera and inside its image.
     """
-    from mmengine.structures import InstanceData
-
     linear, offset = camera_from_bev[:3, :3], camera_from_bev[:3, 3]
     if torch.det(pixels_from_camera) < 0:
         mirror = linear.new_tensor([-1.0, 1.0, 1.0])
         linear, offset = mirror[:, None] * linear, mirror * offset
         pixels_from_camera = pixels_from_camera * mirror
-    centers = gravity_centers(boxes) @ linear.T + offset
+    moved = oriented_boxes(rigid_transform(linear, offset), boxes)
+    centers, (length, width, height) = moved.centers, moved.sizes.unbind(-1)
     corners = box_corners(boxes) @ linear.T + offset
     centers_2d, depths = _projected(centers, pixels_from_camera)
     corners_2d, _ = _projected(corners, pixels_from_camera)
@@ -146,10 +157,7 @@ def camera_targets(
     seen = (depths > 0.5) & (corners[..., 2] > 0.1).all(1)
     seen &= ((centers_2d > 0) & (centers_2d < limit)).all(1) & ((high - low) >= min_size_px).all(1)
 
-    scale = torch.det(linear).abs() ** (1 / 3)
-    length, width, height = (boxes[:, 3:6] * scale).unbind(-1)
-    heading = torch.stack([boxes[:, 6].cos(), boxes[:, 6].sin(), torch.zeros_like(height)], dim=-1) @ linear.T
-    yaw = torch.atan2(-heading[:, 2], heading[:, 0])
+    yaw = torch.atan2(-moved.rotations[:, 2, 0], moved.rotations[:, 0, 0])
     bottom = centers[:, 1] + height / 2
     in_camera = torch.stack([centers[:, 0], bottom, centers[:, 2], length, height, width, yaw], dim=-1)
     outlines, labels = torch.cat([low, high], dim=-1)[seen], labels[seen]

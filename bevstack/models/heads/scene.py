@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,7 +16,6 @@ from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures
 
 TIME_AND_WEATHER = {"time": ("day", "night"), "weather": ("dry", "rain")}
-_SIDE_PX, _INK, _FAINT, _RIGHT, _WRONG = 640, (33, 37, 41), (222, 225, 228), (38, 139, 80), (200, 60, 50)
 
 
 @MODELS.register_module()
@@ -124,37 +122,3 @@ class SceneHead(BEVHead):
             }
             for row in range(len(samples))
         ]
-
-    def paint(self, sample: BEVDataSample) -> np.ndarray | None:
-        """(640, 640, 3) uint8 RGB: a bar for each class's probability; green or red where right or wrong."""
-        if "pred_scene" not in sample:
-            return None
-        import cv2
-
-        image = np.full((_SIDE_PX, _SIDE_PX, 3), 255, np.uint8)
-        truth = sample.gt_scene if "gt_scene" in sample else {}
-        rows = sum(len(answer["names"]) for answer in sample.pred_scene.values()) + 2 * len(sample.pred_scene)
-        pitch = min(44, (_SIDE_PX - 70) // rows)
-        middle, size = 60 + pitch // 2, pitch / 62
-
-        def write(text: str, left: int, color: tuple[int, int, int], bold: bool = False) -> None:
-            place = (left, middle + pitch // 6)
-            cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, color, 1 + bold, cv2.LINE_AA)
-
-        for task, answer in sample.pred_scene.items():
-            true, best = truth.get(task), int(answer["probabilities"].argmax())
-            right = true in (None, answer["names"][best])
-            write(task, 16, _INK, bold=True)
-            write("" if true is None else f"truth: {true}", 210, _RIGHT if right else _WRONG)
-            for index, (name, probability) in enumerate(
-                zip(answer["names"], answer["probabilities"].tolist(), strict=True)
-            ):
-                middle += pitch
-                color = (_RIGHT if right else _WRONG) if index == best else (150, 156, 163)
-                low, high = middle - pitch // 3, middle + pitch // 3
-                cv2.rectangle(image, (345, low), (545, high), _FAINT, -1)
-                cv2.rectangle(image, (345, low), (345 + round(200 * probability), high), color, -1)
-                write(name, 32, _INK, bold=index == best)
-                write(f"{100 * probability:.0f} %", 556, _INK, bold=index == best)
-            middle += 2 * pitch
-        return image

@@ -14,7 +14,7 @@ from bevstack.ops import deformable_attention
 HEAD_WIDTHS = ("split", "replicated")
 
 
-def inner_channels(channels: int, heads: int, head_width: str) -> int:
+def inner_channels(channels: int, num_heads: int, head_width: str) -> int:
     """Channels of all heads' queries (or keys, or values) together: C when ``split``, h C when ``replicated``.
 
     Raises:
@@ -22,9 +22,9 @@ def inner_channels(channels: int, heads: int, head_width: str) -> int:
     """
     if head_width not in HEAD_WIDTHS:
         raise ValueError(f"head_width: {head_width!r} is none of {', '.join(HEAD_WIDTHS)}")
-    if head_width == "split" and channels % heads:
-        raise ValueError(f"heads: {channels} channels do not split over {heads} heads")
-    return channels if head_width == "split" else channels * heads
+    if head_width == "split" and channels % num_heads:
+        raise ValueError(f"num_heads: {channels} channels do not split over {num_heads} heads")
+    return channels if head_width == "split" else channels * num_heads
 
 
 class MultiHeadSelfAttention(nn.Module):
@@ -35,7 +35,7 @@ class MultiHeadSelfAttention(nn.Module):
 
     Args:
         channels: C.
-        heads: h; must divide C when split.
+        num_heads: h; must divide C when split.
         dropout: probability on the attention weights.
         head_width: ``split`` or ``replicated``.
 
@@ -43,18 +43,18 @@ class MultiHeadSelfAttention(nn.Module):
         ValueError: C does not split, or the width is unknown.
     """
 
-    def __init__(self, channels: int, heads: int, dropout: float = 0.0, head_width: str = "split") -> None:
+    def __init__(self, channels: int, num_heads: int, dropout: float = 0.0, head_width: str = "split") -> None:
         super().__init__()
-        inner = inner_channels(channels, heads, head_width)
-        self.heads, self.dropout = heads, dropout
-        self.query_key = nn.Linear(channels, 2 * inner)
-        self.value = nn.Linear(channels, inner)
-        self.output = nn.Linear(inner, channels)
+        inner = inner_channels(channels, num_heads, head_width)
+        self.num_heads, self.dropout = num_heads, dropout
+        self.query_key_proj = nn.Linear(channels, 2 * inner)
+        self.value_proj = nn.Linear(channels, inner)
+        self.output_proj = nn.Linear(inner, channels)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Xavier-uniform weights, zero biases."""
-        for linear in (self.query_key, self.value, self.output):
+        for linear in (self.query_key_proj, self.value_proj, self.output_proj):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
@@ -68,13 +68,14 @@ class MultiHeadSelfAttention(nn.Module):
         Returns:
             (B, Q, C).
         """
-        query, key = self.query_key(queries + positions).chunk(2, dim=-1)
+        query, key = self.query_key_proj(queries + positions).chunk(2, dim=-1)
         query, key, value = (
-            tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2) for tokens in (query, key, self.value(queries))
+            tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for tokens in (query, key, self.value_proj(queries))
         )
         dropout = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-        return self.output(attended.transpose(1, 2).flatten(2))
+        return self.output_proj(attended.transpose(1, 2).flatten(2))
 
 
 class DeformableCrossAttention(nn.Module):
@@ -82,34 +83,39 @@ class DeformableCrossAttention(nn.Module):
 
     Args:
         channels: C.
-        heads: h; must divide C.
-        levels: L feature maps.
-        points: P sampling points a level.
-        map_channels: channels of the maps, C unless told.
+        num_heads: h; must divide C.
+        num_levels: L feature maps.
+        num_points: P sampling points a level.
+        value_channels: channels of the maps, C unless told.
 
     Raises:
         ValueError: C does not split over the heads.
     """
 
     def __init__(
-        self, channels: int, heads: int = 8, levels: int = 1, points: int = 4, map_channels: int | None = None
+        self,
+        channels: int,
+        num_heads: int = 8,
+        num_levels: int = 1,
+        num_points: int = 4,
+        value_channels: int | None = None,
     ) -> None:
         super().__init__()
-        if channels % heads:
-            raise ValueError(f"heads: {channels} channels do not split over {heads} heads")
-        self.heads, self.levels, self.points = heads, levels, points
-        self.value = nn.Linear(map_channels or channels, channels)
-        self.sampling_offsets = nn.Linear(channels, heads * levels * points * 2)
-        self.attention_logits = nn.Linear(channels, heads * levels * points)
-        self.output = nn.Linear(channels, channels)
+        if channels % num_heads:
+            raise ValueError(f"num_heads: {channels} channels do not split over {num_heads} heads")
+        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
+        self.value_proj = nn.Linear(value_channels or channels, channels)
+        self.sampling_offsets = nn.Linear(channels, num_heads * num_levels * num_points * 2)
+        self.attention_weights = nn.Linear(channels, num_heads * num_levels * num_points)
+        self.output_proj = nn.Linear(channels, channels)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Each head starts looking in its own direction, point i at i + 1 pixels (docs/reference.md 4.5, Init)."""
-        init_sampling_offsets(self.sampling_offsets, self.heads, self.levels, self.points)
-        nn.init.zeros_(self.attention_logits.weight)
-        nn.init.zeros_(self.attention_logits.bias)
-        for linear in (self.value, self.output):
+        init_sampling_offsets(self.sampling_offsets, self.num_heads, self.num_levels, self.num_points)
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for linear in (self.value_proj, self.output_proj):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
@@ -121,23 +127,22 @@ class DeformableCrossAttention(nn.Module):
         Args:
             queries: (B, Q, C), their positions added.
             references: (B, Q, 2) fractions (x, y) of the maps.
-            tokens: (B, sum of H_l * W_l, map channels) the maps, levels one after another, row-major.
+            tokens: (B, sum of H_l * W_l, value channels) the maps, levels one after another, row-major.
             shapes: (H_l, W_l) of the L levels.
 
         Returns:
             (B, Q, C).
         """
         batch, count, _ = queries.shape
-        offsets = self.sampling_offsets(queries).view(batch, count, 1, self.heads, self.levels, self.points, 2)
-        logits = self.attention_logits(queries).view(batch, count, 1, self.heads, self.levels * self.points)
+        heads, levels, points = self.num_heads, self.num_levels, self.num_points
         slots = torch.arange(batch, device=queries.device).view(batch, 1, 1).expand(-1, count, -1)
         sampled = deformable_attention(
-            self.value(tokens).unflatten(-1, (self.heads, -1)),
+            self.value_proj(tokens).unflatten(-1, (heads, -1)),
             shapes,
             slots,
             references[:, :, None, None],
-            offsets,
-            logits,
+            self.sampling_offsets(queries).unflatten(-1, (1, heads, levels, points, 2)),
+            self.attention_weights(queries).unflatten(-1, (1, heads, levels * points)),
             torch.ones_like(slots, dtype=references.dtype),
         )
-        return self.output(sampled)
+        return self.output_proj(sampled)

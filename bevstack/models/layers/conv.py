@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bevstack.models.layers.settings import Settings
+
 CONV_KINDS = ("plain", "depthwise_separable", "grouped")
 
 
 @dataclass(frozen=True)
-class ConvType:
+class ConvType(Settings):
     """Which convolution a block is made of; see docs/attention_and_convolution.md for what each costs.
 
     Args:
@@ -34,15 +36,13 @@ class ConvType:
             raise ValueError(f"conv: groups is {self.groups}, must be 1 or more")
 
     @classmethod
-    def build(cls, conv: ConvType | Mapping | str) -> ConvType:
-        """From a config: a kind's name, or ``dict(kind="grouped", groups=8)``."""
-        if isinstance(conv, cls):
-            return conv
-        return cls(conv) if isinstance(conv, str) else cls(**conv)
+    def build(cls, value: ConvType | Mapping | str | None, name: str = "conv") -> ConvType:
+        """From a config: a kind's name, or ``dict(kind="grouped", groups=8)``; see :meth:`Settings.build`."""
+        return cls(value) if isinstance(value, str) else super().build(value, name)
 
 
 def convolution(
-    in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, conv: ConvType | Mapping | str = "plain"
+    in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, conv: ConvType | Mapping | str = "plain"
 ) -> nn.Module:
     """A k x k convolution without bias, (B, C, Y, X) to (B, C', Y / s, X / s), of the given kind.
 
@@ -53,14 +53,15 @@ def convolution(
         ValueError: the groups do not divide the channels.
     """
     conv = ConvType.build(conv)
-    if conv.kind == "plain" or kernel == 1:
-        return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
+    if conv.kind == "plain" or kernel_size == 1:
+        return nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
     if conv.kind == "grouped":
         if in_channels % conv.groups or out_channels % conv.groups:
             raise ValueError(f"conv: {in_channels} to {out_channels} channels do not split into {conv.groups} groups")
-        return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=conv.groups, bias=False)
+        padding = kernel_size // 2
+        return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=conv.groups, bias=False)
     return nn.Sequential(
-        nn.Conv2d(in_channels, in_channels, kernel, stride, kernel // 2, groups=in_channels, bias=False),
+        nn.Conv2d(in_channels, in_channels, kernel_size, stride, kernel_size // 2, groups=in_channels, bias=False),
         nn.Conv2d(in_channels, out_channels, 1, bias=False),
     )
 
@@ -72,12 +73,12 @@ class ConvNormReLU(nn.Sequential):
         self,
         in_channels: int,
         out_channels: int,
-        kernel: int = 3,
+        kernel_size: int = 3,
         stride: int = 1,
         conv: ConvType | Mapping | str = "plain",
     ) -> None:
         super().__init__(
-            convolution(in_channels, out_channels, kernel, stride, conv),
+            convolution(in_channels, out_channels, kernel_size, stride, conv),
             nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
         )
@@ -108,7 +109,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """See the class."""
+        """(B, C, Y, X) to (B, C', Y / s, X / s), rounded up; not negative."""
         return F.relu(self.body(features) + self.shortcut(features))
 
 
@@ -116,5 +117,5 @@ class ChannelLayerNorm(nn.LayerNorm):
     """Layer normalisation over the channels of each place: (B, C, Y, X) to the same shape."""
 
     def forward(self, features: Tensor) -> Tensor:
-        """See the class."""
+        """(B, C, Y, X) to (B, C, Y, X), each place's C values with mean 0 and variance 1 before scale and shift."""
         return super().forward(features.movedim(1, -1)).movedim(-1, 1)

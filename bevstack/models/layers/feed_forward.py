@@ -10,22 +10,22 @@ class FeedForward(nn.Sequential):
 
     Args:
         channels: C.
-        hidden: width in between.
+        feed_forward_channels: width in between.
         dropout: probability after each linear layer.
     """
 
-    def __init__(self, channels: int, hidden: int, dropout: float = 0.1) -> None:
+    def __init__(self, channels: int, feed_forward_channels: int, dropout: float = 0.1) -> None:
         super().__init__(
-            nn.Linear(channels, hidden),
+            nn.Linear(channels, feed_forward_channels),
             nn.ReLU(inplace=True),
             nn.Dropout(dropout),
-            nn.Linear(hidden, channels),
+            nn.Linear(feed_forward_channels, channels),
             nn.Dropout(dropout),
         )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier-uniform weights, zero biases (docs/reference.md 4.5)."""
-        for linear in (self[0], self[3]):
+        """Xavier-uniform weights, zero biases (docs/reference.md 4.5, Init)."""
+        for linear in (layer for layer in self if isinstance(layer, nn.Linear)):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)

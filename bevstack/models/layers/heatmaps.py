@@ -1,17 +1,55 @@
-"""Heatmaps of points: painting their targets, reading their peaks, and which cells learn what belongs to a point."""
+"""Heatmaps of points: painting their targets, reading their peaks, and which cells are positive for a point."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bevstack.models.layers.settings import Settings
 
-class LearningCells(NamedTuple):
-    """The R cells that learn what is regressed at G points (:func:`cells_around`).
+
+@dataclass(frozen=True)
+class HeatmapCriterion(Settings):
+    """What a heatmap of object centres, and what is regressed at them, is trained by.
+
+    Args:
+        heatmap_weight: of the focal loss of centres.
+        min_sigma_cells: smallest standard deviation of a centre's Gaussian; larger objects get wider ones.
+        reach_cells: what is regressed at a centre is also learned in the cells that are so many rows and columns away,
+            so that a peak which is one cell off still finds its object; 0 for the centre's cell alone.
+    """
+
+    heatmap_weight: float = 1.0
+    min_sigma_cells: float = 0.8
+    reach_cells: int = 1
+
+
+@dataclass(frozen=True)
+class PeakDecoding(Settings):
+    """How objects are read from the peaks of a heatmap.
+
+    Args:
+        max_num: most objects of a sample, kept by score.
+        score_threshold: objects that score less are dropped.
+        nms_radius_m: of two objects of one class nearer than this (by class, or one number) the better stays.
+    """
+
+    max_num: int = 300
+    score_threshold: float = 0.02
+    nms_radius_m: float | Mapping[str, float] = 0.5
+
+
+EMPTY_CELL_LOGIT = -4.6
+"""Where the bias of a heatmap starts: probability 0.01, as nearly every cell holds nothing."""
+
+
+class PositiveCells(NamedTuple):
+    """The R cells that learn what is regressed at G points, as center sampling does (:func:`positive_cells`).
 
     Args:
         points: (R,) index of the point whose values a cell learns.
@@ -49,8 +87,9 @@ def gaussian_heatmap(cells: Tensor, sigma_cells: Tensor, channels: Tensor, shape
     return heatmap
 
 
-def cells_around(places: Tensor, channels: Tensor, shape: tuple[int, int, int], reach_cells: int) -> LearningCells:
-    """The cells in which a point's values are learned: its own and those around, so that a peak beside it has them too.
+def positive_cells(places: Tensor, channels: Tensor, shape: tuple[int, int, int], reach_cells: int) -> PositiveCells:
+    """The cells in which a point's values are learned: its own and those around, so that a peak beside it has them too
+    (center sampling, FCOS, Tian et al. 2019, with soft weights).
 
     A cell's share is exp(-d^2 / 2), d its centre's distance to the point in cells, before the shares of one point are
     made to sum to 1. A cell between two points of one channel learns the nearer one's (both, where both are equally
@@ -75,22 +114,33 @@ def cells_around(places: Tensor, channels: Tensor, shape: tuple[int, int, int], 
     own = there & (distance <= nearest[index])
     shares = torch.exp(-0.5 * distance) * own
     shares = shares / shares.sum(1, keepdim=True).clamp_min(1e-6)
-    return LearningCells(own.nonzero()[:, 0], index[own], offsets[own], shares[own])
+    return PositiveCells(own.nonzero()[:, 0], index[own], offsets[own], shares[own])
 
 
-def local_peaks(scores: Tensor) -> Tensor:
-    """(B, K, rows, columns) scores, kept where none of the eight cells around is higher, zero elsewhere."""
+def heatmap_nms(scores: Tensor) -> Tensor:
+    """(B, K, rows, columns) scores, kept where none of the eight cells around is higher, zero elsewhere.
+
+    Source: CenterNet (Zhou et al. 2019), section 4.
+    """
     return scores * (scores == F.max_pool2d(scores, 3, 1, 1))
 
 
-def radius_by_class(radius_m: float | Mapping[str, float], classes: Sequence[str]) -> Tensor:
-    """(K,) metres of :func:`keep_apart`, from one number for all classes or one by name."""
+def nms_radii(radius_m: float | Mapping[str, float], classes: Sequence[str]) -> Tensor:
+    """(K,) radii in metres for :func:`circle_nms`, from one number for all classes or one by name.
+
+    Raises:
+        ValueError: a class without radius, or a radius of no class.
+    """
     by_name = radius_m if isinstance(radius_m, Mapping) else dict.fromkeys(classes, radius_m)
+    if set(by_name) != set(classes):
+        raise ValueError(f"nms_radius_m: names {sorted(by_name)}, the classes are {sorted(classes)}")
     return torch.tensor([float(by_name[name]) for name in classes])
 
 
-def keep_apart(centers: Tensor, labels: Tensor, radius_m: Tensor) -> Tensor:
+def circle_nms(centers: Tensor, labels: Tensor, radius_m: Tensor) -> Tensor:
     """Greedy suppression by distance: of two boxes of one class nearer than the radius, the earlier one stays.
+
+    Source: CenterPoint (Yin et al. 2021).
 
     Args:
         centers: (D, 2) metres, best first; labels: (D,); radius_m: (D,) of each box's class.

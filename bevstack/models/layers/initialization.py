@@ -1,4 +1,4 @@
-"""Initialisation shared by the deformable attentions."""
+"""Initialisation that several layers share."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from bevstack.models.layers.settings import Settings
 
 
 @dataclass(frozen=True)
-class SamplingStart:
+class SamplingStart(Settings):
     """Where deformable attention looks before it has learned anything; the defaults are the reference's.
 
     A model with few heads and coarse features that is trained from nothing in few steps wants its samples near their
@@ -23,6 +25,17 @@ class SamplingStart:
 
     ring_px: float = 1.0
     height_focus: float = 0.0
+
+
+def init_bias(layer: nn.Module, value: float) -> None:
+    """Fill the bias of a linear layer or a convolution.
+
+    Raises:
+        TypeError: the layer has none.
+    """
+    if not isinstance(layer.bias, Tensor):
+        raise TypeError(f"{type(layer).__name__} has no bias")
+    nn.init.constant_(layer.bias, value)
 
 
 def init_sampling_offsets(

@@ -1,7 +1,8 @@
 """Models of a short sequence along an agent's track: recurrent, convolutional, attentive; one contract.
 
-Each takes ``tokens`` (G, M, C) of G agents in M frames, the newest first, and ``valid`` (G, M) bool, whose first
-column is True, and returns (G, C): what the sequence says of the newest frame. What is not valid has no influence.
+Each takes ``tokens`` (G, M, C) of G agents (none, too) in M frames, the newest first, and ``valid`` (G, M) bool, whose
+first column is True, and returns (G, C): what the sequence says of the newest frame. What is not valid has no
+influence.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class TrackLSTM(nn.Module):
         self.cell = nn.LSTMCell(channels, channels)
 
     def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
-        """See the module's head."""
+        """(G, M, C) tokens and (G, M) bool to (G, C) float32, the state after the newest frame."""
         with torch.autocast(tokens.device.type, enabled=False):  # a state in bfloat16 loses what it gathers
             tokens = tokens.float()
             hidden = cell = tokens.new_zeros(tokens.shape[0], tokens.shape[2])
@@ -45,24 +46,24 @@ class TrackConvolution(nn.Module):
 
     Args:
         channels: C.
-        layers: number of convolutions.
-        kernel: frames that one covers, odd.
+        num_layers: number of convolutions.
+        kernel_size: frames that one covers, odd.
 
     Raises:
-        ValueError: an even kernel.
+        ValueError: an even kernel size.
     """
 
-    def __init__(self, channels: int, layers: int = 2, kernel: int = 3) -> None:
+    def __init__(self, channels: int, num_layers: int = 2, kernel_size: int = 3) -> None:
         super().__init__()
-        if kernel % 2 == 0:
-            raise ValueError(f"kernel: {kernel} must be odd")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size: {kernel_size} must be odd")
         self.convolutions = nn.ModuleList(
-            nn.Conv1d(channels, channels, kernel, padding=kernel // 2) for _ in range(layers)
+            nn.Conv1d(channels, channels, kernel_size, padding=kernel_size // 2) for _ in range(num_layers)
         )
-        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(num_layers))
 
     def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
-        """See the module's head."""
+        """(G, M, C) tokens and (G, M) bool to (G, C): the newest frame plus the mean over the valid ones."""
         weight = valid.unsqueeze(-1).to(tokens.dtype)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             update = convolution((tokens * weight).transpose(1, 2)).transpose(1, 2)
@@ -76,25 +77,25 @@ class TrackTransformer(nn.Module):
 
     Args:
         channels: C.
-        layers: number of encoder layers.
-        heads: of the attention; must divide C.
+        num_layers: number of encoder layers.
+        num_heads: of the attention; must divide C.
         max_frames: longest sequence, for the learned embedding of a frame's age.
         dropout: probability.
     """
 
     def __init__(
-        self, channels: int, layers: int = 2, heads: int = 4, max_frames: int = 16, dropout: float = 0.0
+        self, channels: int, num_layers: int = 2, num_heads: int = 4, max_frames: int = 16, dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.ages = nn.Embedding(max_frames, channels)
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(channels, heads, 2 * channels, dropout, batch_first=True, norm_first=True)
-            for _ in range(layers)
+            nn.TransformerEncoderLayer(channels, num_heads, 2 * channels, dropout, batch_first=True, norm_first=True)
+            for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
-        """See the module's head.
+        """(G, M, C) tokens and (G, M) bool to (G, C): the newest frame, normalised.
 
         Raises:
             ValueError: the sequence is longer than ``max_frames``.
@@ -102,6 +103,6 @@ class TrackTransformer(nn.Module):
         if tokens.shape[1] > self.ages.num_embeddings:
             raise ValueError(f"max_frames: {self.ages.num_embeddings}, but the sequence has {tokens.shape[1]}")
         tokens = tokens + self.ages.weight[: tokens.shape[1]].to(tokens.dtype)
-        for layer in self.layers:
+        for layer in self.layers if len(tokens) else ():  # torch's attention cannot reshape a mask of no agents
             tokens = layer(tokens, src_key_padding_mask=~valid)
         return self.norm(tokens[:, 0])

@@ -22,17 +22,17 @@ def attention_by_formula(layer, queries, positions, width):
     joined by the output projection's slice of each head.
     """
     seen = queries + positions
-    query_weight, key_weight = layer.query_key.weight.chunk(2)
-    query_bias, key_bias = layer.query_key.bias.chunk(2)
-    result = layer.output.bias.expand(queries.shape).clone()
-    for head in range(layer.heads):
+    query_weight, key_weight = layer.query_key_proj.weight.chunk(2)
+    query_bias, key_bias = layer.query_key_proj.bias.chunk(2)
+    result = layer.output_proj.bias.expand(queries.shape).clone()
+    for head in range(layer.num_heads):
         part = slice(head * width, (head + 1) * width)
         query = torch.einsum("bqc,dc->bqd", seen, query_weight[part]) + query_bias[part]
         key = torch.einsum("bqc,dc->bqd", seen, key_weight[part]) + key_bias[part]
-        value = torch.einsum("bqc,dc->bqd", queries, layer.value.weight[part]) + layer.value.bias[part]
+        value = torch.einsum("bqc,dc->bqd", queries, layer.value_proj.weight[part]) + layer.value_proj.bias[part]
         logits = torch.einsum("bqd,bkd->bqk", query, key) / math.sqrt(width)
         weights = logits.exp() / logits.exp().sum(-1, keepdim=True)
-        result += torch.einsum("bqk,bkd,cd->bqc", weights, value, layer.output.weight[:, part])
+        result += torch.einsum("bqk,bkd,cd->bqc", weights, value, layer.output_proj.weight[:, part])
     return result
 
 
@@ -41,7 +41,7 @@ def test_attention_is_the_formula(head_width, width):
     # Expected: the formula in float64; split heads are C / h wide, replicated ones C.
     torch.manual_seed(0)
     layer = MultiHeadSelfAttention(C, HEADS, head_width=head_width).double()
-    for bias in (layer.query_key.bias, layer.value.bias, layer.output.bias):
+    for bias in (layer.query_key_proj.bias, layer.value_proj.bias, layer.output_proj.bias):
         torch.nn.init.normal_(bias)
     queries, positions = torch.randn(B, Q, C).double(), torch.randn(1, Q, C).double()
     with torch.no_grad():
@@ -95,7 +95,8 @@ def test_order_and_batch(head_width):
     torch.testing.assert_close(layer(queries[:, order], positions[:, order]), out[:, order], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(layer(queries[1:], positions[1:]), out[1:], rtol=1e-4, atol=1e-5)
     (out * torch.randn_like(out)).sum().backward()
-    assert all(p.grad.isfinite().all() and p.grad.any() for n, p in layer.named_parameters() if n != "query_key.bias")
+    gradients = {name: parameter.grad for name, parameter in layer.named_parameters() if name != "query_key_proj.bias"}
+    assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients.values())
 
 
 def test_dropout_is_for_training_only():
@@ -109,7 +110,7 @@ def test_dropout_is_for_training_only():
 def test_mistakes_are_told():
     with pytest.raises(ValueError, match="head_width: 'half' is none of split, replicated"):
         MultiHeadSelfAttention(C, HEADS, head_width="half")
-    with pytest.raises(ValueError, match="heads: 12 channels do not split over 5 heads"):
+    with pytest.raises(ValueError, match="num_heads: 12 channels do not split over 5 heads"):
         MultiHeadSelfAttention(C, 5)
     assert MultiHeadSelfAttention(C, 5, head_width="replicated")(torch.zeros(1, 2, C), torch.zeros(1, 2, C)).shape == (
         1, 2, C,
