@@ -20,7 +20,7 @@ from bevstack.datasets.transforms.loading import (
     read_image,
     reduced_scale,
 )
-from bevstack.engine.component_names import find_component
+from bevstack.engine.component_names import find_component, suggested_name
 from bevstack.engine.config import building
 from bevstack.engine.stored_config import data_settings
 from bevstack.errors import InputError
@@ -65,7 +65,8 @@ class ImageSteps:
                 component = find_component(step["type"]) if isinstance(step, Mapping) else type(step)
                 if component is None:
                     place = f"test_dataloader.dataset.pipeline.{number}.type"
-                    raise InputError(cfg.filename or "config", place, f"unknown name {step['type']!r}")
+                    reason = f"unknown name {step['type']!r}{suggested_name(step['type'])}"
+                    raise InputError(cfg.filename or "config", place, reason)
                 if isinstance(component, type) and issubclass(component, _KINDS):
                     steps.append(TRANSFORMS.build(step) if isinstance(step, Mapping) else step)
         loading = next((step for step in steps if isinstance(step, LoadMultiViewImages)), LoadMultiViewImages())

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from scipy.spatial.transform import Rotation
 from torch import nn
 
 from bevstack.datasets.ego_state import CanBusForm, CorrectedCanBus, EgoState
@@ -29,7 +28,8 @@ from bevstack.errors import InputError
 from bevstack.images import read_image
 from bevstack.registry import TASK_UTILS
 from bevstack.structures import BEVDataSample, BEVMemory
-from bevstack.structures.moment import Image, Moment, Motion, Rig, Sweeps, rigid_inverse
+from bevstack.structures.moment import Image, Moment, Motion, Rig, Sweeps
+from bevstack.structures.rigid_arrays import rigid_inverse
 from bevstack.tracking import track_samples
 from bevstack.visualization import CameraView
 
@@ -250,13 +250,6 @@ def can_bus_vector(form: CanBusForm, motion: Motion, ego_from_bev: np.ndarray) -
     """
     before = motion.previous_from_current
     now = motion.global_from_bev if motion.global_from_bev is not None else np.eye(4) if before is None else before
-    previous = None if before is None else ego_state(now @ rigid_inverse(before), ego_from_bev)
-    return form(ego_state(now, ego_from_bev), previous)
+    previous = None if before is None else EgoState.of_bev_pose(now @ rigid_inverse(before), ego_from_bev)
+    return form(EgoState.of_bev_pose(now, ego_from_bev), previous)
 
-
-def ego_state(global_from_bev: np.ndarray, ego_from_bev: np.ndarray) -> EgoState:
-    """The car where its BEV frame stands, as far as poses (4, 4) tell; its quaternion has w >= 0."""
-    global_from_ego = global_from_bev @ rigid_inverse(ego_from_bev)
-    quaternion = Rotation.from_matrix(global_from_ego[:3, :3]).as_quat()[[3, 0, 1, 2]]
-    quaternion = -quaternion if quaternion[0] < 0 else quaternion
-    return EgoState(np.array([*global_from_ego[:3, 3], *quaternion, *[np.nan] * 9]), False, global_from_bev)

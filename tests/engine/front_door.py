@@ -26,7 +26,12 @@ def small_config(**model: Any) -> Config:
     raster = dict(raster="map", classes=("road", "grass"), channels=4, num_convs=1)
     heads = dict(
         boxes=dict(
-            type="DenseDetectionHead", in_channels=8, grid=GRID, classes=CLASSES, channels=4, score_threshold=0.0
+            type="DenseDetectionHead",
+            in_channels=8,
+            grid=GRID,
+            classes=CLASSES,
+            channels=4,
+            decoding=dict(score_threshold=0.0),
         ),
         map=dict(type="SemanticSegmentationHead", in_channels=8, grid=GRID, **raster),
     )

@@ -39,12 +39,12 @@ def test_a_config_given_wins(checkpoint, tmp_path):
     # Expected: what the given config says beside the weights; by its file or as it is.
     cfg = small_config()
     cfg.test_dataloader.dataset.classes = ("van", "child")
-    cfg.model.heads.boxes.max_boxes = 7
+    cfg.model.heads.boxes.decoding.score_threshold = 0.75
     path = tmp_path / "config.py"
     cfg.dump(path)
     for given in (cfg, path, str(path)):
         model = load_model(checkpoint, given, "cpu")
-        assert model.classes == ("van", "child") and model.heads["boxes"].max_boxes == 7
+        assert model.classes == ("van", "child") and model.heads["boxes"].decoding.score_threshold == 0.75
     torch.save({"state_dict": trained(small_config()).state_dict()}, tmp_path / "bare.pth")
     assert load_model(tmp_path / "bare.pth", cfg, "cpu").classes == ("van", "child")
 
