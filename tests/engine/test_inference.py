@@ -409,6 +409,15 @@ def test_a_config_that_does_not_do_is_one_line(predictor, change, said):
     assert str(caught.value).startswith(said)
 
 
+def test_a_config_given_to_the_predictor_wins(predictor):
+    # Expected: what it says of the labels; without a word of it, what the model says.
+    cfg = small_config()
+    assert Predictor(predictor.model).classes == ("car", "pedestrian")
+    cfg.test_dataloader.dataset.classes = ("van", "child")
+    prediction, _ = Predictor(predictor.model, cfg).step(images_of(0), rig_of())
+    assert set(prediction.boxes.names) <= {"van", "child"}
+
+
 def test_other_models_are_one_line():
     with pytest.raises(InputError, match="Predictor: config: the model carries none"):
         Predictor(torch.nn.Linear(1, 1))
