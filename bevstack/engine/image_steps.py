@@ -17,13 +17,13 @@ from bevstack.datasets.transforms.loading import (
     LoadCameraSweeps,
     LoadMultiViewImages,
     halves_exactly,
-    read_image,
     reduced_scale,
 )
 from bevstack.engine.component_names import find_component, suggested_name
 from bevstack.engine.config import building
 from bevstack.engine.stored_config import data_settings
 from bevstack.errors import InputError
+from bevstack.images import read_image
 from bevstack.registry import TRANSFORMS
 from bevstack.structures.moment import Image, Rig, Sweeps
 

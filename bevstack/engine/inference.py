@@ -254,4 +254,3 @@ def can_bus_vector(form: CanBusForm, motion: Motion, ego_from_bev: np.ndarray) -
     now = motion.global_from_bev if motion.global_from_bev is not None else np.eye(4) if before is None else before
     previous = None if before is None else EgoState.of_bev_pose(now @ rigid_inverse(before), ego_from_bev)
     return form(EgoState.of_bev_pose(now, ego_from_bev), previous)
-

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import io
 import os
+import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,12 +43,35 @@ class Tiny:
 
 
 def run_command(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
-    """Run Python on the arguments as a user would, from the repository; the test fails with what it printed."""
+    """Run Python on the arguments as a user would, from the repository; the test fails with what it printed.
+
+    A process imports for five seconds or more: it is for tests whose subject is the process itself.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     done = run_captured([sys.executable, *map(str, arguments)], 300, cwd=REPOSITORY, env=environment)
     printed = f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     assert done.returncode == 0, f"{arguments} exited with {done.returncode}\n{printed}"
     return done
+
+
+def run(script: str | Path, arguments: Sequence[str | Path]) -> int:
+    """The exit code of a script, run in this process as its command line runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(REPOSITORY)
+        patch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as left:
+            return left.code or 0
+    return 0
+
+
+def printed_by(script: str | Path, *arguments: str | Path) -> tuple[str, str]:
+    """What a script prints on stdout and stderr, run in this process; it must end well."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = run(script, arguments)
+    assert code == 0, f"{script} {arguments} exited with {code}\n{out.getvalue()}\n{err.getvalue()}"
+    return out.getvalue(), err.getvalue()
 
 
 def shrunken(cfg: Any, root: Path) -> Any:
@@ -91,10 +117,9 @@ def make_root(tiny: Tiny) -> None:
 
     size = f"{IMAGE_SIZE[1]}x{IMAGE_SIZE[0]}"
     scenes = ("--train-scenes", str(TRAIN_SCENES), "--val-scenes", str(VAL_SCENES), "--frames", str(FRAMES))
-    run_command(
-        "tools/create_synthetic.py", "--root", tiny.root, *scenes, "--image-size", size, "--seed", "5", "--workers", "2"
-    )
-    run_command("tools/create_data.py", "nuscenes", "--root", tiny.root, "--version", "v1.0-mini")
+    options = ("--image-size", size, "--seed", "5", "--workers", "1")
+    printed_by("tools/create_synthetic.py", "--root", tiny.root, *scenes, *options)
+    printed_by("tools/create_data.py", "nuscenes", "--root", tiny.root, "--version", "v1.0-mini")
     cfg = shrunken(load_config(REPOSITORY / "configs" / "demo.py"), tiny.root)
     tiny.config.parent.mkdir()
     cfg.dump(tiny.config)

@@ -10,16 +10,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 import bevstack.registry
-from bevstack.engine import test as test_tool
-from bevstack.engine import train as train_tool
-from bevstack.engine import visualize as visualize_tool
-from bevstack.errors import run_tool
-from tests.integration.conftest import REPOSITORY
+from tests.integration.conftest import REPOSITORY, run
 
-TOOLS = {"tools/train.py": train_tool, "tools/test.py": test_tool, "tools/visualize.py": visualize_tool}
+TOOLS = ("tools/train.py", "tools/test.py", "tools/visualize.py")
 
 
 class Page:
@@ -56,13 +51,6 @@ class Page:
     def lines_of(self, name: str) -> int:
         """Lines of a file that are not empty."""
         return len([line for line in self.files[name].splitlines() if line.strip()])
-
-
-def run(tool: str, arguments: list[str]) -> int:
-    """The exit code of a tool, run in this process as its command line runs it."""
-    with pytest.raises(SystemExit) as left:
-        run_tool(lambda: TOOLS[tool].main(arguments))
-    return left.value.code
 
 
 def follow(page: Page, work_dir: Path, config: Path, *options: str) -> None:

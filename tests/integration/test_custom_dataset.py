@@ -12,7 +12,7 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 
 from bevstack.registry import MODELS
-from tests.integration.conftest import made_once, run_command
+from tests.integration.conftest import made_once, printed_by
 from tests.integration.pages import Page, assert_nothing_is_left, assert_one_line, follow, logs_of, run
 
 PAGE = Page("custom_dataset.md", end="# A format of your own")
@@ -24,11 +24,11 @@ def make_yard(folder: Path) -> None:
     """The page's first two commands."""
     PAGE.write(folder)
     made, indexed = PAGE.text.split("python yard/")[1].splitlines()[0].split(), PAGE.commands[0]
-    run_command(folder / "yard" / made[0], folder / made[1])
-    done = run_command(*(str(folder / part) if part == "data/yard" else part for part in indexed))
+    printed_by(folder / "yard" / made[0], folder / made[1])
+    out, err = printed_by(*(str(folder / part) if part == "data/yard" else part for part in indexed))
     # Three cameras of two sizes; its categories are named as not nuScenes'.
-    assert "2 scenes, 8 samples, 96 boxes" in done.stdout and "maps: none" in done.stdout
-    assert "categories beyond nuScenes'" in done.stderr and "forklift" in done.stderr
+    assert "2 scenes, 8 samples, 96 boxes" in out and "maps: none" in out
+    assert "categories beyond nuScenes'" in err and "forklift" in err
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from bevstack.datasets.nuscenes.taxonomy import DETECTION_CLASSES
 from bevstack.engine import test as test_tool
 from bevstack.engine import train as train_tool
 from bevstack.engine.checkpoint import read_checkpoint
-from tests.integration.conftest import FRAMES, TRAIN_SCENES, VAL_SCENES, run_command
+from tests.integration.conftest import FRAMES, TRAIN_SCENES, VAL_SCENES, printed_by, run_command
 
 STEPS_PER_EPOCH = TRAIN_SCENES * FRAMES // 2
 LAYERS = ("drivable_area", "ped_crossing", "walkway", "stop_line", "carpark_area", "divider", "vehicle")
@@ -56,7 +56,7 @@ def test_resuming_ends_at_the_same_weights(trained, tmp_path, capsys):
 
 
 def test_scoring(trained, tmp_path):
-    printed = run_command("tools/test.py", trained.config, trained.work_dir / "epoch_2.pth", "--out", tmp_path).stdout
+    printed, _ = printed_by("tools/test.py", trained.config, trained.work_dir / "epoch_2.pth", "--out", tmp_path)
     assert "NDS" in printed and "drivable_area" in printed and str(tmp_path / "metrics.json") in printed
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     expected = {"NDS", "mAP", "mAP_present", "mATE", "mASE", "mAOE", "mAVE", "mAAE", "train_seconds"}
@@ -81,7 +81,7 @@ def test_scoring(trained, tmp_path):
 def test_pictures(trained, tmp_path):
     out = tmp_path / "vis"
     checkpoint = trained.work_dir / "epoch_2.pth"
-    run_command("tools/visualize.py", trained.config, checkpoint, "--out", out, "--score-thr", "0.05")
+    printed_by("tools/visualize.py", trained.config, checkpoint, "--out", out, "--score-thr", "0.05")
     pngs = sorted(out.glob("*/*.png"))
     assert len(pngs) == VAL_SCENES * FRAMES
     assert sorted(path.stem.split("_", 1)[1] for path in pngs) == sorted(val_tokens(trained))
