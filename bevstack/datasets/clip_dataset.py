@@ -17,9 +17,9 @@ from bevstack.datasets.base import CameraRecords, ClipRecord, FrameRecord, Objec
 from bevstack.datasets.clips import ClipIndex, consecutive_queue, previous_rows, random_queue
 from bevstack.datasets.ego_state import CanBusForm, CorrectedCanBus
 from bevstack.datasets.format import DatasetFormat, SampleTable
-from bevstack.datasets.poses import rigid_inverse
 from bevstack.errors import InputError
 from bevstack.registry import TASK_UTILS, TRANSFORMS
+from bevstack.structures.rigid_arrays import rigid_inverse
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from bevstack.registry import TASK_UTILS
+from bevstack.structures.rigid_arrays import rigid_inverse
 
 CAN_BUS_SIZE = 18
 
@@ -34,10 +35,17 @@ class EgoState:
     global_from_bev: np.ndarray
 
     @classmethod
-    def of_bev_pose(cls, global_from_bev: np.ndarray) -> EgoState:
-        """The state where nothing but the BEV frame's pose is known, (4, 4) float64: it stands for the ego's own."""
-        x, y, z, w = Rotation.from_matrix(global_from_bev[:3, :3]).as_quat()
-        return cls(np.array([*global_from_bev[:3, 3], w, x, y, z, *[np.nan] * 9]), False, global_from_bev)
+    def of_bev_pose(cls, global_from_bev: np.ndarray, ego_from_bev: np.ndarray | None = None) -> EgoState:
+        """The state where nothing but a pose is known; of its quaternion w is not negative.
+
+        Args:
+            global_from_bev: (4, 4) float64.
+            ego_from_bev: (4, 4) where the BEV frame stands in the car; None where it stands for the car's own.
+        """
+        pose = global_from_bev if ego_from_bev is None else global_from_bev @ rigid_inverse(ego_from_bev)
+        quaternion = Rotation.from_matrix(pose[:3, :3]).as_quat()[[3, 0, 1, 2]]
+        quaternion = -quaternion if quaternion[0] < 0 else quaternion
+        return cls(np.array([*pose[:3, 3], *quaternion, *[np.nan] * 9]), False, global_from_bev)
 
     @property
     def yaw(self) -> float:

@@ -138,6 +138,21 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
+def checkpoint_of(place: str | os.PathLike) -> Path:
+    """The checkpoint that a path means: a file itself, of a work directory the newest one that can be read.
+
+    Raises:
+        InputError: the directory has none.
+    """
+    path = Path(place)
+    if not path.is_dir():
+        return path
+    newest, problems = newest_checkpoint(path)
+    if newest is None:
+        raise InputError(path, "checkpoint", "; ".join(["this folder has none", *problems]))
+    return newest
+
+
 def load_weights(model: nn.Module, state_dict: dict[str, Tensor], file: str | os.PathLike, strict: bool) -> str:
     """Copy weights into a model.
 

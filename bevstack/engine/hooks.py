@@ -15,7 +15,7 @@ from mmengine.hooks import EMAHook as MMEngineEMAHook
 from mmengine.hooks import Hook, IterTimerHook
 from tqdm import tqdm
 
-from bevstack.engine.checkpoint import LAST_CHECKPOINT, load_weights, newest_checkpoint, read_checkpoint
+from bevstack.engine.checkpoint import LAST_CHECKPOINT, checkpoint_of, load_weights, read_checkpoint
 from bevstack.errors import InputError
 from bevstack.files import atomic_write
 from bevstack.registry import HOOKS
@@ -123,12 +123,7 @@ class LoadPartsHook(Hook):
         """Load them, and say in one line what was loaded."""
         if runner.iter > 0:
             return
-        path = self.checkpoint
-        if path.is_dir():
-            newest, _ = newest_checkpoint(path)
-            if newest is None:
-                raise InputError(path, "checkpoint", "this folder has none")
-            path = newest
+        path = checkpoint_of(self.checkpoint)
         weights = read_checkpoint(path)["state_dict"]
         for part in self.parts:
             if not any(name.startswith(f"{part}.") for name in weights):

@@ -17,13 +17,13 @@ from bevstack.datasets.transforms.loading import (
     LoadCameraSweeps,
     LoadMultiViewImages,
     halves_exactly,
-    read_image,
     reduced_scale,
 )
-from bevstack.engine.component_names import find_component
+from bevstack.engine.component_names import find_component, suggested_name
 from bevstack.engine.config import building
 from bevstack.engine.stored_config import data_settings
 from bevstack.errors import InputError
+from bevstack.images import read_image
 from bevstack.registry import TRANSFORMS
 from bevstack.structures.moment import Image, Rig, Sweeps
 
@@ -65,7 +65,8 @@ class ImageSteps:
                 component = find_component(step["type"]) if isinstance(step, Mapping) else type(step)
                 if component is None:
                     place = f"test_dataloader.dataset.pipeline.{number}.type"
-                    raise InputError(cfg.filename or "config", place, f"unknown name {step['type']!r}")
+                    reason = f"unknown name {step['type']!r}{suggested_name(step['type'])}"
+                    raise InputError(cfg.filename or "config", place, reason)
                 if isinstance(component, type) and issubclass(component, _KINDS):
                     steps.append(TRANSFORMS.build(step) if isinstance(step, Mapping) else step)
         loading = next((step for step in steps if isinstance(step, LoadMultiViewImages)), LoadMultiViewImages())
@@ -92,20 +93,26 @@ class ImageSteps:
                 that are not what the steps want, or no image at all.
         """
         found = [None if image is None else self._read(image, f"images[{n}]") for n, image in enumerate(images)]
-        there = np.array([image is not None for image in found])
-        if not there.any():
+        given = [image for image in found if image is not None]
+        if not given:
             raise InputError("images", "number", "every camera lacks its image")
-        if rig.image_size_px is not None:
-            self._check_sizes(found, rig)
-        blank = DecodedImage(np.zeros_like(found[int(there.argmax())].pixels))
+        there = np.array([image is not None for image in found])
+        self._check_sizes(found, rig)
+        blank = DecodedImage(np.zeros_like(given[0].pixels))
         decoded = [image or blank for image in found]
         scales = np.array([image.scale for image in decoded])
-        frame = {
+        frame: dict[str, Any] = {
             "images": [image.pixels for image in decoded],
             "pixels_from_camera": scales[:, :, None] * rig.pixels_from_camera,
         }
-        self._add_sweeps(frame, rig, sweeps, there)
-        results = {"frames": [frame], "rng": np.random.default_rng(0)}
+        wanted = 0 if self.sweeps is None else self.sweeps.num_sweeps
+        swept = 0 if sweeps is None else len(sweeps.images)
+        if swept != wanted:
+            what = f"looks at {wanted} images that each camera took before" if wanted else "takes no earlier images"
+            raise InputError("sweeps", "images", f"the model {what}; {swept or 'none'} given")
+        if self.sweeps is not None and sweeps is not None:
+            self._add_sweeps(frame, self.sweeps, sweeps, rig, there)
+        results: dict[str, Any] = {"frames": [frame], "rng": np.random.default_rng(0)}
         for step in self.changes:
             try:
                 results = step.transform(results)
@@ -135,32 +142,29 @@ class ImageSteps:
         return DecodedImage(pixels, reduced_scale(image, pixels.shape[:2], stored.shape[:2]))
 
     def _check_sizes(self, found: Sequence[DecodedImage | None], rig: Rig) -> None:
-        """Refuse images of another size than their intrinsics are for."""
+        """Refuse images of another size than their intrinsics are for, where the rig says which."""
+        if rig.image_size_px is None:
+            return
         for name, image, wanted in zip(rig.names, found, rig.image_size_px, strict=True):
             if image is not None and np.abs(image.given_size_px - wanted).max() > self.reduced:
                 size = "x".join(f"{length:.0f}" for length in image.given_size_px[::-1])
                 reason = f"{size}, its intrinsics are for {wanted[1]}x{wanted[0]}; change them as the image was changed"
                 raise InputError("images", name, reason)
 
-    def _add_sweeps(self, frame: dict[str, Any], rig: Rig, sweeps: Sweeps | None, there: np.ndarray) -> None:
-        """Put the sweeps of a moment beside its images."""
-        wanted = 0 if self.sweeps is None else self.sweeps.num_sweeps
-        given = 0 if sweeps is None else len(sweeps.images)
-        if given != wanted:
-            what = f"looks at {wanted} images that each camera took before" if wanted else "takes no earlier images"
-            raise InputError("sweeps", "images", f"the model {what}; {given or 'none'} given")
-        if not wanted:
-            return
+    def _add_sweeps(
+        self, frame: dict[str, Any], step: LoadCameraSweeps, sweeps: Sweeps, rig: Rig, there: np.ndarray
+    ) -> None:
+        """Put the sweeps of a moment beside its images, as a step of the pipeline takes them."""
         frame["sweeps"] = [
             self._read_sweep(moment, frame["images"], there, f"images[{s}]") for s, moment in enumerate(sweeps.images)
         ]
-        if self.sweeps.still_height_m is not None:
+        if step.still_height_m is not None:
             if sweeps.sweep_from_camera is None:
                 reason = "absent: the model sees sweeps from where the cameras stand now (still_height_m)"
                 raise InputError("sweeps", "sweep_from_camera", reason)
             frame["sweep_from_camera"] = sweeps.sweep_from_camera
             frame["height_in_camera"] = rig.ego_from_camera[:, 2]
-            self.sweeps.stabilise(frame)
+            step.stabilise(frame)
 
     def _read_sweep(
         self, moment: Sequence[Image], now: Sequence[np.ndarray], there: np.ndarray, place: str

@@ -1,6 +1,6 @@
 """The front door: a trained model on images, calibrations and poses of anyone's own, without a dataset.
 
-    predictor = Predictor(load_model("epoch_4.pth"))
+    predictor = Predictor(load_model("work_dirs/demo"))
     prediction, memory = predictor.step(images, rig)                      # the first moment
     prediction, memory = predictor.step(images, rig, motion, memory)      # the next one
 """
@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from scipy.spatial.transform import Rotation
-from torch import nn
 
 from bevstack.datasets.ego_state import CanBusForm, CorrectedCanBus, EgoState
 from bevstack.datasets.transforms.packing import PackBEVInputs
@@ -27,9 +25,11 @@ from bevstack.engine.stored_config import data_settings
 from bevstack.engine.visualize import build_visualizer
 from bevstack.errors import InputError
 from bevstack.images import read_image
+from bevstack.models import BEVPerception
 from bevstack.registry import TASK_UTILS
 from bevstack.structures import BEVDataSample, BEVMemory
-from bevstack.structures.moment import Image, Moment, Motion, Rig, Sweeps, rigid_inverse
+from bevstack.structures.moment import Image, Moment, Motion, Rig, Sweeps
+from bevstack.structures.rigid_arrays import rigid_inverse
 from bevstack.tracking import track_samples
 from bevstack.visualization import CameraView
 
@@ -49,14 +49,15 @@ class Predictor:
             does not have.
     """
 
-    def __init__(self, model: nn.Module, config: Config | None = None, dtype: str | None = None) -> None:
+    def __init__(self, model: BEVPerception, config: Config | None = None, dtype: str | None = None) -> None:
+        classes: tuple[str, ...] = () if config is None else class_names(config)
         config = getattr(model, "config", None) if config is None else config
         if config is None:
             raise InputError("Predictor", "config", "the model carries none: take load_model(), or hand one in")
         if not hasattr(model, "step") or not hasattr(model, "predictions"):
             raise InputError("Predictor", "model", f"{type(model).__name__} makes no steps; take a BEVPerception")
         self.model, self.config = model, config
-        self.classes: tuple[str, ...] = getattr(model, "classes", None) or class_names(config)
+        self.classes = classes or getattr(model, "classes", ()) or class_names(config)
         self.steps = ImageSteps.of_config(config)
         self.precision = precision_of(config, next(model.parameters()).device, dtype)
         form = data_settings(config).get("can_bus_form") or CorrectedCanBus()
@@ -84,8 +85,8 @@ class Predictor:
         Raises:
             InputError: whatever of it does not fit the model or itself, in one line.
         """
-        known = motion is not None and motion.global_from_bev is not None
-        place = {"global_from_bev": motion.global_from_bev} if known else {}
+        pose = None if motion is None else motion.global_from_bev
+        place = {} if pose is None else {"global_from_bev": pose}
         sample, memory = self._sample(Moment(images, rig, motion, sweeps), memory, place)
         return BEVPrediction.of_sample(sample), memory
 
@@ -146,10 +147,11 @@ class Predictor:
 
     def _samples(self, moments: Iterable[Moment]) -> Iterator[BEVDataSample]:
         """The predicted samples of a clip, each with its place, time and stream."""
-        memory, stream, seconds, global_from_bev = None, -1, 0.0, np.eye(4)
+        memory: BEVMemory | None = None
+        stream, seconds, global_from_bev = -1, 0.0, np.eye(4)
         for moment in moments:
             motion = moment.motion or Motion.start()
-            if motion.has_previous and stream >= 0:
+            if motion.previous_from_current is not None and stream >= 0:
                 seconds += motion.seconds
                 global_from_bev = global_from_bev @ motion.previous_from_current
             else:
@@ -193,7 +195,7 @@ class Predictor:
             "can_bus": can_bus_vector(self.can_bus_form, motion, moment.rig.ego_from_bev),
         }
         packed = PackBEVInputs().transform({"frames": [frame], "classes": self.classes})
-        info = {"token": "", "prev_token": "", "camera_names": list(moment.rig.names)}
+        info: dict[str, Any] = {"token": "", "prev_token": "", "camera_names": list(moment.rig.names)}
         info |= {"given_pixels_from_camera": moment.rig.pixels_from_camera, **place}
         packed["data_samples"].set_metainfo(info)
         with torch.no_grad(), self.precision.autocast():
@@ -250,13 +252,5 @@ def can_bus_vector(form: CanBusForm, motion: Motion, ego_from_bev: np.ndarray) -
     """
     before = motion.previous_from_current
     now = motion.global_from_bev if motion.global_from_bev is not None else np.eye(4) if before is None else before
-    previous = None if before is None else ego_state(now @ rigid_inverse(before), ego_from_bev)
-    return form(ego_state(now, ego_from_bev), previous)
-
-
-def ego_state(global_from_bev: np.ndarray, ego_from_bev: np.ndarray) -> EgoState:
-    """The car where its BEV frame stands, as far as poses (4, 4) tell; its quaternion has w >= 0."""
-    global_from_ego = global_from_bev @ rigid_inverse(ego_from_bev)
-    quaternion = Rotation.from_matrix(global_from_ego[:3, :3]).as_quat()[[3, 0, 1, 2]]
-    quaternion = -quaternion if quaternion[0] < 0 else quaternion
-    return EgoState(np.array([*global_from_ego[:3, 3], *quaternion, *[np.nan] * 9]), False, global_from_bev)
+    previous = None if before is None else EgoState.of_bev_pose(now @ rigid_inverse(before), ego_from_bev)
+    return form(EgoState.of_bev_pose(now, ego_from_bev), previous)

@@ -12,19 +12,19 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from torch import nn
 
-from bevstack.engine.checkpoint import load_weights, read_checkpoint
+from bevstack.engine.checkpoint import checkpoint_of, load_weights, read_checkpoint
 from bevstack.engine.component_names import find_component, registered
 from bevstack.engine.config import accepted_keys, building, check_components, load_config
 from bevstack.engine.stored_config import data_settings, stored_config
 from bevstack.errors import InputError
 from bevstack.interop.foreign_weights import check_box_convention
+from bevstack.models import BEVPerception
 from bevstack.precision import Precision, choose_precision, default_device
 from bevstack.registry import MODELS
 
 
-def build_model(cfg: Config, device: torch.device | str | None = None) -> nn.Module:
+def build_model(cfg: Config, device: torch.device | str | None = None) -> BEVPerception:
     """The model that a config describes, as training starts from it before ``load_from``.
 
     Args:
@@ -48,7 +48,7 @@ def load_model(
     checkpoint: str | os.PathLike,
     config: Config | str | os.PathLike | None = None,
     device: torch.device | str | None = None,
-) -> nn.Module:
+) -> BEVPerception:
     """A trained model, from its checkpoint alone.
 
     The weights are those that ``tools/test.py`` scores: with an average (``EMAHook``), the averaged ones. Nothing in
@@ -56,20 +56,20 @@ def load_model(
     (:mod:`bevstack.engine.stored_config`). Where it names parts of a package of your own, import that package first.
 
     Args:
-        checkpoint: a checkpoint of ``tools/train.py``; another file of weights for the config, safetensors too, where
-            ``config`` is given.
+        checkpoint: of ``tools/train.py``, or its work directory, whose newest checkpoint is taken; another file of
+            weights for the config, safetensors too, where ``config`` is given.
         config: instead of the checkpoint's: a config, or the file of one, which is a program and runs.
         device: the GPU where there is one, else the CPU, by default.
 
     Returns:
-        The model (:class:`bevstack.models.BEVPerception`) in evaluation mode; ``model.config`` is its config,
-        ``model.classes`` the names of its labels.
+        The model in evaluation mode; ``model.config`` is its config, ``model.classes`` the names of its labels.
 
     Raises:
         InputError: the file cannot be read, carries no config or one that names unknown parts, or its weights do not
             fit.
     """
-    return model_of_checkpoint(read_checkpoint(checkpoint), checkpoint, config, device)
+    file = checkpoint_of(checkpoint)
+    return model_of_checkpoint(read_checkpoint(file), file, config, device)
 
 
 def model_of_checkpoint(
@@ -77,7 +77,7 @@ def model_of_checkpoint(
     file: str | os.PathLike,
     config: Config | str | os.PathLike | None = None,
     device: torch.device | str | None = None,
-) -> nn.Module:
+) -> BEVPerception:
     """As :func:`load_model`, of a checkpoint that is read already.
 
     Args:

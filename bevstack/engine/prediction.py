@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bevstack.evaluation.submission import submitted_boxes
+from bevstack.errors import InputError
+from bevstack.evaluation.submission import SubmittedBoxes, submitted_boxes
 from bevstack.geometry import BEVGrid
 from bevstack.geometry.boxes3d import gravity_centers, oriented_boxes, transform_boxes
 from bevstack.geometry.keypoints import KEYPOINT_NAMES
 from bevstack.structures import BEVDataSample, BEVRaster, PanopticMap
 from bevstack.structures.boxes import box_tensor
-
-if TYPE_CHECKING:
-    from bevstack.evaluation.submission import SubmittedBoxes
 
 _KNOWN = {"pred_instances_3d", "pred_rasters", "pred_panoptic", "pred_masks", "pred_keypoints", "pred_scene"}
 _KNOWN |= {"pred_image_keypoints", "pred_on_truth_3d"}
@@ -231,10 +229,10 @@ class BEVPrediction:
             token: of nuScenes' sample.
 
         Raises:
-            ValueError: the model predicts no boxes.
+            InputError: the model predicts no boxes.
         """
         if self.boxes is None:
-            raise ValueError("the model predicts no boxes")
+            raise InputError("prediction", "boxes", "the model predicts none")
         boxes, values = self.boxes, torch.from_numpy(self.boxes.boxes).double()
         values[:, 7:9] = values[:, 7:9].nan_to_num(nan=0.0)  # the challenge takes no box without a velocity
         moved = oriented_boxes(torch.as_tensor(global_from_bev, dtype=torch.float64), values)
@@ -271,8 +269,8 @@ def _masks(sample: BEVDataSample) -> PredictedMasks:
 
 def _keypoints(sample: BEVDataSample, classes: Sequence[str]) -> PredictedKeypoints:
     found = sample.pred_keypoints
-    numbers = (_numbers(found[name]) for name in ("keypoints", "keypoint_scores", "scores"))
-    return PredictedKeypoints(*numbers, _named(found.labels, classes))
+    points, point_scores = _numbers(found.keypoints), _numbers(found.keypoint_scores)
+    return PredictedKeypoints(points, point_scores, _numbers(found.scores), _named(found.labels, classes))
 
 
 def _image_keypoints(sample: BEVDataSample) -> PredictedImageKeypoints:

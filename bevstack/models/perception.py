@@ -6,6 +6,7 @@ import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from mmengine.model import BaseModel
@@ -54,8 +55,13 @@ class BEVPerception(BaseModel):
         data_preprocessor: collated data to a :class:`Clip` and samples.
 
     Attributes:
+        config, classes: of a model that was loaded (:func:`bevstack.load_model`): where it comes from, and the names of
+            its labels.
         memory_frames: past frames that the memory keeps: as many as the encoder, the fusion and the heads read.
     """
+
+    config: Any = None
+    classes: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -12,21 +12,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from bevstack.errors import InputError
-from bevstack.geometry import invert_rigid
+from bevstack.structures.rigid_arrays import rigid_inverse
 
 Image: TypeAlias = "np.ndarray | Tensor | str | Path | None"
 """(H, W, 3) or (3, H, W) uint8 RGB, or a file; None where a camera gives no image at this moment."""
 
 _RIGID_TOLERANCE = 5e-3  # calibrations are written with three digits or more
-
-
-def rigid_inverse(dst_from_src: np.ndarray) -> np.ndarray:
-    """Inverse of (..., 4, 4) rigid transforms, in closed form; float64."""
-    return invert_rigid(torch.from_numpy(np.ascontiguousarray(dst_from_src))).numpy()
 
 
 def as_numbers(value: Any, shape: tuple[int | None, ...], file: str, name: str) -> np.ndarray:

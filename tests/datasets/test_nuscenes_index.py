@@ -15,8 +15,8 @@ from tables import CAMERAS, LOCATION, START_US, VERSION, build_root, edit_table,
 
 from bevstack.datasets.nuscenes.create_data import create_nuscenes
 from bevstack.datasets.nuscenes.index import NuScenesIndex
-from bevstack.datasets.poses import rigid_inverse
 from bevstack.errors import InputError
+from bevstack.structures.rigid_arrays import rigid_inverse
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from bevstack import Moment, Motion, Predictor, Rig, Sweeps, load_model
-from bevstack.datasets.ego_state import CorrectedCanBus
+from bevstack.datasets.ego_state import CorrectedCanBus, EgoState
 from bevstack.engine.image_steps import ImageSteps
-from bevstack.engine.inference import can_bus_vector, ego_state
+from bevstack.engine.inference import can_bus_vector
 from bevstack.errors import InputError
 from bevstack.geometry import project_points, visible_points
 from bevstack.models.bev import encoder as encoder_module
@@ -315,7 +315,7 @@ def test_can_bus_vectors_of_poses():
     np.testing.assert_allclose(relative[[0, 1, 2, 17]], vector[[0, 1, 2, 17]], atol=1e-9)
     first = can_bus_vector(CorrectedCanBus(), Motion.start(now @ EGO_FROM_BEV), EGO_FROM_BEV)
     np.testing.assert_allclose(first, [0, 0, 0, *vector[3:7], *[0] * 11], atol=1e-9)
-    assert ego_state(pose(0, 0, -170) @ EGO_FROM_BEV, EGO_FROM_BEV).raw[3] > 0
+    assert EgoState.of_bev_pose(pose(0, 0, -170) @ EGO_FROM_BEV, EGO_FROM_BEV).raw[3] > 0
 
 
 def test_models_that_read_can_bus_get_it():
@@ -367,7 +367,8 @@ def test_an_image_that_the_steps_cannot_take_is_one_line():
     cfg.test_dataloader.dataset.pipeline[1] = dict(
         type="ResizeCropFlipImages", scale=1.0, source_crop_px=(0, 0, 100, 40)
     )
-    with pytest.raises(InputError, match="images: ResizeCropFlipImages: .* not inside"):
+    said = r"images: ResizeCropFlipImages: source_crop_px: \(0, 0, 100, 40\) is not inside an image of 80x48"
+    with pytest.raises(InputError, match=said):
         predictor_of(cfg).step(images_of(0), rig_of())
 
 
@@ -406,6 +407,15 @@ def test_a_config_that_does_not_do_is_one_line(predictor, change, said):
     with pytest.raises(InputError) as caught:
         Predictor(predictor.model, cfg)
     assert str(caught.value).startswith(said)
+
+
+def test_a_config_given_to_the_predictor_wins(predictor):
+    # Expected: what it says of the labels; without a word of it, what the model says.
+    cfg = small_config()
+    assert Predictor(predictor.model).classes == ("car", "pedestrian")
+    cfg.test_dataloader.dataset.classes = ("van", "child")
+    prediction, _ = Predictor(predictor.model, cfg).step(images_of(0), rig_of())
+    assert set(prediction.boxes.names) <= {"van", "child"}
 
 
 def test_other_models_are_one_line():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -35,16 +36,29 @@ def test_the_file_alone_is_enough(checkpoint):
     assert plain_config(model.config) == plain_config(small_config())
 
 
+def test_a_work_directory_means_its_newest_checkpoint(tmp_path):
+    # Expected: the newer of two files, by its queries; one line where there is none.
+    for epoch, value in ((1, 3.0), (2, 5.0)):
+        content = read_checkpoint(saved(tmp_path / f"epoch_{epoch}.pth", small_config()))
+        content["state_dict"]["encoder.queries.weight"].fill_(value)
+        torch.save(content, tmp_path / f"epoch_{epoch}.pth")
+        os.utime(tmp_path / f"epoch_{epoch}.pth", (epoch, epoch))
+    assert (load_model(tmp_path, device="cpu").encoder.queries.weight == 5).all()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty: checkpoint: this folder has none"):
+        load_model(tmp_path / "empty")
+
+
 def test_a_config_given_wins(checkpoint, tmp_path):
     # Expected: what the given config says beside the weights; by its file or as it is.
     cfg = small_config()
     cfg.test_dataloader.dataset.classes = ("van", "child")
-    cfg.model.heads.boxes.decoding.max_num = 7
+    cfg.model.heads.boxes.decoding.score_threshold = 0.75
     path = tmp_path / "config.py"
     cfg.dump(path)
     for given in (cfg, path, str(path)):
         model = load_model(checkpoint, given, "cpu")
-        assert model.classes == ("van", "child") and model.heads["boxes"].decoding.max_num == 7
+        assert model.classes == ("van", "child") and model.heads["boxes"].decoding.score_threshold == 0.75
     torch.save({"state_dict": trained(small_config()).state_dict()}, tmp_path / "bare.pth")
     assert load_model(tmp_path / "bare.pth", cfg, "cpu").classes == ("van", "child")
 

@@ -10,6 +10,7 @@ import torch
 from mmengine.structures import InstanceData
 
 from bevstack import BEVPrediction
+from bevstack.errors import InputError
 from bevstack.geometry import BEVGrid
 from bevstack.geometry.keypoints import KEYPOINT_NAMES
 from bevstack.structures import BEVDataSample, BEVRaster, PanopticMap
@@ -96,7 +97,7 @@ def test_everything_as_plain_values():
 def test_what_no_head_says_is_not_there():
     prediction = BEVPrediction.of_sample(BEVDataSample())
     assert prediction.as_dict() == {"frame": "bev"} and prediction.boxes is None and prediction.masks is None
-    with pytest.raises(ValueError, match="predicts no boxes"):
+    with pytest.raises(InputError, match="prediction: boxes: the model predicts none"):
         prediction.nuscenes_boxes(np.eye(4))
 
 

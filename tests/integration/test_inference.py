@@ -19,7 +19,6 @@ from PIL import Image
 
 from bevstack import BEVPrediction, Moment, Motion, Predictor, Rig, Sweeps, load_model
 from bevstack.datasets.nuscenes.create_data import create_nuscenes
-from bevstack.datasets.nuscenes.index import NuScenesIndex
 from bevstack.engine.config import load_config
 from bevstack.engine.streaming import Streams
 from bevstack.errors import InputError
@@ -38,31 +37,23 @@ KEYFRAME = Path(os.environ.get("BEVSTACK_REALDATA", REPOSITORY.parent / "shared"
 # --- the same answer as through a dataset ---------------------------------------------------------------------------
 
 
+def ego_from_lidar(dataset: Any, number: int) -> np.ndarray:
+    """(4, 4): where the BEV frame of a nuScenes sample stands in the car."""
+    arrays = dataset.index.arrays
+    return np.array(arrays["ego_from_sensor"][arrays["lidar_calibration"][int(dataset.rows[number])]])
+
+
 def moment_of(dataset: Any, number: int) -> Moment:
     """What a sample of a nuScenes dataset would be in a user's hands: files, calibration, poses."""
-    index, row = dataset.index, int(dataset.rows[number])
-    before, now = int(dataset.previous[row]), index.global_from_bev(row)
+    record = dataset.clip(number)
+    frame, now = record.frames[-1], record.global_from_bev
     motion = Motion.start(now)
-    if before >= 0:
-        times = index.arrays["sample_timestamp_us"]
-        motion = Motion.between(index.global_from_bev(before), now, float(times[row] - times[before]) * 1e-6)
-    rig = Rig(
-        index.pixels_from_camera(row),
-        index.camera_from_bev(row),
-        index.cameras,
-        ego_from_lidar(index, row),
-        index.arrays["camera_size_px"][row],
-    )
-    sweeps = None
-    if dataset.num_sweeps:
-        paths, seconds = index.sweeps(row, dataset.num_sweeps)
-        sweeps = Sweeps(paths, index.sweep_from_camera(row, seconds))
-    return Moment(index.image_paths(row), rig, motion, sweeps)
-
-
-def ego_from_lidar(index: NuScenesIndex, row: int) -> np.ndarray:
-    """(4, 4) of a sample's lidar, whose frame is nuScenes' BEV frame."""
-    return index.arrays["ego_from_sensor"][index.arrays["lidar_calibration"][row]]
+    if frame.has_previous:
+        motion = Motion.between(dataset.clip(number - 1).global_from_bev, now, frame.seconds)
+    cameras, mount = frame.cameras, ego_from_lidar(dataset, number)
+    rig = Rig(cameras.pixels_from_camera, cameras.camera_from_bev, cameras.names, mount, cameras.image_size_px)
+    sweeps = None if frame.sweeps is None else Sweeps(frame.sweeps.paths, frame.sweeps.sweep_from_camera)
+    return Moment(cameras.image_paths, rig, motion, sweeps)
 
 
 def through_the_dataset(predictor: Predictor, dataset: Any) -> list[BEVDataSample]:
@@ -150,8 +141,7 @@ def test_sweeps_half_size_and_can_bus_are_as_in_the_dataset(tmp_path):
         neck=dict(type="TopDownNeck", out_channels=8, out_levels=(0,)),
     )
     cfg.model.encoder.update(num_cameras=6, motion_embedding=dict(type="MotionEmbedding", channels=8))
-    # no boxes: which of two is the better is decided by rounding
-    cfg.model.heads.boxes.update(decoding=dict(score_threshold=2.0))
+    cfg.model.heads.boxes.decoding.update(score_threshold=2.0)  # the order of boxes hangs on rounding
     cfg.test_dataloader.dataset.update(
         data_root=str(root),
         version="v1.0-mini",
@@ -203,22 +193,21 @@ def folder(trained, tmp_path_factory) -> Path:
     PAGE.write(folder)
     predictor = Predictor(load_model(trained.work_dir / "epoch_2.pth", device="cpu"))
     dataset = DATASETS.build(predictor.config.test_dataloader.dataset)
-    index, row = dataset.index, int(dataset.rows[0])
+    row, records = int(dataset.rows[0]), [dataset.clip(number).frames[-1].cameras for number in range(len(dataset))]
     (folder / "images").mkdir()
-    for name, path in zip(index.cameras, index.image_paths(row), strict=True):
+    for name, path in zip(records[0].names, records[0].image_paths, strict=True):
         shutil.copy(path, folder / "images" / f"{name}.jpg")
-    columns = (index.cameras, index.pixels_from_camera(row).tolist(), index.ego_from_camera(row).tolist())
+    parts = (records[0].names, records[0].pixels_from_camera.tolist(), dataset.index.ego_from_camera(row).tolist())
     keys = ("name", "pixels_from_camera", "ego_from_camera")
-    cameras = [dict(zip(keys, camera, strict=True)) for camera in zip(*columns, strict=True)]
-    calibration = {"ego_from_bev": ego_from_lidar(index, row).tolist(), "cameras": cameras}
+    cameras = [dict(zip(keys, camera, strict=True)) for camera in zip(*parts, strict=True)]
+    calibration = {"ego_from_bev": ego_from_lidar(dataset, 0).tolist(), "cameras": cameras}
     (folder / "calibration.json").write_text(json.dumps(calibration))
-    frames = []
-    for number in range(len(dataset)):
-        row = int(dataset.rows[number])
-        pose = index.arrays["global_from_lidar_ego"][row].tolist()
-        frames.append({"images": index.image_paths(row), "global_from_ego": pose, "seconds": 0.5})
-    rig = {key: [camera[key] for camera in cameras] for key in ("pixels_from_camera", "ego_from_camera")}
-    rig |= {"ego_from_bev": calibration["ego_from_bev"], "names": [camera["name"] for camera in cameras]}
+    poses = dataset.index.arrays["global_from_lidar_ego"][dataset.rows].tolist()
+    frames = [
+        {"images": list(record.image_paths), "global_from_ego": pose, "seconds": 0.5}
+        for record, pose in zip(records, poses, strict=True)
+    ]
+    rig = dict(zip(("names", *keys[1:]), parts, strict=True)) | {"ego_from_bev": calibration["ego_from_bev"]}
     (folder / "clip.json").write_text(json.dumps({"rig": rig, "frames": frames}))
     shutil.copy(trained.work_dir / "epoch_2.pth", folder / "model.pth")
     return folder
@@ -244,7 +233,7 @@ def test_the_calibration_of_the_page_is_one(folder):
     text = json.loads(PAGE.files["examples/calibration.json"])
     keys = ("pixels_from_camera", "ego_from_camera")
     rig = Rig.from_ego(*([text["cameras"][0][key]] for key in keys), text["ego_from_bev"], ["CAM_FRONT"])
-    place = rig.camera_from_bev[0] @ [-0.02, 10.76, -0.33, 1]  # 10 m ahead of the camera
+    place = rig.camera_from_bev[0] @ [-0.02, 11.70 - 0.94, 1.51 - 1.84, 1]  # 10 m ahead of the camera
     np.testing.assert_allclose(place, [0, 0, 10, 1], atol=1e-9)
     assert {"ego_from_bev", "cameras"} == set(json.loads((folder / "calibration.json").read_text()))
 

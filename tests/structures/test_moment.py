@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from bevstack.errors import InputError
-from bevstack.structures.moment import Motion, Rig, Sweeps, rigid_inverse
+from bevstack.structures.moment import Motion, Rig, Sweeps
+from bevstack.structures.rigid_arrays import rigid_inverse
 from tests.engine.front_door import EGO_FROM_BEV, pose, rig_of
 
 INTRINSICS = [[40.0, 0.0, 40.0], [0.0, 40.0, 24.0], [0.0, 0.0, 1.0]]

@@ -22,10 +22,10 @@ from bevstack.datasets.nuscenes.taxonomy import (
     STUFF_PRIORITY,
     VEHICLE_CLASSES,
 )
-from bevstack.datasets.poses import rigid_inverse
 from bevstack.errors import InputError
 from bevstack.geometry import BEVGrid
 from bevstack.registry import DATASETS
+from bevstack.structures.rigid_arrays import rigid_inverse
 
 
 @DATASETS.register_module()

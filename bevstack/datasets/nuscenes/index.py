@@ -27,8 +27,8 @@ from bevstack.datasets.nuscenes.index_files import (
     open_arrays,
     read_header,
 )
-from bevstack.datasets.poses import rigid_inverse
 from bevstack.errors import InputError
+from bevstack.structures.rigid_arrays import rigid_inverse
 
 
 @dataclass(frozen=True)

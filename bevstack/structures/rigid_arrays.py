@@ -1,4 +1,4 @@
-"""Rigid transforms as numpy arrays, which datasets keep in float64."""
+"""Rigid transforms as numpy arrays: datasets and users keep them in float64."""
 
 from __future__ import annotations
 
