@@ -138,7 +138,7 @@ def test_multiply_adds_of_the_static_base():
 
 
 def as_published_in_size(root):
-    """The published images, grid and queries. What is repeated at one size stands once, as often as ResNet-50 has it."""
+    """The published images, grid and queries; of layers that repeat at one size fewer, of blocks ResNet-50's."""
     cfg = load_config(CONFIGS / "bevformer" / "bevformer_base.py")
     cfg.test_dataloader.dataset.update(data_root=str(root), version="v1.0-mini")
     cfg.test_dataloader.dataset.pipeline[1] = dict(type="ResizeImages", size=(900, 1600))
