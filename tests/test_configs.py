@@ -20,12 +20,20 @@ def test_there_are_configs() -> None:
     assert ROOT / "configs" / "demo.py" in CONFIGS
 
 
-@pytest.fixture(params=CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
-def cfg(request, monkeypatch, tmp_path):
-    monkeypatch.setenv("BEVSTACK_REALDATA", str(tmp_path))
-    monkeypatch.chdir(ROOT)
-    init_default_scope("bevstack")
-    return load_config(request.param)
+@pytest.fixture(scope="module", params=CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def cfg(request, tmp_path_factory):
+    """One config after another; tests leave it as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BEVSTACK_REALDATA", str(tmp_path_factory.mktemp("realdata")))
+        patch.chdir(ROOT)
+        init_default_scope("bevstack")
+        yield load_config(request.param)
+
+
+@pytest.fixture(scope="module")
+def model(cfg):
+    """Its model, built once."""
+    return MODELS.build(cfg.model)
 
 
 def test_names_and_keys_are_known(cfg) -> None:
@@ -39,11 +47,10 @@ def test_what_is_written_is_the_config(cfg) -> None:
     assert Config.fromstring(cfg.pretty_text, ".py").to_dict() == cfg.to_dict()
 
 
-def test_model_is_built(cfg) -> None:
+def test_model_is_built(cfg, model) -> None:
     """The model and its optimizer; heads and parameters are there."""
     from mmengine.optim import build_optim_wrapper
 
-    model = MODELS.build(cfg.model)
     assert sum(parameter.numel() for parameter in model.parameters()) > 1000
     if cfg.get("optim_wrapper"):
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper.copy())
@@ -58,9 +65,8 @@ def test_no_weights_are_fetched(cfg) -> None:
         assert node.get("pretrained") is not True, place
 
 
-def test_heads_have_losses(cfg) -> None:
+def test_heads_have_losses(model) -> None:
     """Built heads say what they need, and their grids have a cell size (metres) that a BEV can have."""
-    model = MODELS.build(cfg.model)
     for name, head in model.heads.items():
         cells = torch.tensor(head.grid.cell_m)
         assert (cells > 0.05).all() and (cells < 5).all(), name

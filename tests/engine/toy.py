@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch._dynamo  # noqa: F401 - every optimizer imports it; once, before processes fork
 from mmengine.config import Config
 from mmengine.dist import get_dist_info
 from mmengine.evaluator import BaseMetric

@@ -67,9 +67,9 @@ def test_what_was_trained_stays_and_the_rest_learns(config, start, fusion, capsy
     assert re.search(told, capsys.readouterr().out)
 
 
-SMALL = {
-    "serial": lambda: SlowFastSwin("serial", **{**SWIN_SIZES, "embed_dim": 32}),
-    "slowfast": lambda: SlowFast(width=16, layers=(1, 1), beta=1 / 4, out_indices=(1,)),
+SMALL = {  # a backbone, and steps that are enough for it with some to spare
+    "serial": (lambda: SlowFastSwin("serial", **{**SWIN_SIZES, "embed_dim": 32}), 250),
+    "slowfast": (lambda: SlowFast(width=16, layers=(1, 1), beta=1 / 4, out_indices=(1,)), 120),
 }
 
 
@@ -80,8 +80,9 @@ def test_motion_is_learned(name):
     g = torch.Generator().manual_seed(0)
     images = F.interpolate(torch.randn(80, 3, 24, 24, generator=g), size=(96, 96), mode="bicubic")
     options = dict(size_px=32, speed_px=(1.5, 1.5), growth=0.0)
-    reader = MotionReader(SMALL[name]())
-    learn(reader, MovingPatches(images[:60], **options), 250, 16, 8e-3, g)
+    build, steps = SMALL[name]
+    reader = MotionReader(build())
+    learn(reader, MovingPatches(images[:60], **options), steps, 16, 8e-3, g)
     clips, motion = MovingPatches(images[60:], **options).draw(64, g)
     _, errors = evaluate(reader, clips, motion)
     assert errors[-1] < 0.8 * motion.norm(dim=1).mean()

@@ -43,7 +43,7 @@ def root(tmp_path_factory):
     return folder
 
 
-def small_config(name, root, num_layers=None, compat=None):
+def small_config(name, root, num_layers=None, compat=None, depth=50):
     cfg = load_config(CONFIGS / f"{name}.py", [f"compat={compat}"] if compat else [])
     for part in ("train_dataloader", "test_dataloader"):
         dataset = cfg[part].dataset
@@ -56,8 +56,12 @@ def small_config(name, root, num_layers=None, compat=None):
     if num_layers:
         cfg.model.encoder.num_layers = cfg.model.heads.detection.decoder.num_layers = num_layers
         cfg.model.encoder.grid.shape = cfg.model.heads.detection.grid.shape = (30, 30)
-        cfg.model.backbone.depth = 50
-        if "dcn" in cfg.model.backbone:
+        loaded = [*cfg.train_dataloader.dataset.pipeline, *cfg.test_dataloader.dataset.pipeline]
+        for part in (*cfg.model.heads.values(), *loaded):
+            if "raster" in part or part.type in ("LoadBEVMap", "RasteriseBoxes"):
+                part.grid.shape = (50, 50)
+        cfg.model.backbone.depth = depth
+        if "dcn" in cfg.model.backbone and depth == 50:
             cfg.model.backbone.stage_with_dcn = (False, False, False, True)
     return cfg
 
@@ -133,13 +137,33 @@ def test_multiply_adds_of_the_static_base():
     assert counts["neck"] == 6 * (neck + 15 * 25 * 256 * 256 * 9)
 
 
-@pytest.mark.slow
-def test_base_at_its_published_size_infers_on_a_cpu(root):
-    init_default_scope("bevstack")
+def as_published_in_size(root):
+    """The published images, grid and queries; of layers that repeat at one size fewer, of blocks ResNet-50's."""
     cfg = load_config(CONFIGS / "bevformer" / "bevformer_base.py")
     cfg.test_dataloader.dataset.update(data_root=str(root), version="v1.0-mini")
     cfg.test_dataloader.dataset.pipeline[1] = dict(type="ResizeImages", size=(900, 1600))
+    cfg.model.encoder.num_layers = cfg.model.heads.detection.layers = 1
+    cfg.model.backbone.depth = 50
+    return cfg
+
+
+def as_published_in_depth(root):
+    """Every layer that was published, on small images and a coarse grid."""
+    return small_config("bevformer/bevformer_base", root, layers=6, depth=101)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "grid", "layers", "blocks"),
+    # Published: 200 x 200 cells, six layers, ResNet-101; its third stage has 23 blocks, ResNet-50's has 6.
+    [(as_published_in_size, (200, 200), 1, 6), (as_published_in_depth, (30, 30), 6, 23)],
+)
+def test_base_infers_on_a_cpu(root, config, grid, layers, blocks):
+    init_default_scope("bevstack")
+    cfg = config(root)
     model = MODELS.build(cfg.model).eval()
+    assert (model.encoder.grid.shape, len(model.encoder.layers), len(model.backbone.layer3)) == (grid, layers, blocks)
     with torch.no_grad():
         sample = model.test_step(batch_of(cfg, "test_dataloader", 1))[0]
     assert len(sample.pred_instances_3d.scores_3d) <= 300
+    assert torch.isfinite(sample.pred_instances_3d.bboxes_3d.tensor).all()
