@@ -149,7 +149,7 @@ def as_published_in_size(root):
 
 def as_published_in_depth(root):
     """Every layer that was published, on small images and a coarse grid."""
-    return small_config("bevformer/bevformer_base", root, layers=6, depth=101)
+    return small_config("bevformer/bevformer_base", root, num_layers=6, depth=101)
 
 
 @pytest.mark.slow
