@@ -142,7 +142,7 @@ def as_published_in_size(root):
     cfg = load_config(CONFIGS / "bevformer" / "bevformer_base.py")
     cfg.test_dataloader.dataset.update(data_root=str(root), version="v1.0-mini")
     cfg.test_dataloader.dataset.pipeline[1] = dict(type="ResizeImages", size=(900, 1600))
-    cfg.model.encoder.num_layers = cfg.model.heads.detection.layers = 1
+    cfg.model.encoder.num_layers = cfg.model.heads.detection.decoder.num_layers = 1
     cfg.model.backbone.depth = 50
     return cfg
 
