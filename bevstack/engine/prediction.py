@@ -46,7 +46,7 @@ class PredictedBoxes:
     track_ids: np.ndarray | None = None
 
     def __len__(self) -> int:
-        """G."""
+        """How many boxes there are, G."""
         return len(self.scores)
 
     @property

@@ -225,6 +225,10 @@ class BEVPerception(BaseModel):
     def losses(self, bev: BEVFeatures, samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
         """Losses of every head on a :meth:`step`'s B_t, those on image features included, weighted and balanced.
 
+        Args:
+            bev: B_t (B, C, Y, X) with the image features (B, N, C, h, w) and rig that it was made of.
+            samples: B, with the labels that the heads read.
+
         Returns:
             Scalars as ``<head>.<loss>``, and what the balancing logs.
         """
@@ -281,7 +285,14 @@ def with_history_channels(config: Mapping, encoder: nn.Module) -> dict:
 
 
 def raw_of(head: BEVHead, bev: BEVFeatures) -> dict[str, Tensor]:
-    """What a head's ``loss`` and ``predict`` read: its raw outputs, or what a head on boxes makes of B_t."""
+    """What a head's ``loss`` and ``predict`` read: its raw outputs, or what a head on boxes makes of B_t.
+
+    Args:
+        bev: B_t (B, C, Y, X), with what it was made of.
+
+    Returns:
+        Named tensors (B, ...); a head may put its decoder layers first.
+    """
     return head.encode(bev) if isinstance(head, BoxHead) else head(bev)
 
 

@@ -70,5 +70,5 @@ class PanopticPainter(PanelPainter):
         return draw_panoptic(window, sample.get(self.fields[0]))
 
     def legend(self, sample: BEVDataSample) -> list[str]:
-        """The classes of the map."""
+        """The classes of the map, each with the colour of its segments."""
         return list(sample.get(self.fields[0]).classes)
