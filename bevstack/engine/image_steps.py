@@ -96,8 +96,8 @@ class ImageSteps:
         if not there.any():
             raise InputError("images", "number", "every camera lacks its image")
         if rig.image_size_px is not None:
-            self._check_sizes(found, rig)
-        blank = DecodedImage(np.zeros_like(found[int(there.argmax())].pixels))
+            self._check_sizes(found, rig.names, rig.image_size_px)
+        blank = DecodedImage(np.zeros_like(next(image.pixels for image in found if image is not None)))
         decoded = [image or blank for image in found]
         scales = np.array([image.scale for image in decoded])
         frame = {
@@ -105,7 +105,7 @@ class ImageSteps:
             "pixels_from_camera": scales[:, :, None] * rig.pixels_from_camera,
         }
         self._add_sweeps(frame, rig, sweeps, there)
-        results = {"frames": [frame], "rng": np.random.default_rng(0)}
+        results: dict[str, Any] = {"frames": [frame], "rng": np.random.default_rng(0)}
         for step in self.changes:
             try:
                 results = step.transform(results)
@@ -134,9 +134,9 @@ class ImageSteps:
         stored = pixels if halves_exactly(image) else read_image(image)
         return DecodedImage(pixels, reduced_scale(image, pixels.shape[:2], stored.shape[:2]))
 
-    def _check_sizes(self, found: Sequence[DecodedImage | None], rig: Rig) -> None:
+    def _check_sizes(self, found: Sequence[DecodedImage | None], names: Sequence[str], sizes: np.ndarray) -> None:
         """Refuse images of another size than their intrinsics are for."""
-        for name, image, wanted in zip(rig.names, found, rig.image_size_px, strict=True):
+        for name, image, wanted in zip(names, found, sizes, strict=True):
             if image is not None and np.abs(image.given_size_px - wanted).max() > self.reduced:
                 size = "x".join(f"{length:.0f}" for length in image.given_size_px[::-1])
                 reason = f"{size}, its intrinsics are for {wanted[1]}x{wanted[0]}; change them as the image was changed"
@@ -149,7 +149,7 @@ class ImageSteps:
         if given != wanted:
             what = f"looks at {wanted} images that each camera took before" if wanted else "takes no earlier images"
             raise InputError("sweeps", "images", f"the model {what}; {given or 'none'} given")
-        if not wanted:
+        if sweeps is None or self.sweeps is None or not wanted:
             return
         frame["sweeps"] = [
             self._read_sweep(moment, frame["images"], there, f"images[{s}]") for s, moment in enumerate(sweeps.images)

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.model import BaseModel
 from scipy.spatial.transform import Rotation
-from torch import nn
 
 from bevstack.datasets.ego_state import CanBusForm, CorrectedCanBus, EgoState
 from bevstack.datasets.transforms.packing import PackBEVInputs
@@ -49,7 +49,7 @@ class Predictor:
             does not have.
     """
 
-    def __init__(self, model: nn.Module, config: Config | None = None, dtype: str | None = None) -> None:
+    def __init__(self, model: BaseModel, config: Config | None = None, dtype: str | None = None) -> None:
         config = getattr(model, "config", None) if config is None else config
         if config is None:
             raise InputError("Predictor", "config", "the model carries none: take load_model(), or hand one in")
@@ -84,8 +84,8 @@ class Predictor:
         Raises:
             InputError: whatever of it does not fit the model or itself, in one line.
         """
-        known = motion is not None and motion.global_from_bev is not None
-        place = {"global_from_bev": motion.global_from_bev} if known else {}
+        known = None if motion is None else motion.global_from_bev
+        place = {} if known is None else {"global_from_bev": known}
         sample, memory = self._sample(Moment(images, rig, motion, sweeps), memory, place)
         return BEVPrediction.of_sample(sample), memory
 
@@ -149,7 +149,7 @@ class Predictor:
         memory, stream, seconds, global_from_bev = None, -1, 0.0, np.eye(4)
         for moment in moments:
             motion = moment.motion or Motion.start()
-            if motion.has_previous and stream >= 0:
+            if motion.previous_from_current is not None and stream >= 0:
                 seconds += motion.seconds
                 global_from_bev = global_from_bev @ motion.previous_from_current
             else:
@@ -193,7 +193,7 @@ class Predictor:
             "can_bus": can_bus_vector(self.can_bus_form, motion, moment.rig.ego_from_bev),
         }
         packed = PackBEVInputs().transform({"frames": [frame], "classes": self.classes})
-        info = {"token": "", "prev_token": "", "camera_names": list(moment.rig.names)}
+        info: dict[str, Any] = {"token": "", "prev_token": "", "camera_names": list(moment.rig.names)}
         info |= {"given_pixels_from_camera": moment.rig.pixels_from_camera, **place}
         packed["data_samples"].set_metainfo(info)
         with torch.no_grad(), self.precision.autocast():

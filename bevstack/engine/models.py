@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
-from torch import nn
 
 from bevstack.engine.checkpoint import load_weights, read_checkpoint
 from bevstack.engine.component_names import find_component, registered
@@ -24,7 +24,7 @@ from bevstack.precision import Precision, choose_precision, default_device
 from bevstack.registry import MODELS
 
 
-def build_model(cfg: Config, device: torch.device | str | None = None) -> nn.Module:
+def build_model(cfg: Config, device: torch.device | str | None = None) -> BaseModel:
     """The model that a config describes, as training starts from it before ``load_from``.
 
     Args:
@@ -48,7 +48,7 @@ def load_model(
     checkpoint: str | os.PathLike,
     config: Config | str | os.PathLike | None = None,
     device: torch.device | str | None = None,
-) -> nn.Module:
+) -> BaseModel:
     """A trained model, from its checkpoint alone.
 
     The weights are those that ``tools/test.py`` scores: with an average (``EMAHook``), the averaged ones. Nothing in
@@ -77,7 +77,7 @@ def model_of_checkpoint(
     file: str | os.PathLike,
     config: Config | str | os.PathLike | None = None,
     device: torch.device | str | None = None,
-) -> nn.Module:
+) -> BaseModel:
     """As :func:`load_model`, of a checkpoint that is read already.
 
     Args:

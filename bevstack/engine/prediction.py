@@ -271,8 +271,8 @@ def _masks(sample: BEVDataSample) -> PredictedMasks:
 
 def _keypoints(sample: BEVDataSample, classes: Sequence[str]) -> PredictedKeypoints:
     found = sample.pred_keypoints
-    numbers = (_numbers(found[name]) for name in ("keypoints", "keypoint_scores", "scores"))
-    return PredictedKeypoints(*numbers, _named(found.labels, classes))
+    points, point_scores, scores = (_numbers(found[name]) for name in ("keypoints", "keypoint_scores", "scores"))
+    return PredictedKeypoints(points, point_scores, scores, _named(found.labels, classes))
 
 
 def _image_keypoints(sample: BEVDataSample) -> PredictedImageKeypoints:

@@ -141,7 +141,9 @@ class BoxHead(BEVHead):
         Nothing in it depends on values: the same operations run for any boxes, so that it can be counted and exported.
         """
 
-    def forward(self, bev: BEVFeatures, boxes: Sequence[LabelledBoxes]) -> list[dict[str, Tensor]]:  # type: ignore[override]
+    def forward(  # type: ignore[override]  # a head on boxes needs the boxes, too
+        self, bev: BEVFeatures, boxes: Sequence[LabelledBoxes]
+    ) -> list[dict[str, Tensor]]:
         """B_t (B, C, Y, X) and boxes of B samples to a description of each box (:meth:`describe`)."""
         return self.describe(self.encode(bev), boxes)
 
