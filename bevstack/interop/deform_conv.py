@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from bevstack.interop.standins import compiled_mmcv_present
@@ -83,9 +84,8 @@ def register_deform_conv() -> bool:
     """
     if compiled_mmcv_present():
         return False
-    # mmcv registers its own first, without force: it must have done so before ours takes the name.
+    # only here: mmcv registers its own first, without force, and must have done so before ours takes the name
     import mmcv.ops  # noqa: F401
-    from mmengine.registry import MODELS
 
     MODELS.register_module(name=LAYER_NAME, module=ModulatedDeformConv2dPack, force=True)
     return True
