@@ -45,9 +45,10 @@ test: lint
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 doctor: $(STAMP)
 	@$(BIN)/python -m bevstack.doctor
 
 clean:
-	rm -rf work_dirs build dist .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf work_dirs build dist .pytest_cache .ruff_cache .import_linter_cache .mypy_cache

@@ -1,7 +1,7 @@
 """``python -m bevstack.doctor``: what is installed, what is missing, what to do, in one screen.
 
-Imports nothing that could fail: versions are read from package metadata. Exit code 0 when bevstack is
-usable, 1 when something it needs is missing.
+Imports nothing that could fail: versions are read from package metadata, and what may be absent or broken is imported
+inside the check that reports on it. Exit code 0 when bevstack is usable, 1 when something it needs is missing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+
+from bevstack.interop.standins import compiled_mmcv_present, torchvision_stand_in_serves
 
 OK, NOTE, BAD = "ok", "note", "missing"
 
@@ -70,9 +72,9 @@ def check_torch() -> Iterator[Finding]:
     yield finding
     if finding.state == BAD:
         return
-    import torch
+    import torch  # only here: whether it is installed has just been found out
 
-    from bevstack.precision import choose_precision, cpu_bfloat16_support
+    from bevstack.precision import choose_precision, cpu_bfloat16_support  # only here: it imports torch
 
     if torch.cuda.is_available():
         yield Finding("GPU", f"{torch.cuda.get_device_name()} (CUDA {torch.version.cuda})")
@@ -86,8 +88,6 @@ def check_torch() -> Iterator[Finding]:
 
 def check_mmcv() -> Finding:
     """mmcv or mmcv-lite, exactly one, below 2.2; and whether compiled operators are there."""
-    from bevstack.interop.standins import compiled_mmcv_present
-
     full, lite = version_of("mmcv"), version_of("mmcv-lite")
     if full and lite:
         advice = "they share one folder: pip uninstall mmcv mmcv-lite, then install one of them"
@@ -124,12 +124,10 @@ def check_torchvision() -> Finding:
     if not version:
         return Finding("torchvision", "not installed (only timm needs it)", NOTE)
     try:
-        import torchvision  # noqa: F401 - whether it can be imported is the question
+        import torchvision  # noqa: F401 - only here: whether it can be imported is the question
     except (ImportError, RuntimeError, AttributeError, OSError) as error:
         advice = "it does not fit this torch: install the torchvision of your torch, or pip uninstall torchvision"
         return Finding("torchvision", f"{version}, import fails ({str(error).splitlines()[0]})", BAD, advice)
-    from bevstack.interop.standins import torchvision_stand_in_serves
-
     if torchvision_stand_in_serves():
         return Finding("torchvision", f"{version}, its compiled part does not fit this torch: stand-in schemas serve")
     return Finding("torchvision", version)

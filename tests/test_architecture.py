@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.test_dependencies import OPTIONAL
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "bevstack"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -52,6 +54,41 @@ def test_long_files_say_why() -> None:
 def test_no_imports_relative_or_of_everything() -> None:
     nodes = [(path, node) for path in FILES for node in ast.walk(TREES[path]) if isinstance(node, ast.ImportFrom)]
     assert [named(path) for path, node in nodes if node.level or any(alias.name == "*" for alias in node.names)] == []
+
+
+# May be absent, or are slow to import and seldom needed: the extras, nuScenes' devkit and what scores with it.
+IMPORTED_WHEN_NEEDED = OPTIONAL | {"nuscenes", "pycocotools", "motmetrics"}
+_REASON = re.compile(r"#(?: noqa: [A-Z]\d+ -)? only here: (?:\S+ ?){2,}$")
+
+
+def late_imports(text: str) -> Iterator[tuple[int, str]]:
+    """Line and top name of each import inside a function whose line, or the comment above it, gives no reason."""
+    lines = text.splitlines()
+    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    nodes = {node.lineno: node for function in functions for node in ast.walk(function)
+             if isinstance(node, ast.Import | ast.ImportFrom)}  # fmt: skip
+    for number, node in sorted(nodes.items()):
+        above = lines[number - 2].strip()
+        if not _REASON.search(lines[number - 1]) and not (above.startswith("#") and _REASON.search(above)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            yield from ((number, name.split(".")[0]) for name in names)
+
+
+def test_imports_inside_functions_say_why() -> None:
+    """``# only here: ...`` on the import's line or above it, but for packages that one expects there."""
+    examples = "import a\ndef f():\n    import b\n    # only here: it is slow\n    import c\n    import d"
+    assert list(late_imports(examples + "  # only here: so it is")) == [(3, "b")], "an import would be found"
+    assert list(late_imports(examples + "  # only here:")) == [(3, "b"), (6, "d")], "an empty reason is none"
+    found = [(path, line, name) for path in FILES for line, name in late_imports(path.read_text())]
+    assert {name for _, _, name in found} & IMPORTED_WHEN_NEEDED, "imports are found"
+    assert [f"{named(path)}:{line}: {name}" for path, line, name in found if name not in IMPORTED_WHEN_NEEDED] == []
+
+
+def test_types_are_seldom_ignored() -> None:
+    """mypy (``make lint``) is overruled at most ten times, each time with its code and a reason beside it."""
+    lines = [line for path in FILES for line in path.read_text().splitlines() if "# type: ignore" in line]
+    assert len(lines) <= 10
+    assert [line for line in lines if not re.search(r"# type: ignore\[[a-z-]+\]  # (?:\S+ ?){2,}$", line)] == []
 
 
 def test_geometry_imports_torch_only() -> None:

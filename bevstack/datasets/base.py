@@ -118,7 +118,7 @@ class ObjectRecords:
 
     def kept(self, keep: np.ndarray) -> ObjectRecords:
         """Those where ``keep`` (G,) bool is True."""
-        chosen = {
+        chosen: dict[str, Any] = {
             name: value[keep] if isinstance(value, np.ndarray) else [v for v, k in zip(value, keep, strict=True) if k]
             for name, value in self.known().items()
         }

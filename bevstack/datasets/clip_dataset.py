@@ -121,8 +121,8 @@ class ClipDataset(DatasetFormat, Dataset):
         self.previous = previous_rows(samples.predecessors(), self._timestamp_us, max_gap_seconds)
         self._next = np.full(len(self.previous), -1)
         self._next[self.previous[self.previous >= 0]] = np.flatnonzero(self.previous >= 0)
-        build = can_bus_form if isinstance(can_bus_form, Mapping) else None
-        self.can_bus_form: CanBusForm = TASK_UTILS.build(dict(build)) if build else can_bus_form or CorrectedCanBus()
+        form = can_bus_form or CorrectedCanBus()
+        self.can_bus_form: CanBusForm = TASK_UTILS.build(dict(form)) if isinstance(form, Mapping) else form
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self.pipeline = Compose([TRANSFORMS.build(t) if isinstance(t, Mapping) else t for t in pipeline])
         transforms = self.pipeline.transforms
@@ -209,7 +209,8 @@ class ClipDataset(DatasetFormat, Dataset):
 
     def earlier_tokens(self, token: str, count: int) -> list[str]:
         """Tokens of up to ``count`` samples before one in its stream, the newest first."""
-        row, tokens = int(self.previous[self.row_of[token]]), []
+        row = int(self.previous[self.row_of[token]])
+        tokens: list[str] = []
         while row >= 0 and len(tokens) < count:
             tokens.append(self.token(row))
             row = int(self.previous[row])

@@ -20,7 +20,7 @@ class ClipIndex(int):
         value.epoch = int(epoch)
         return value
 
-    def __getnewargs__(self) -> tuple[int, int]:
+    def __getnewargs__(self) -> tuple[int, int]:  # type: ignore[override]  # int's own takes one, this class two
         return int(self), self.epoch
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
@@ -18,6 +19,8 @@ from torch.utils.data import Sampler
 from bevstack.datasets.base import BEVDataset
 from bevstack.datasets.clips import ClipIndex
 from bevstack.registry import DATA_SAMPLERS
+
+Number = TypeVar("Number", bound=int)
 
 
 class _EpochSampler(Sampler):
@@ -44,6 +47,9 @@ class _EpochSampler(Sampler):
         start, self._start = self._start, 0
         epoch = self.epoch
         return (ClipIndex(i, epoch) for i in self.order(epoch)[start:])
+
+    def __len__(self) -> int:
+        raise TypeError(f"{type(self).__name__} must say how many samples it gives")
 
     def order(self, epoch: int) -> list[int]:
         """This rank's sample numbers in the order of ``epoch``."""
@@ -210,13 +216,13 @@ class SceneBatchSampler(Sampler):
     def __iter__(self) -> Iterator[list[ClipIndex]]:
         return self._rows(self.sampler)
 
-    def _rows(self, indices: Iterable[int]) -> Iterator[list[int]]:
-        streams: deque[deque[int]] = deque()
+    def _rows(self, indices: Iterable[Number]) -> Iterator[list[Number]]:
+        streams: deque[deque[Number]] = deque()
         for index in indices:
             if not streams or self.sampler.dataset.stream_starts[index]:
                 streams.append(deque())
             streams[-1].append(index)
-        slots: list[deque[int]] = []
+        slots: list[deque[Number]] = []
         while streams or slots:
             while streams and len(slots) < self.batch_size:
                 slots.append(streams.popleft())

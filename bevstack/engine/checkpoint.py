@@ -33,7 +33,9 @@ def _mmengine_globals() -> list:
     scalars = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint32", "bool_")
     dtype_classes = {type(np.dtype(getattr(np, name))) for name in scalars}
     multiarray = np.core.multiarray
-    return [HistoryBuffer, multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, *dtype_classes]
+    # What numpy pickles arrays and scalars by; its stubs leave both out.
+    functions = [multiarray._reconstruct, multiarray.scalar]  # type: ignore[attr-defined]  # left out
+    return [HistoryBuffer, *functions, np.ndarray, np.dtype, *dtype_classes]
 
 
 def write_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
@@ -241,10 +243,11 @@ def message_hub_state(state: dict[str, Any]) -> dict[str, Any]:
 
 def rng_state() -> dict[str, Any]:
     """States of the random number generators of Python, numpy, torch and the CUDA devices, as plain data."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    state = np.random.get_state(legacy=False)
+    keys = torch.from_numpy(state["state"]["key"].astype(np.int64))
     return {
         "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        "numpy": (state["bit_generator"], keys, state["state"]["pos"], state["has_gauss"], state["gauss"]),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }

@@ -166,7 +166,7 @@ def accepted_keys(component: Any) -> set[str] | None:
     for cls in inspect.getmro(component):
         if "__init__" not in vars(cls) or cls is object:
             continue
-        own, takes_any = _keywords(cls.__init__)
+        own, takes_any = _keywords(vars(cls)["__init__"])
         names |= own
         if not takes_any:
             return names - {"self"}

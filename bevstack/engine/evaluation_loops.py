@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import torch
 from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
 from mmengine.runner.loops import TestLoop, ValLoop
 
 from bevstack.engine.streaming import Streams, require_streams
-from bevstack.precision import choose_precision
+from bevstack.precision import Precision, choose_precision
 from bevstack.registry import LOOPS
 
 
 class _AutocastEvaluation:
     """What validation and test share: a number format and, for streams, memory that starts empty."""
+
+    runner: Runner
+    precision: Precision
 
     def _predict(self, data_batch: dict) -> list:
         model = self.runner.model

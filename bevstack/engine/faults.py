@@ -65,7 +65,8 @@ def naming_unused(model: nn.Module) -> Iterator[None]:
         found = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
         if found is None:
             raise
-        trained = [name for name, parameter in model.module.named_parameters() if parameter.requires_grad]
+        parameters = model.get_submodule("module").named_parameters()
+        trained = [name for name, parameter in parameters if parameter.requires_grad]
         names = [trained[int(number)] for number in found[1].split()]
         shown = ", ".join(names[:4]) + ", ..." * (len(names) > 4)
         advice = "leave them out of the config, freeze them, or set find_unused_parameters=True"

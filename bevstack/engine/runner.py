@@ -84,6 +84,12 @@ class BEVRunner(Runner):
         **kwargs: of mmengine's ``Runner``.
     """
 
+    # mmengine's, each a config until it is built
+    _train_loop: Any
+    _val_loop: Any
+    optim_wrapper: Any
+    param_schedulers: Any
+
     def __init__(self, **kwargs) -> None:
         if kwargs.get("experiment_name") is None:  # mmengine's is the config's name and the second
             filename = getattr(kwargs.get("cfg"), "filename", None)
@@ -328,7 +334,7 @@ class BEVRunner(Runner):
         hook = self._checkpoint_hook
         folder = Path(self.work_dir if hook is None else hook.out_dir)
         path = folder / f"iter_{self.iter}.pth"
-        if getattr(hook, "saved_iter", None) == self.iter:
+        if hook is not None and getattr(hook, "saved_iter", None) == self.iter:
             return str(hook.last_ckpt)
         self.save_checkpoint(str(folder), path.name, meta={"epoch": self.epoch, "iter": self.iter})
         if is_main_process():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, is_distributed
@@ -35,6 +36,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
     Args:
         **kwargs: of mmengine's ``EpochBasedTrainLoop``: runner, dataloader, max_epochs, val_begin, val_interval.
     """
+
+    stop_training: bool
 
     def __init__(self, **kwargs) -> None:
         super().__init__(**kwargs)
@@ -107,7 +110,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
     def _set_epoch(self) -> None:
         """Tell everything that draws by epoch which one it is (dataset, samplers)."""
         loader = self.dataloader
-        places = (loader.dataset, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
+        places: list[Any] = [loader.dataset, loader.sampler, loader.batch_sampler]
+        places.append(getattr(loader.batch_sampler, "sampler", None))
         for place in {id(place): place for place in places}.values():
             if hasattr(place, "set_epoch"):
                 place.set_epoch(self._epoch)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from mmengine.dataset import pseudo_collate
+from mmengine.model import BaseModel
 from rich.console import Console
 from rich.progress import track
 
@@ -92,7 +93,7 @@ def camera_views(dataset: BEVDataset, sample: BEVDataSample) -> list:
 
 
 def predicted_samples(
-    cfg: Any, dataset: Any, chosen: Sequence[int], model: torch.nn.Module | None
+    cfg: Any, dataset: Any, chosen: Sequence[int], model: BaseModel | None
 ) -> Iterator[BEVDataSample]:
     """The chosen samples in order; with predictions where there is a model.
 
@@ -130,7 +131,7 @@ def build_visualizer(cfg: Any, score_thr: float = 0.3, layout: str | None = None
 
 
 def draw_dataset(
-    cfg: Any, dataset: Any, chosen: Sequence[int], model: torch.nn.Module | None, args: argparse.Namespace
+    cfg: Any, dataset: Any, chosen: Sequence[int], model: BaseModel | None, args: argparse.Namespace
 ) -> None:
     """Write a PNG a sample and a clip a scene under ``args.out``; a progress bar, then one line."""
     visualizer = build_visualizer(cfg, args.score_thr, args.layout)
@@ -144,7 +145,7 @@ def draw_dataset(
         write_png(path, visualizer.draw(sample, camera_views(dataset, sample)))
         scene.append(path)
     if args.format != "none":
-        for scene, paths in pictures.items():
-            write_clip(args.out / f"{scene}.{args.format}", paths, args.fps, args.max_width_px)
+        for name, paths in pictures.items():
+            write_clip(args.out / f"{name}.{args.format}", paths, args.fps, args.max_width_px)
     clips = "" if args.format == "none" else f" and {len(pictures)} {args.format.upper()} clip(s)"
     print(f"{len(chosen)} picture(s) of {len(pictures)} scene(s){clips} in {args.out}")

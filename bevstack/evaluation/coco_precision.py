@@ -44,7 +44,7 @@ def coco_precision(
         def computeOks(self, imgId, catId):  # noqa: N802, N803 - COCO's names
             """(D, G) similarities of an image's predictions (best first) and objects of a class."""
             there = self._gts[imgId, catId] and self._dts[imgId, catId]
-            return similarity(imgId, catId) if there else []
+            return similarity(imgId, catId) if there and similarity is not None else []
 
     def tables(entries: Sequence[dict]) -> COCO:
         coco = COCO()

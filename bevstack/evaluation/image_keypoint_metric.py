@@ -24,6 +24,9 @@ PCK_SHARES = (0.1, 0.2)
 _CALIBRATION = ("pixels_from_camera", "camera_from_bev", "image_size_px")
 
 
+TruePoints = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
 @dataclass(frozen=True)
 class ScoredPoints:
     """The points of one sample in all its cameras, in pixels.
@@ -102,7 +105,10 @@ class ImageKeypointMetric(SimilarityMetric):
                 if bad:
                     raise InputError("ImageKeypointMetric", "pred_image_keypoints", f"sample {token} has {what}")
             self.results.append(
-                ScoredPoints(token, number, *_true_points(sample, self.limits_m), cameras, kinds, points, scores)
+                ScoredPoints(
+                    sample["token"], number, *_true_points(sample, self.limits_m),
+                    predicted_images=cameras, predicted_kinds=kinds, predicted=points, scores=scores,
+                )  # fmt: skip
             )
 
     def compute_metrics(self, results: list[ScoredPoints]) -> dict[str, float]:
@@ -127,7 +133,7 @@ class ImageKeypointMetric(SimilarityMetric):
         return metrics
 
 
-def _true_points(sample: dict[str, Any], limits: np.ndarray) -> tuple[np.ndarray, ...]:
+def _true_points(sample: dict[str, Any], limits: np.ndarray) -> TruePoints:
     """Images, kinds, points, sizes and whether they count: :class:`ScoredPoints` says what of; limits (K,) metres."""
     pixels, camera_from_bev, image_size_px = (on_host(sample[name]) for name in _CALIBRATION)
     pixels, camera_from_bev = pixels.astype(float), camera_from_bev.astype(float)

@@ -124,8 +124,8 @@ class KeypointMetric(SimilarityMetric):
                     raise InputError("KeypointMetric", field, reason)
             matrix = bev_from_augmented(sample).numpy()[:2]
             labels, turns, areas = self._truth(sample["gt_instances_3d"], matrix)
-            near = [np.linalg.norm(t[0, 0]) < limits[label] for t, label in zip(turns, labels, strict=True)]
-            near = np.flatnonzero(near)
+            within = [np.linalg.norm(t[0, 0]) < limits[label] for t, label in zip(turns, labels, strict=True)]
+            near = np.flatnonzero(within)
             predicted = sample["pred_keypoints"]
             points, scores = _moved(predicted["keypoints"], matrix), on_host(predicted["scores"])
             if not (np.isfinite(points).all() and np.isfinite(scores).all()):
@@ -137,7 +137,7 @@ class KeypointMetric(SimilarityMetric):
             keep = np.linalg.norm(points[:, 0], axis=-1) < limits[own]
             self.results.append(
                 ScoredPoses(
-                    token, labels[near], tuple(turns[i] for i in near), areas[near],
+                    sample["token"], labels[near], tuple(turns[i] for i in near), areas[near],
                     own[keep], points[keep], scores[keep],
                 )  # fmt: skip
             )

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -69,7 +69,7 @@ def split_tokens(tables: NuScenes, split: str) -> list[str]:
     from nuscenes.utils.splits import create_splits_scenes
 
     own_file = Path(tables.table_root) / "splits.json"
-    own: object = {}
+    own: Any = {}
     if own_file.is_file():
         try:
             own = json.loads(own_file.read_text(encoding="utf-8"))

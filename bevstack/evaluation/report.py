@@ -25,9 +25,9 @@ _BY_IMAGE_KEYPOINT = tuple(f"image_keypoint_{name}" for name in ("AP", "AP50", "
 def write_metrics(path: str | os.PathLike, metrics: Mapping[str, float]) -> None:
     """Write ``metrics`` as one flat JSON object, keys sorted, plain floats, null for what is not finite; atomic."""
     plain = {key: float(value) for key, value in metrics.items()}
-    plain = {key: value if math.isfinite(value) else None for key, value in plain.items()}
+    finite = {key: value if math.isfinite(value) else None for key, value in plain.items()}
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        json.dump(plain, file, indent=2, sort_keys=True, allow_nan=False)
+        json.dump(finite, file, indent=2, sort_keys=True, allow_nan=False)
         file.write("\n")
 
 
@@ -64,7 +64,7 @@ def print_table(metrics: Mapping[str, float], console: Console | None = None) ->
     keypoints = _class_table("Keypoints (OKS-AP, PCK of matched objects)", _BY_KEYPOINT_CLASS, metrics)
     in_images = _class_table("Keypoints in images (OKS-AP, PCK)", _BY_IMAGE_KEYPOINT, metrics, rows="keypoint")
     panoptic = _class_table("Panoptic BEV (PQ, AP of instances, IoU of owners)", _BY_PANOPTIC_CLASS, metrics)
-    columns = _BY_PANOPTIC_CLASS + _BY_DETECTION_CLASS + _BY_LAYER + _BY_TRACKED_CLASS
+    columns: tuple[str, ...] = _BY_PANOPTIC_CLASS + _BY_DETECTION_CLASS + _BY_LAYER + _BY_TRACKED_CLASS
     columns += _BY_KEYPOINT_CLASS + _BY_IMAGE_KEYPOINT
     known = {key for key in metrics if key.split("/", 1)[0] in columns and "/" in key}
     rest = [key for key in metrics if key not in known]

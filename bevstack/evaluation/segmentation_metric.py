@@ -74,7 +74,19 @@ class BEVSegmentationMetric(GatheredMetric):
             self.results.append((sample["token"], self.classes, counts.cpu()))
 
     def compute_metrics(self, results: list[tuple[str, tuple[str, ...], Tensor]]) -> dict[str, float]:
-        """IoU of each class at 0.5 and at its best threshold, and their means, from all samples' counts."""
+        """IoU of each class at 0.5 and at its best threshold, and their means, from all samples' counts.
+
+        Args:
+            results: of each sample its token, the names of the K classes, and counts (K, thresholds, 3) int64
+                (:func:`count_cells`).
+
+        Returns:
+            Numbers in [0, 1] by name, NaN where no cell is of a class: ``mIoU/<name>``, ``mIoU_best/<name>``, and of
+            each class ``iou/<class>``, ``iou_best/<class>`` and ``best_threshold/<class>``.
+
+        Raises:
+            InputError: no sample was scored, or one twice.
+        """
         if not results:
             raise InputError("BEVSegmentationMetric", self.name, "no sample was scored")
         self.require_distinct(token for token, _, _ in results)

@@ -86,7 +86,7 @@ def submitted_boxes(
     token: str,
     boxes: OrientedBoxes,
     scores: np.ndarray,
-    names: Sequence[str],
+    names: Sequence[str] | np.ndarray,
     attributes: Sequence[str] | None = None,
     with_velocity: bool = True,
 ) -> SubmittedBoxes:
@@ -225,7 +225,7 @@ def _boxes_of_records(path: str | os.PathLike, token: str, records: object) -> S
             numbers = value if field in _LENGTHS else [value]
             kind = str if field.endswith("_name") else (int, float)
             right = isinstance(numbers, list) and len(numbers) == _LENGTHS.get(field, 1)
-            if not right or not all(isinstance(item, kind) and not isinstance(item, bool) for item in numbers):
+            if not right or not all(isinstance(item, kind) and not isinstance(item, bool) for item in numbers or ()):
                 what = "a string" if kind is str else f"{_LENGTHS.get(field, 1)} number(s)"
                 raise InputError(path, f"{where}.{field}", f"must be {what}, not {value!r:.60}")
             rows[field].append(value)

@@ -77,7 +77,8 @@ def score_tracks(tables: NuScenes, split: str, records: Mapping[str, Sequence[di
         """The devkit's evaluation of one class on tracks in memory; everything but the loading is inherited."""
 
         def __init__(self, name: str, tracks_gt: dict, tracks_pred: dict) -> None:
-            self.cfg, self.verbose, self.output_dir, self.render_classes = copy.copy(config), False, "", []
+            self.cfg, self.verbose, self.output_dir = copy.copy(config), False, ""
+            self.render_classes: list[str] = []
             self.cfg.class_names = [name]
             self.tracks_gt, self.tracks_pred = (_of_class(tracks, name) for tracks in (tracks_gt, tracks_pred))
 

@@ -210,7 +210,7 @@ def set_place(tree: dict, place: str, value: Any, file: str | os.PathLike = "con
     *way, last = place.split(".")
     node: Any = tree
     for step in way:
-        index = int(step) if isinstance(node, list) and step.isdigit() else step
+        index: Any = int(step) if isinstance(node, list) and step.isdigit() else step
         if not (isinstance(node, dict) and index in node or isinstance(node, list) and isinstance(index, int)):
             raise InputError(file, f"comparison: set {place}", f"the config has no {step!r} there")
         node = node[index]

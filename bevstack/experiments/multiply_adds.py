@@ -64,13 +64,14 @@ def frame_of(model: BEVPerception, padded_size_px: Sequence[int]) -> Frame:
         model: says how many cameras and sweeps it takes.
         padded_size_px: (H, W) of the image tensor.
     """
+    height, width = padded_size_px
     cameras, sweeps = model.encoder.num_cameras, getattr(model.backbone, "num_sweeps", 0)
     with torch.device("meta"):
         rig = CameraRig(
             pixels_from_camera=torch.empty(1, cameras, 3, 3),
             camera_from_bev=torch.empty(1, cameras, 4, 4),
             image_size_px=torch.empty(1, cameras, 2, dtype=torch.long),
-            padded_size_px=tuple(padded_size_px),
+            padded_size_px=(height, width),
         )
         has_previous = torch.empty(1, dtype=torch.bool)
         motion = EgoMotion(torch.empty(1, 4, 4), has_previous, torch.empty(1), torch.empty(1, 18))

@@ -16,6 +16,7 @@ import torch
 from matplotlib.colors import hsv_to_rgb
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmengine.model import BaseModel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,6 +27,7 @@ from bevstack.engine.models import build_model
 from bevstack.errors import InputError
 from bevstack.experiments.arguments import pretrain_motion_parser
 from bevstack.experiments.moving_patches import MovingPatches
+from bevstack.models.backbones import SlowFast, SlowFastSwin
 from bevstack.registry import DATASETS
 from bevstack.visualization.files import write_png
 
@@ -66,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def started_model(cfg: Config) -> nn.Module:
+def started_model(cfg: Config) -> BaseModel:
     """The config's model with the weights of its ``load_from``, the backbone's parameters among them frozen.
 
     Raises:
@@ -88,7 +90,7 @@ def started_model(cfg: Config) -> nn.Module:
     return model
 
 
-def training_images(cfg: Config, model: nn.Module, num_samples: int, seed: int) -> Tensor:
+def training_images(cfg: Config, model: BaseModel, num_samples: int, seed: int) -> Tensor:
     """(M, 3, H, W) normalised float images of all cameras of some training samples, as the config's training sees them.
 
     Raises:
@@ -118,7 +120,7 @@ class MotionReader(nn.Module):
         backbone: with ``laterals``, which it calls in their order and which give (B, C, T_slow, h, w).
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: SlowFast | SlowFastSwin) -> None:
         super().__init__()
         self.backbone = backbone
         self._given: list[Tensor] = []
@@ -144,7 +146,7 @@ class MotionReader(nn.Module):
 
 def deviations(found: Sequence[Tensor], motion: Tensor) -> list[Tensor]:
     """What each reading (B, 2, h, w) adds to the motion (B, 2, H, W) averaged over its cells."""
-    return [level - F.adaptive_avg_pool2d(motion, level.shape[-2:]) for level in found]
+    return [level - F.adaptive_avg_pool2d(motion, (level.shape[-2], level.shape[-1])) for level in found]
 
 
 def learn(
@@ -162,7 +164,7 @@ def learn(
             clips, motion = patches.draw(batch_size, generator)
             errors = [deviation.abs().sum(1).mean() for deviation in deviations(reader(clips), motion)]
             optimizer.zero_grad()
-            sum(errors).backward()
+            torch.stack(errors).sum().backward()
             nn.utils.clip_grad_norm_(parameters, 5.0)
             optimizer.step()
             schedule.step()

@@ -49,7 +49,7 @@ class BEVGrid:
         Raises:
             ValueError: an unknown argument; the nearest known one is named.
         """
-        if isinstance(grid, cls):
+        if isinstance(grid, BEVGrid):
             return grid
         known = [field.name for field in fields(cls)]
         for key in (key for key in grid if key not in known):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from bevstack.interop.standins import compiled_mmcv_present
@@ -36,7 +37,7 @@ class ModulatedDeformConv2dPack(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
+        kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else (kernel_size[0], kernel_size[1])
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel
         self.stride, self.padding, self.dilation = stride, padding, dilation
         self.groups, self.deform_groups = groups, deform_groups
@@ -54,7 +55,8 @@ class ModulatedDeformConv2dPack(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
         nn.init.zeros_(self.conv_offset.weight)
-        nn.init.zeros_(self.conv_offset.bias)
+        if self.conv_offset.bias is not None:
+            nn.init.zeros_(self.conv_offset.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H', W')."""
@@ -82,9 +84,8 @@ def register_deform_conv() -> bool:
     """
     if compiled_mmcv_present():
         return False
-    # mmcv registers its own first, without force: it must have done so before ours takes the name.
+    # only here: mmcv registers its own first, without force, and must have done so before ours takes the name
     import mmcv.ops  # noqa: F401
-    from mmengine.registry import MODELS
 
     MODELS.register_module(name=LAYER_NAME, module=ModulatedDeformConv2dPack, force=True)
     return True

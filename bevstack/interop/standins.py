@@ -99,7 +99,7 @@ def _declare_missing_schemas(folder: Path) -> None:
 
     Left alone: torch built for a GPU, whose torchvision is built for one, too.
     """
-    import torch
+    import torch  # only here: importing bevstack installs the finders and must import nothing
 
     if _LIBRARIES or torch.version.cuda is not None or getattr(torch.version, "hip", None) is not None:
         return

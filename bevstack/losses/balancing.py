@@ -34,12 +34,14 @@ class LossBalancing(nn.Module, ABC):
 
     Attributes:
         needs_shared_weight: whether :meth:`forward` needs a weight that the tasks share.
+        shared_weight: where it does, the weight's name or a pattern; None leaves the choice to the model.
 
     Raises:
         ValueError: a task's name contains "loss", by which logged values are told from losses.
     """
 
     needs_shared_weight = False
+    shared_weight: str | None = None
     priors: Tensor
 
     def __init__(self, priors: Mapping[str, float], logged: bool = True) -> None:

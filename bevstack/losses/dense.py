@@ -12,11 +12,11 @@ def binary_focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma
     """Focal loss (Lin et al. 2017, eq. 5) of independent yes / no questions.
 
     Args:
-        logits, target: the same shape; target in [0, 1].
+        logits, target: (...), any shape, both the same; target in [0, 1].
         alpha: weight of the positive side, negative: both sides weigh one; gamma: focusing exponent.
 
     Returns:
-        The same shape, not reduced.
+        (...) float32, not reduced.
     """
     logits, target = logits.float(), target.float()
     probability = logits.sigmoid()
@@ -51,10 +51,11 @@ def heatmap_focal_loss(logits: Tensor, heatmap: Tensor, alpha: float = 2.0, beta
     """Penalty-reduced focal loss of centre heatmaps (CornerNet, Law and Deng 2018, eq. 1), from logits.
 
     Args:
-        logits, heatmap: the same shape; the heatmap is 1 at centres and falls off around them.
+        logits, heatmap: (..., Y, X), both the same shape; the heatmap is 1 at centres and falls off around them.
+        alpha, beta: exponents of the prediction and of the distance to a centre.
 
     Returns:
-        The same shape, not reduced; divide the sum by the number of centres.
+        (..., Y, X) float32, not reduced; divide the sum by the number of centres.
     """
     logits, heatmap = logits.float(), heatmap.float()
     probability = logits.sigmoid()

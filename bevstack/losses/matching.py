@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Protocol
 
 import numpy as np
@@ -123,7 +125,7 @@ class HungarianMatcher:
         """
         matrices = []
         for prediction, target in zip(predictions, targets, strict=True):
-            matrices.append(sum(cost(prediction, target) for cost in self.costs).float())
+            matrices.append(reduce(operator.add, (cost(prediction, target) for cost in self.costs)).float())
         flat = torch.cat([matrix.flatten() for matrix in matrices]).cpu().numpy()
         # A diverged model has NaN costs. They lose against every finite one here; its loss is still NaN and says so.
         flat = np.where(np.isfinite(flat), flat, np.float32(1e12))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import ItemsView, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.model import BaseModel
@@ -20,7 +20,7 @@ from bevstack.models.freezing import freeze, keep_evaluating
 from bevstack.models.heads.base import BEVHead, BoxHead, ImageHead
 from bevstack.models.layers.evaluation_mode import evaluating
 from bevstack.registry import MODELS
-from bevstack.structures import AlignedHistory, BEVDataSample, BEVFeatures, BEVMemory, Clip, Frame
+from bevstack.structures import AlignedHistory, BEVDataSample, BEVFeatures, BEVMemory, CameraRig, Clip, Frame
 
 MODES = ("tensor", "loss", "predict", "stream_loss", "stream_predict")
 
@@ -194,7 +194,7 @@ class BEVPerception(BaseModel):
                 ``stream_loss`` / ``stream_predict``: the same with the new memory, (result, memory).
 
         Raises:
-            ValueError: another mode.
+            ValueError: another mode, or one that needs samples, without them.
         """
         if mode not in MODES:
             raise ValueError(f"unknown mode {mode!r}; there are {', '.join(MODES)}")
@@ -204,6 +204,8 @@ class BEVPerception(BaseModel):
         bev, memory = self.step(inputs.frames[-1], memory)
         if mode == "tensor":
             return bev, memory
+        if data_samples is None:
+            raise ValueError(f"mode {mode!r} needs data_samples: the labels, or what the predictions are set on")
         ask = self.losses if mode.endswith("loss") else self.predictions
         result = ask(bev, data_samples)
         return (result, memory) if mode.startswith("stream_") else result
@@ -217,11 +219,11 @@ class BEVPerception(BaseModel):
         images, wanted = frame.images, getattr(self.backbone, "num_sweeps", 0)
         batch = images.shape[:2]
         if wanted:
-            there = 0 if frame.sweeps is None else frame.sweeps.shape[1]
-            if there != wanted:
-                reason = f"takes {wanted} sweeps a camera, the frame has {there}"
+            sweeps = frame.sweeps
+            if sweeps is None or sweeps.shape[1] != wanted:
+                reason = f"takes {wanted} sweeps a camera, the frame has {0 if sweeps is None else sweeps.shape[1]}"
                 raise ValueError(f"{type(self.backbone).__name__} {reason}; set num_sweeps={wanted} in the pipeline")
-            images = torch.cat([frame.sweeps, images.unsqueeze(1)], dim=1).transpose(1, 2)
+            images = torch.cat([sweeps, images.unsqueeze(1)], dim=1).transpose(1, 2)
         features = self.backbone(images.flatten(0, 1))
         require_declared(features, self.backbone)
         if self.neck is not None:
@@ -231,12 +233,16 @@ class BEVPerception(BaseModel):
     def losses(self, bev: BEVFeatures, samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
         """Losses of every head on a :meth:`step`'s B_t, those on image features included, weighted and balanced.
 
+        Args:
+            bev: B_t (B, C, Y, X) with the image features (B, N, C, h, w) and rig that it was made of.
+            samples: B, with the labels that the heads read.
+
         Returns:
             Scalars as ``<head>.<loss>``, and what the balancing logs.
         """
-        losses = {name: head.loss(raw_of(head, bev), samples) for name, head in self.heads.items()}
-        for name, head in self.image_heads.items():
-            losses[name] = head.loss(head(bev.image_features), samples, bev.rig)
+        losses = {name: head.loss(raw_of(head, bev), samples) for name, head in self._bev_heads()}
+        for name, image_head in self._image_heads():
+            losses[name] = image_head.loss(image_head(bev.image_features), samples, rig_of(bev))
         shared = None if self.shared_weight is None else self.get_parameter(self.shared_weight)
         return self.balancing(losses, shared)
 
@@ -248,10 +254,18 @@ class BEVPerception(BaseModel):
         results = [sample.new() for sample in samples]
         for head in self.heads_in_order():
             set_fields(results, head.predict(raw_of(head, bev), results))
-        for head in self.image_heads.values():
-            if head.predicts:
-                set_fields(results, head.predict(head(bev.image_features), bev.rig))
+        for _, image_head in self._image_heads():
+            if image_head.predicts:
+                set_fields(results, image_head.predict(image_head(bev.image_features), rig_of(bev)))
         return results
+
+    def _bev_heads(self) -> ItemsView[str, BEVHead]:
+        """``heads`` with their type, which ``nn.ModuleDict`` does not know; :meth:`_built_head` has seen to it."""
+        return cast("ItemsView[str, BEVHead]", self.heads.items())
+
+    def _image_heads(self) -> ItemsView[str, ImageHead]:
+        """``image_heads`` with their type, which ``nn.ModuleDict`` does not know."""
+        return cast("ItemsView[str, ImageHead]", self.image_heads.items())
 
     def heads_in_order(self) -> list[BEVHead]:
         """The heads, each after those it requires.
@@ -260,7 +274,7 @@ class BEVPerception(BaseModel):
             ValueError: a required head is not there, or heads require each other in a circle.
         """
         done: dict[str, BEVHead] = {}
-        waiting = dict(self.heads.items())
+        waiting = dict(self._bev_heads())
         while waiting:
             ready = [name for name, head in waiting.items() if set(head.requires) <= set(done)]
             if not ready:
@@ -296,12 +310,30 @@ def _image_head(name: str, config: Mapping) -> ImageHead:
     return head
 
 
+def rig_of(bev: BEVFeatures) -> CameraRig:
+    """The rig of the images that B_t was made of.
+
+    Raises:
+        ValueError: B_t does not come from a step.
+    """
+    if bev.rig is None:
+        raise ValueError("heads on images read bev.rig, and there is none; take what BEVPerception.step() gives")
+    return bev.rig
+
+
 def raw_of(head: BEVHead, bev: BEVFeatures) -> dict[str, Tensor]:
-    """What a head's ``loss`` and ``predict`` read: its raw outputs, or what a head on boxes makes of B_t."""
+    """What a head's ``loss`` and ``predict`` read: its raw outputs, or what a head on boxes makes of B_t.
+
+    Args:
+        bev: B_t (B, C, Y, X), with what it was made of.
+
+    Returns:
+        Named tensors (B, ...); a head may put its decoder layers first.
+    """
     return head.encode(bev) if isinstance(head, BoxHead) else head(bev)
 
 
-def set_fields(samples: Sequence[BEVDataSample], predicted: Sequence[Mapping[str, object]]) -> None:
+def set_fields(samples: Sequence[BEVDataSample], predicted: Sequence[Mapping[str, Any]]) -> None:
     """Set what a head predicts on the samples, one mapping a sample; rasters are added to those of other heads."""
     for sample, fields in zip(samples, predicted, strict=True):
         for name, value in fields.items():

@@ -41,7 +41,8 @@ class FrozenConvolution(nn.Module):
         if type(convolution) is not nn.Conv2d:  # timm's convolution with TensorFlow's padding
             from timm.layers.padding import pad_same
 
-            features = pad_same(features, convolution.kernel_size, convolution.stride, convolution.dilation)
+            kernel, stride, dilation = map(list, (convolution.kernel_size, convolution.stride, convolution.dilation))
+            features = pad_same(features, kernel, stride, dilation)
             padding = (0, 0)
         name, scalars = _ACTIVATIONS[type(self.activation)]
         bias = None if convolution.bias is None else convolution.bias.to(torch.bfloat16)

@@ -92,7 +92,7 @@ def compat_switches(compat: str | Mapping[str, Any]) -> CompatSwitches:
     Raises:
         InputError: unknown preset or switch, a value of the wrong kind, or ``ego_pose`` without what it is read from.
     """
-    wanted = {"preset": compat} if isinstance(compat, str) else dict(compat)
+    wanted: dict[str, Any] = {"preset": compat} if isinstance(compat, str) else dict(compat)
     preset = wanted.pop("preset", None)
     if preset is not None and preset not in PRESETS:
         raise InputError("config", "compat", f"no preset {preset!r}; there is {', '.join(PRESETS)}")

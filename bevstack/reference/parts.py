@@ -106,7 +106,10 @@ class ReferenceShiftAlignment(nn.Module):
         super().__init__()
         if interpolation not in INTERPOLATIONS or motion not in MOTIONS:
             raise ValueError(f"interpolation {interpolation!r}, motion {motion!r}: of {INTERPOLATIONS}, {MOTIONS}")
-        self.rotate_center = None if rotate_center is None else tuple(float(v) for v in rotate_center)
+        self.rotate_center: tuple[float, float] | None = None
+        if rotate_center is not None:
+            column, row = (float(v) for v in rotate_center)
+            self.rotate_center = column, row
         self.interpolation, self.alias_shift, self.motion = interpolation, alias_shift, motion
 
     def forward(self, memory: BEVMemory, motion: EgoMotion) -> AlignedHistory:
@@ -120,7 +123,8 @@ class ReferenceShiftAlignment(nn.Module):
         grid, previous = memory.grid, memory.features[:, 0]
         center = self.rotate_center
         if center is None:
-            center = tuple(grid.cells_from_metres(torch.zeros(2)).tolist())
+            column, row = grid.cells_from_metres(torch.zeros(2)).tolist()
+            center = column, row
         features = rotate_bev(previous, turned, center, self.interpolation).unsqueeze(1)
         shift = (moved / moved.new_tensor(grid.size_m)).to(torch.float32)
         still = shift if self.alias_shift else torch.zeros_like(shift)

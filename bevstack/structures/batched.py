@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 Record = TypeVar("Record", bound="Batched")
 
 
+@dataclass(frozen=True)
 class Batched:
     """Base of frozen dataclasses whose tensors, and the records in them, share their first dimension B.
 
@@ -27,9 +28,9 @@ class Batched:
         return self._mapped(lambda tensor: tensor.index_select(0, rows))
 
     def _mapped(self: Record, change: Callable[[Tensor], Tensor]) -> Record:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         changed = {name: _changed(value, change) for name, value in values.items()}
-        return replace(self, **changed)  # type: ignore[type-var]
+        return replace(self, **changed)
 
 
 def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

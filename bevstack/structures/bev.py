@@ -84,7 +84,7 @@ class BEVMemory(Batched):
     grid: BEVGrid
     now_from_frame: Tensor
     valid: Tensor
-    seconds: Tensor | None = None
+    seconds: Tensor = None  # type: ignore[assignment]  # a tensor as soon as it is built
 
     def __post_init__(self) -> None:
         if tuple(self.features.shape[-2:]) != self.grid.shape:

@@ -110,7 +110,7 @@ class Rig:
             object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
-        """N."""
+        """How many cameras there are, N."""
         return len(self.names)
 
     @classmethod

@@ -42,7 +42,7 @@ class PanopticMap:
             raise ValueError(f"{len(self.labels)} labels for {len(self.instance_ids)} instance ids")
 
     def __len__(self) -> int:
-        """S."""
+        """How many segments there are, S."""
         return len(self.labels)
 
     @property

@@ -121,7 +121,7 @@ def tree_crown(rng: np.random.Generator, radius: float, z: tuple[float, float]) 
 
 
 def tree_trunk(rng: np.random.Generator, height: float) -> Mesh:
-    """The trunk of a tree."""
+    """A brown drum on the ground, narrower above; height in metres."""
     mesh = MeshBuilder()
     brown = np.array([0.16, 0.22, 0.3]) * rng.uniform(0.6, 1.2)
     thick = rng.uniform(0.1, 0.22)
@@ -130,7 +130,7 @@ def tree_trunk(rng: np.random.Generator, height: float) -> Mesh:
 
 
 def bush(rng: np.random.Generator, radius: float, height: float) -> Mesh:
-    """A bush."""
+    """Two stacked drums of leaves on the ground, wider below, in a random green; radius and height in metres."""
     mesh = MeshBuilder()
     green = np.array([rng.uniform(0.08, 0.2), rng.uniform(0.26, 0.42), rng.uniform(0.12, 0.3)])
     for low, high, a, b in ((0.0, 0.55, 0.85, 1.0), (0.55, 1.0, 1.0, 0.5)):

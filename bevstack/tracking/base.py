@@ -83,12 +83,13 @@ class Tracker(ABC):
         known = np.array([name in self.limits_m for name in detections.names], dtype=bool)
         kept = np.flatnonzero(known & (detections.scores >= self.min_score))
         kept = kept[np.argsort(-detections.scores[kept], kind="stable")]
-        seconds = None if state is None else detections.timestamp_s - state.timestamp_s
-        follows = state is not None and state.scene_token == detections.scene_token
-        follows = follows and 0 < seconds <= self.max_gap_s
-        tracks = state.tracks if follows else self.no_tracks()
+        seconds = 0.0 if state is None else detections.timestamp_s - state.timestamp_s
+        if state is not None and state.scene_token == detections.scene_token and 0 < seconds <= self.max_gap_s:
+            tracks = state.tracks
+        else:
+            tracks, seconds = self.no_tracks(), 0.0
         next_id = 0 if state is None else state.next_id
-        ids, tracks, next_id = self.follow(tracks, detections.take(kept), seconds if follows else 0.0, next_id)
+        ids, tracks, next_id = self.follow(tracks, detections.take(kept), seconds, next_id)
         answer = np.full(len(detections), -1, dtype=np.int64)
         answer[kept] = ids
         return answer, StreamState(detections.scene_token, detections.timestamp_s, next_id, tracks)

@@ -73,7 +73,7 @@ class BEVWindow:
         shift = (low - origin) / step + 0.5 * scale - 0.5
         matrix = np.array([[scale[0], 0, shift[0]], [0, scale[1], shift[1]]])
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        smooth = cv2.warpAffine(values, matrix, (int(width), int(height)), flags=flags, borderValue=0.0)
+        smooth = cv2.warpAffine(values, matrix, (int(width), int(height)), flags=flags, borderValue=(0.0,))
         sharpness = float(max(1.0, 1 / scale.max()))
         cover = np.clip((smooth - 0.5) * sharpness + 0.5, 0, 1)
         return np.rot90(cover[::-1], self.quarter_turns)

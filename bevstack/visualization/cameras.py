@@ -96,7 +96,8 @@ def draw_camera(view: CameraView, boxes: DrawnBoxes, width_px: float | None = No
         for first, second in EDGES:
             edge = clipped_at_near_plane(corners[index, [first, second]], closed=False)
             if len(edge) == 2:
-                draw_segment(image, *_to_pixels(view.pixels_from_camera, edge), shade, width_px)
+                start, end = _to_pixels(view.pixels_from_camera, edge)
+                draw_segment(image, start, end, shade, width_px)
     return image
 
 

@@ -94,7 +94,7 @@ def draw_polygon(image: np.ndarray, corners: np.ndarray, color: Color, alpha: fl
     limit = 1 << 20  # far corners: keep them inside OpenCV's fixed-point range
     patch = image[low[1] : high[1], low[0] : high[0]]
     mask = np.zeros(patch.shape[:2], np.uint8)
-    cv2.fillConvexPoly(mask, _fixed(np.clip(corners - low, -limit, limit)), 255, cv2.LINE_AA, _SHIFT)
+    cv2.fillConvexPoly(mask, _fixed(np.clip(corners - low, -limit, limit)), (255,), cv2.LINE_AA, _SHIFT)
     paint(patch, mask.astype(np.float32) * (alpha / 255), color)
 
 

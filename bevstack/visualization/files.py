@@ -47,8 +47,8 @@ def write_clip(path: str | os.PathLike, pictures: Sequence[Path], fps: float, ma
         raise InputError(path, "clip", f"needs at least one picture and one of the formats {', '.join(CLIP_FORMATS)}")
     height, width = read_image(pictures[0]).shape[:2]
     scale = min(1.0, max_width_px / width)
-    size = tuple(2 * round(side * scale / 2) for side in (height, width))  # video codecs want even sides
-    frames = (fitted(read_image(picture), *size) for picture in pictures)
+    height, width = (2 * round(side * scale / 2) for side in (height, width))  # video codecs want even sides
+    frames = (fitted(read_image(picture), height, width) for picture in pictures)
     with atomic_write(path) as temporary:
         (_write_gif if path.suffix == ".gif" else _write_mp4)(temporary, frames, fps)
 
@@ -57,7 +57,7 @@ def _with_256_colors(frame: np.ndarray):
     """The frame with the best 256 colours that hold all our own: else the photographs would take most of them."""
     own = [channel for color in FIXED_COLORS for channel in color]
     picture, palette = Image.fromarray(frame), Image.new("P", (1, 1))
-    adaptive = picture.quantize(256 - len(own) // 3, dither=Image.Dither.NONE).getpalette()
+    adaptive = picture.quantize(256 - len(own) // 3, dither=Image.Dither.NONE).getpalette() or []
     palette.putpalette(adaptive[: 768 - len(own)] + own)
     return picture.quantize(palette=palette, dither=Image.Dither.NONE)
 
@@ -72,8 +72,9 @@ def _write_mp4(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:
     for frame in frames:
         if writer is None:
             size = frame.shape[1], frame.shape[0]
-            writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
+            writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
             if not writer.isOpened():
                 raise InputError(path, "mp4", "this OpenCV has no MPEG-4 encoder; use --format gif")
         writer.write(np.ascontiguousarray(frame[..., ::-1]))
-    writer.release()
+    if writer is not None:
+        writer.release()

@@ -60,14 +60,16 @@ def color_of(name: str) -> tuple[int, int, int]:
     if known is not None:
         return known
     hue = zlib.crc32(name.encode()) % 360 / 360
-    return tuple(round(255 * value) for value in colorsys.hsv_to_rgb(hue, 0.75, 0.8))
+    red, green, blue = (round(255 * value) for value in colorsys.hsv_to_rgb(hue, 0.75, 0.8))
+    return red, green, blue
 
 
 def legend_color_of(name: str) -> tuple[int, int, int]:
     """RGB of a class or layer as it looks in a picture: layers thinned over the bare ground."""
     alpha = LAYER_ALPHA.get(name, 1.0)
     pairs = zip(color_of(name), GROUND, strict=True)
-    return tuple(round(alpha * above + (1 - alpha) * below) for above, below in pairs)
+    red, green, blue = (round(alpha * above + (1 - alpha) * below) for above, below in pairs)
+    return red, green, blue
 
 
 def pretty(name: str) -> str:

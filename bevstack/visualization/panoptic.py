@@ -22,7 +22,8 @@ def instance_color(name: str, instance: int) -> Color:
     place = instance * _GOLDEN % 1 - 0.5
     lightness = min(0.6, max(0.45, lightness)) + 0.32 * place
     hue = (hue + (instance * _GOLDEN * _GOLDEN % 1 - 0.5) / 30) % 1
-    return tuple(round(255 * value) for value in colorsys.hls_to_rgb(hue, lightness, saturation))
+    red, green, blue = (round(255 * value) for value in colorsys.hls_to_rgb(hue, lightness, saturation))
+    return red, green, blue
 
 
 def draw_panoptic(window: BEVWindow, panoptic: PanopticMap) -> np.ndarray:
@@ -70,5 +71,5 @@ class PanopticPainter(PanelPainter):
         return draw_panoptic(window, sample.get(self.fields[0]))
 
     def legend(self, sample: BEVDataSample) -> list[str]:
-        """The classes of the map."""
+        """The classes of the map, each with the colour of its segments."""
         return list(sample.get(self.fields[0]).classes)

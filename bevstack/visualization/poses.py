@@ -68,7 +68,7 @@ class PosePainter(PanelPainter):
         return image
 
     def legend(self, sample: BEVDataSample) -> Sequence[str]:
-        """The keypoints' names."""
+        """The keypoints' names, each with the colour of its dot."""
         return KEYPOINT_NAMES
 
 
@@ -101,5 +101,5 @@ class ImageKeypointPainter(CameraPainter):
         return painted
 
     def legend(self, sample: BEVDataSample) -> Sequence[str]:
-        """The keypoints' names."""
+        """The keypoints' names, each with the colour of its dot."""
         return KEYPOINT_NAMES

@@ -59,7 +59,7 @@ class SampleVisualizer:
         else:
             self.painters = [build_painter(painter, score_thr) for painter in painters]
         self.score_thr, self.camera_height_px, self.layout = score_thr, camera_height_px, layout
-        self.x_range_m, self.y_range_m = tuple(x_range_m), tuple(y_range_m)
+        self.x_range_m, self.y_range_m = (x_range_m[0], x_range_m[1]), (y_range_m[0], y_range_m[1])
 
     def draw(self, sample: BEVDataSample, views: Sequence[CameraView]) -> np.ndarray:
         """The whole picture.
@@ -93,8 +93,8 @@ class SampleVisualizer:
             columns = panels_in_a_row(len(painters))
             room = (cameras.shape[1] - _GAP * (columns - 1)) // columns
             window = BEVWindow(self.x_range_m, self.y_range_m, room, window.quarter_turns)
-        panels = [self._panel(painter, sample, window) for painter in painters]
-        panels = [panel for panel in panels if panel is not None]
+        painted = [self._panel(painter, sample, window) for painter in painters]
+        panels = [panel for panel in painted if panel is not None]
         if self.layout == "wide":
             body = _joined([cameras, *panels], axis=1)
         else:

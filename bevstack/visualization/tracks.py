@@ -22,7 +22,9 @@ _GOLDEN = 0.618033988749895  # successive identities get hues far apart
 def color_of_identity(identity: int) -> tuple[int, int, int]:
     """RGB of an identity, the same in every picture; neighbours in number differ strongly in hue."""
     saturation, value = ((0.9, 0.8), (0.7, 0.62), (1.0, 0.92))[(identity // 5) % 3]
-    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb((identity * _GOLDEN) % 1.0, saturation, value))
+    parts = colorsys.hsv_to_rgb((identity * _GOLDEN) % 1.0, saturation, value)
+    red, green, blue = (round(255 * part) for part in parts)
+    return red, green, blue
 
 
 def fading_line(image: np.ndarray, points: np.ndarray, color: tuple[int, int, int], width_px: float) -> None:
@@ -30,7 +32,8 @@ def fading_line(image: np.ndarray, points: np.ndarray, color: tuple[int, int, in
     number = len(points)
     for place in range(1, number):
         strength = 0.25 + 0.75 * place / (number - 1)
-        faded = tuple(round(strength * c + (1 - strength) * g) for c, g in zip(color, GROUND, strict=True))
+        red, green, blue = (round(strength * c + (1 - strength) * g) for c, g in zip(color, GROUND, strict=True))
+        faded = red, green, blue
         draw_segment(image, points[place - 1], points[place], faded, max(1.0, width_px * strength))
         if place < number - 1:
             corner = np.round((points[place] - 0.5) * 16).astype(int).tolist()

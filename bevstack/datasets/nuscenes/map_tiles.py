@@ -99,8 +99,8 @@ class MapTiles:
             return np.zeros((len(MAP_LAYERS), rows, columns), dtype=np.uint8)
         patch = np.ascontiguousarray(field[low[1] : high[1], low[0] : high[0]])
         field_from_bev[:, 2] -= low
-        cut = cv2.warpAffine(
-            patch, field_from_bev, (columns, rows), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, borderValue=0
+        cut: np.ndarray = cv2.warpAffine(
+            patch, field_from_bev, (columns, rows), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, borderValue=(0,)
         )
         return ((cut & _BITS) > 0).astype(np.uint8)
 

@@ -110,7 +110,7 @@ def _check_field(path: Path, records: list[dict], field: str, kind: str) -> None
     if kind in _TYPES:
         for record in records:
             value = record[field]
-            if type(value) is not _TYPES[kind] or (kind == "text" and not value.isprintable()):
+            if type(value) is not _TYPES[kind] or (isinstance(value, str) and not value.isprintable()):
                 _fail(path, record, field, f"must be {_TYPE_NAMES[kind]}, not {value!r:.60}")
         return
     if kind in _VECTORS:
@@ -207,7 +207,8 @@ def _check_sample_chains(files: dict[str, Path], tables: dict[str, list[dict]], 
     path = files["sample"]
     reached: set[str] = set()
     for scene in tables["scene"]:
-        sample, previous, last = rows["sample"][scene["first_sample_token"]], None, None
+        sample = last = rows["sample"][scene["first_sample_token"]]
+        previous = None
         if sample["prev"] != "":
             _fail(files["scene"], scene, "first_sample_token", f"sample {sample['token']} has a predecessor")
         while sample is not None:

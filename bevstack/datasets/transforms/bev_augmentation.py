@@ -52,8 +52,9 @@ class BEVRotateScaleFlip(BaseTransform):
         flip_y_probability: float = 0.5,
         constant_along_stream: bool = False,
     ) -> None:
-        self.rotation_range_deg = tuple(float(v) for v in rotation_range_deg)
-        self.scale_range = tuple(float(v) for v in scale_range)
+        least_deg, most_deg = (float(v) for v in rotation_range_deg)
+        smallest, largest = (float(v) for v in scale_range)
+        self.rotation_range_deg, self.scale_range = (least_deg, most_deg), (smallest, largest)
         for name, (low, high) in (("rotation", self.rotation_range_deg), ("scale", self.scale_range)):
             if low > high or (name == "scale" and low <= 0):
                 raise ValueError(f"BEVRotateScaleFlip: bad {name} range ({low}, {high})")

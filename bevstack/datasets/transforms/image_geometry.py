@@ -111,7 +111,8 @@ class ResizeImages(ImageTransform):
     def apply(self, image: np.ndarray, drawn: float | None) -> tuple[np.ndarray, np.ndarray]:
         """(H, W, 3) uint8, resized, and (3, 3) float64 with the factors that whole-pixel sizes really give."""
         height, width = image.shape[:2]
-        new_height, new_width = self.size or (max(round(height * drawn), 1), max(round(width * drawn), 1))
+        factor = 1.0 if drawn is None else drawn  # with a size there is none
+        new_height, new_width = self.size or (max(round(height * factor), 1), max(round(width * factor), 1))
         matrix = resize_pixels(new_width / width, new_height / height).numpy()
         if (new_height, new_width) == (height, width):
             return image, matrix
@@ -159,7 +160,7 @@ class ResizeCropFlipImages(ImageTransform):
         if (scale is None) == (heights_px is None):
             raise ValueError("ResizeCropFlipImages: give either scale or heights_px")
         self.scale_range = None if scale is None else _positive_range(scale, "ResizeCropFlipImages: scale")
-        self.heights_px = None if heights_px is None else tuple(int(height) for height in heights_px)
+        self.heights_px = tuple(int(height) for height in heights_px or ())
         self.size = None if size is None else (int(size[0]), int(size[1]))
         self.source_crop_px = None if source_crop_px is None else tuple(int(edge) for edge in source_crop_px)
         self.bottom_range = _range(bottom, "ResizeCropFlipImages: bottom")

@@ -86,7 +86,7 @@ class SlowFastBottleneck(nn.Module):
             TimeConvolution(width, out_channels, 1, bias=False),
             nn.BatchNorm3d(out_channels),
         )
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or in_channels != out_channels:
             convolution = TimeConvolution(in_channels, out_channels, 1, steps, bias=False)
             self.shortcut = nn.Sequential(convolution, nn.BatchNorm3d(out_channels))

@@ -6,6 +6,7 @@ Swin's stages are timm's (Liu et al. 2021, arXiv 2103.14030). Tokens are (B * T,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,13 @@ from torch.nn import functional as F
 from bevstack.models.backbones.slowfast import slow_frames
 from bevstack.models.layers.time_convolution import TimeConvolution
 
+if TYPE_CHECKING:
+    from timm.models.swin_transformer import SwinTransformer
+
 
 def swin_stages(
     embed_dim: int, depths: Sequence[int], num_heads: Sequence[int], window_size: int, drop_path_rate: float = 0.0
-) -> nn.Module:
+) -> SwinTransformer:
     """timm's Swin without its classifier: ``patch_embed`` and ``layers``, for images of any multiple of 4 pixels."""
     from timm.models.swin_transformer import SwinTransformer
 
@@ -212,7 +216,8 @@ class FrameExchange(nn.Module):
     def forward(self, fast: Tensor, slow: Tensor, batch: int) -> Tensor:
         """Tokens (B * T, h', w', C) and (B * T_slow, h, w, C) to (B * T, h', w', C)."""
         slow_tokens = self.project(slow).permute(0, 3, 1, 2)
-        slow_tokens = F.adaptive_avg_pool2d(slow_tokens, fast.shape[1:3]).permute(0, 2, 3, 1).unflatten(0, (batch, -1))
+        slow_tokens = F.adaptive_avg_pool2d(slow_tokens, (fast.shape[1], fast.shape[2]))
+        slow_tokens = slow_tokens.permute(0, 2, 3, 1).unflatten(0, (batch, -1))
         num_frames = len(fast) // batch
         first = slow_frames(num_frames, self.alpha)[0]
         newest = [max(t - first, 0) // self.alpha for t in range(num_frames)]

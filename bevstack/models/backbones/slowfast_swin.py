@@ -107,7 +107,7 @@ class SlowFastSwin(BaseModule):
         fast_depths = depths if fast_depths is None else tuple(fast_depths)[:stages]
         if fusion == "parallel":
             heads = [_divisor(width, heads * beta) for width, heads in zip(thin, num_heads, strict=True)]
-            self.fast = ThinSwinPath(thin[0], fast_depths, heads, window_size)
+            self.fast: ThinSwinPath | LightConvolutionPath = ThinSwinPath(thin[0], fast_depths, heads, window_size)
         elif fusion == "serial":
             self.fast = LightConvolutionPath(thin[0], fast_depths)
         else:

@@ -45,7 +45,8 @@ class BEVFormerLayer(nn.Module):
         start: SamplingStart | None = None,
     ) -> None:
         super().__init__()
-        self.temporal = self.temporal_norm = None
+        self.temporal: TemporalSelfAttention | None = None
+        self.temporal_norm: nn.LayerNorm | None = None
         if temporal_points:
             self.temporal = TemporalSelfAttention(channels, num_heads, temporal_points, dropout, start)
             self.temporal_norm = nn.LayerNorm(channels)
@@ -64,7 +65,7 @@ class BEVFormerLayer(nn.Module):
         bev_shape: tuple[int, int],
     ) -> Tensor:
         """(B, Q, C) to (B, Q, C); arguments as in the two attentions."""
-        if self.temporal is not None:
+        if self.temporal is not None and self.temporal_norm is not None:
             query = self.temporal_norm(query + self.temporal(query, context, bev_shape))
         query = self.spatial_norm(query + self.spatial(query, image_tokens, shapes, plan))
         return self.feed_forward_norm(query + self.feed_forward(query))
@@ -186,7 +187,7 @@ class BEVFormerEncoder(BaseModule):
         for level, features in enumerate(image_features):
             embedding = self.camera_embedding.unsqueeze(1) + self.level_embedding[level]
             tokens.append(features.flatten(3).transpose(2, 3) + embedding)  # (B, N, h * w, C)
-        return torch.cat(tokens, dim=2).flatten(0, 1), [tuple(f.shape[-2:]) for f in image_features]
+        return torch.cat(tokens, dim=2).flatten(0, 1), [(f.shape[-2], f.shape[-1]) for f in image_features]
 
     def temporal_context(self, query: Tensor, history: AlignedHistory | None) -> TemporalContext:
         """What temporal attention over (B, Q, C) queries looks at; without a history, no sample has any."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from bevstack.structures import BEVFeatures, BEVMemory
 
@@ -22,7 +23,7 @@ def push_memory(memory: BEVMemory | None, bev: BEVFeatures, size: int = 1) -> BE
         return None
     features, device = bev.features.detach().unsqueeze(1), bev.features.device
     batch = features.shape[0]
-    new = (
+    new: tuple[Tensor, ...] = (
         features,
         torch.eye(4, device=device).expand(batch, 1, 4, 4),
         torch.ones(batch, 1, dtype=torch.bool, device=device),

@@ -20,9 +20,10 @@ class MotionEmbedding(nn.Module):
 
     def __init__(self, channels: int, norm: bool = True) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(18, channels // 2), nn.ReLU(), nn.Linear(channels // 2, channels), nn.ReLU())
+        first, second = nn.Linear(18, channels // 2), nn.Linear(channels // 2, channels)
+        self.mlp = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
         self.norm = nn.LayerNorm(channels) if norm else nn.Identity()
-        for linear in (self.mlp[0], self.mlp[2]):
+        for linear in (first, second):
             nn.init.xavier_uniform_(linear.weight)
 
     def forward(self, motion: EgoMotion) -> Tensor:
@@ -33,4 +34,4 @@ class MotionEmbedding(nn.Module):
         """
         if motion.can_bus is None:
             raise ValueError("motion_embedding needs can_bus vectors: the data pipeline delivers none")
-        return self.norm(self.mlp(motion.can_bus.to(self.mlp[0].weight.dtype)))
+        return self.norm(self.mlp(motion.can_bus.to(next(self.mlp.parameters()).dtype)))

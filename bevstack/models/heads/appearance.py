@@ -122,9 +122,14 @@ class AppearanceHead(BoxHead):
     def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
         """Contrast among the true objects of each sample, per object of all ranks.
 
+        Args:
+            raw: :meth:`encode`'s, ``field`` (B, C', Y, X), with a history also ``history`` and ``history_valid``.
+            samples: B, with ``gt_instances_3d``; with a history with its ``past_centers``.
+
         Returns:
-            ``loss_views``: two disturbed samplings of B_t; with a history also ``loss_now`` and ``loss_before``: B_t
-            against the history branch on this frame and on the one before (objects known in both frames alone).
+            Scalars. ``loss_views``: two disturbed samplings of B_t; with a history also ``loss_now`` and
+            ``loss_before``: B_t against the history branch on this frame and on the one before (objects known in both
+            frames alone).
 
         Raises:
             InputError: with a history, the samples do not say where their objects were.

@@ -57,11 +57,24 @@ class BEVHead(_Head):
 
     @abstractmethod
     def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
-        """Scalar losses by name (names contain "loss"), averaged over the batch."""
+        """Compare raw outputs with the truth.
+
+        Args:
+            raw: :meth:`forward`'s, or :meth:`BoxHead.encode`'s of a head on boxes: named tensors, mostly (B, ...).
+            samples: B, with their labels, in the current BEV frame.
+
+        Returns:
+            Scalar losses by name (names contain "loss"), averaged over the batch; scalars of other names are logged.
+        """
 
     @abstractmethod
     def predict(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> list[dict[str, object]]:
-        """Per sample, the fields to be set on it (``pred_instances_3d``, ``pred_rasters``, ...)."""
+        """Per sample, the fields to be set on it (``pred_instances_3d``, ``pred_rasters``, ...).
+
+        Args:
+            raw: :meth:`forward`'s, or :meth:`BoxHead.encode`'s of a head on boxes: named tensors, mostly (B, ...).
+            samples: B, with the predictions of the heads that this one ``requires``.
+        """
 
     def resampled(self, bev: BEVFeatures) -> Tensor:
         """B_t on this head's grid, by metres: (B, C, Y, X); bilinear, zero where B_t does not reach."""
@@ -128,7 +141,9 @@ class BoxHead(BEVHead):
         Nothing in it depends on values: the same operations run for any boxes, so that it can be counted and exported.
         """
 
-    def forward(self, bev: BEVFeatures, boxes: Sequence[LabelledBoxes]) -> list[dict[str, Tensor]]:  # type: ignore[override]
+    def forward(  # type: ignore[override]  # a head on boxes needs the boxes, too
+        self, bev: BEVFeatures, boxes: Sequence[LabelledBoxes]
+    ) -> list[dict[str, Tensor]]:
         """B_t (B, C, Y, X) and boxes of B samples to a description of each box (:meth:`describe`)."""
         return self.describe(self.encode(bev), boxes)
 
@@ -179,16 +194,24 @@ class ImageHead(_Head):
 
     @abstractmethod
     def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample], rig: CameraRig) -> dict[str, Tensor]:
-        """Scalar losses by name (names contain "loss"), averaged over the batch.
+        """Compare raw outputs with the truth.
 
         Args:
-            raw: of :meth:`forward`.
+            raw: :meth:`forward`'s, named tensors (B, N, ...).
             samples: B, with the truth in the BEV frame.
-            rig: of the images that the features come from.
+            rig: of the N cameras' images that the features come from.
+
+        Returns:
+            Scalar losses by name (names contain "loss"), averaged over the batch.
         """
 
     def predict(self, raw: dict[str, Tensor], rig: CameraRig) -> list[dict[str, object]]:
-        """Per sample of B, the fields to be set on it. A head that leaves this out only trains what is below it."""
+        """Per sample of B, the fields to be set on it. A head that leaves this out only trains what is below it.
+
+        Args:
+            raw: :meth:`forward`'s, named tensors (B, N, ...).
+            rig: of the N cameras' images that the features come from.
+        """
         return [{} for _ in range(len(rig.camera_from_bev))]
 
     @property

@@ -120,7 +120,12 @@ class BehaviourHead(BoxHead):
     def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
         """``loss_attribute``: cross-entropy among the attributes of the box's group, and ``accuracy``.
 
-        Each sample's mean over its boxes with a known attribute, then the mean over the samples.
+        Each sample's mean over its boxes with a known attribute, then the mean over the samples; scalars both.
+
+        Args:
+            raw: :meth:`encode`'s, ``current`` (B, channels, Y, X) and the M frames' ``history``, ``valid`` and
+                ``seconds``.
+            samples: B, with ``gt_instances_3d``, its attributes and past centres (n, M, 2) metres.
 
         Raises:
             InputError: the samples lack attributes or past centres.

@@ -106,7 +106,15 @@ class DenseDetectionHead(BEVHead):
         return {"heatmap": self.heatmap(features), "box": self.box(features)}
 
     def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
-        """``loss_heatmap`` and ``loss_box``, per true centre of all ranks; unknown (NaN) velocities count nothing."""
+        """``loss_heatmap`` and ``loss_box``, per true centre of all ranks; unknown (NaN) velocities count nothing.
+
+        Args:
+            raw: :meth:`forward`'s, ``heatmap`` logits (B, K, Y, X) and ``box`` (B, 10, Y, X).
+            samples: B, with ``gt_instances_3d`` (:meth:`targets`).
+
+        Returns:
+            Two weighted scalars.
+        """
         device = raw["heatmap"].device
         heatmaps, cells, codes, shares = zip(*(self.targets(s.gt_instances_3d, device) for s in samples), strict=True)
         number = mean_across_ranks(float(sum(share.sum() for share in shares)), device).clamp_min(1.0)
@@ -150,7 +158,12 @@ class DenseDetectionHead(BEVHead):
 
     @torch.no_grad()
     def predict(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> list[dict[str, object]]:
-        """``pred_instances_3d`` per sample: ``bboxes_3d`` (LiDAR boxes, 9 values), ``scores_3d``, ``labels_3d``."""
+        """``pred_instances_3d`` per sample: ``bboxes_3d`` (R, 9) LiDAR boxes, ``scores_3d`` (R,), ``labels_3d`` (R,).
+
+        Args:
+            raw: :meth:`forward`'s, ``heatmap`` logits (B, K, Y, X) and ``box`` (B, 10, Y, X).
+            samples: B; not read.
+        """
         scores = heatmap_nms(raw["heatmap"].float().sigmoid())
         boxes = raw["box"].float().flatten(2)
         return [{"pred_instances_3d": self._decode(s, b)} for s, b in zip(scores, boxes, strict=True)]

@@ -178,9 +178,13 @@ class QueryDetectionHead(BEVHead):
     def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
         """Focal and L1 loss of every decoder layer against ``gt_instances_3d``.
 
+        Args:
+            raw: :meth:`forward`'s, ``logits`` (D, B, Q, K) and ``boxes`` (D, B, Q, 10).
+            samples: B, with ``gt_instances_3d``: LiDAR boxes (G, 9), velocity NaN where unknown, and labels (G,).
+
         Returns:
-            ``loss_cls`` and ``loss_bbox`` of the last layer, ``d<i>.loss_cls`` and ``d<i>.loss_bbox`` of the others,
-            and ``unknown_target_values``, the count of matched target values that were left out.
+            Scalars: ``loss_cls`` and ``loss_bbox`` of the last layer, ``d<i>.loss_cls`` and ``d<i>.loss_bbox`` of the
+            others, and ``unknown_target_values``, the count of matched target values that were left out.
         """
         boxes = [sample.gt_instances_3d.bboxes_3d.tensor for sample in samples]
         return self.loss_of_boxes(raw, boxes, [sample.gt_instances_3d.labels_3d for sample in samples])
@@ -239,7 +243,15 @@ class QueryDetectionHead(BEVHead):
     def predict(
         self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]
     ) -> list[dict[str, InstanceData]]:
-        """Boxes of the last decoder layer: a ``pred_instances_3d`` (bboxes_3d, scores_3d, labels_3d) a sample."""
+        """Boxes of the last decoder layer, best first.
+
+        Args:
+            raw: :meth:`forward`'s, ``logits`` (D, B, Q, K) and ``boxes`` (D, B, Q, 10).
+            samples: B; only counted.
+
+        Returns:
+            ``pred_instances_3d`` per sample: ``bboxes_3d`` (R, 9) LiDAR boxes, ``scores_3d`` (R,), ``labels_3d`` (R,).
+        """
         results = []
         for logits, codes, _ in zip(raw["logits"][-1], raw["boxes"][-1], samples, strict=True):
             boxes, scores, labels = self.decode(logits, codes)

@@ -116,11 +116,11 @@ class ImageKeypointHead(ImageHead):
 
     def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample], rig: CameraRig) -> dict[str, Tensor]:
         """``loss_heatmap`` (focal) and ``loss_offset`` (L1 in cells, by the cells' shares) per visible keypoint of all
-        ranks.
+        ranks, scalars both.
 
         Args:
-            raw: of :meth:`forward`.
-            samples: with ``gt_instances_3d`` in the BEV frame.
+            raw: :meth:`forward`'s, ``heatmap`` logits (B, N, 6, h, w) and ``offset`` (B, N, 12, h, w) in cells.
+            samples: B, with ``gt_instances_3d`` in the BEV frame.
             rig: of the images that the features come from.
         """
         heatmap, offset = raw["heatmap"], raw["offset"].float()

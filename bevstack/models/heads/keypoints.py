@@ -133,12 +133,17 @@ class KeypointHead(BEVHead):
         return {name: branch(features) for name, branch in self.branches.items()}
 
     def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
-        """Four losses per true object of all ranks.
+        """Four losses per true object of all ranks, scalars.
 
         ``loss_heatmap`` of the centre and ``loss_keypoint_heatmap``, the mean of the five others (focal);
         ``loss_offset``, the centre's and the mean of the others' (L1 in cells), and ``loss_vector``, the mean of the
         others (L1 in metres), both by the cells' shares. A whole pose stands where its centre is, so the centre weighs
         as much as the others together. Keypoints off the grid have no place.
+
+        Args:
+            raw: :meth:`forward`'s, ``heatmap`` (B, K, Y, X), ``keypoint_heatmap`` (B, 5, Y, X), ``offset``
+                (B, 12, Y, X) and ``vectors`` (B, 10, Y, X).
+            samples: B, with ``gt_instances_3d``.
         """
         device = raw["heatmap"].device
         targets = [self.targets(sample.gt_instances_3d, device) for sample in samples]

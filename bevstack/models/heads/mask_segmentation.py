@@ -213,9 +213,14 @@ class MaskSegmentationHead(BEVHead):
     def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
         """Losses of every decoder layer against ``gt_panoptic``.
 
+        Args:
+            raw: :meth:`forward`'s, ``logits`` (B, D, Q, K + 1), ``mask_embeddings`` (B, D, Q, E + 4 F + 1) and
+                ``cell_embeddings`` (B, E, Y, X).
+            samples: B, with ``gt_panoptic`` on the head's grid.
+
         Returns:
-            ``loss_class``, ``loss_focal`` and ``loss_dice`` of the last layer, ``d<i>.loss_class`` and so on of the
-            others. Focal loss is the mean over a mask's cells; both it and Dice are means over matched segments.
+            Scalars: ``loss_class``, ``loss_focal`` and ``loss_dice`` of the last layer, ``d<i>.loss_class`` and so on
+            of the others. Focal loss is the mean over a mask's cells; both it and Dice are means over matched segments.
 
         Raises:
             InputError: a sample has no ``gt_panoptic``, or one of other classes or on another grid.
@@ -301,7 +306,7 @@ class MaskSegmentationHead(BEVHead):
 
 
 def _odds(probability: float) -> float:
-    """Logarithm of the odds against."""
+    """Logarithm of the odds against a probability in (0, 1)."""
     return math.log((1 - probability) / probability)
 
 

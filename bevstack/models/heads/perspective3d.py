@@ -91,8 +91,13 @@ class PerspectiveHead(ImageHead):
     def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample], rig: CameraRig) -> dict[str, Tensor]:
         """FCOS3D's losses of every camera of every sample, against ``gt_instances_3d``.
 
+        Args:
+            raw: :meth:`forward`'s, tensors (B, N, ..., h_l, w_l) of each level l.
+            samples: B, with ``gt_instances_3d`` in the BEV frame: boxes (G, 9) and labels (G,).
+            rig: of the N cameras' images that the features come from.
+
         Returns:
-            ``loss_cls``, ``loss_offset``, ``loss_depth``, ``loss_size``, ``loss_rotsin``, ``loss_dir`` and
+            Scalars: ``loss_cls``, ``loss_offset``, ``loss_depth``, ``loss_size``, ``loss_rotsin``, ``loss_dir`` and
             ``loss_centerness``, means over the cells that belong to an object.
         """
         boxes_3d, boxes_2d = [], []

@@ -84,7 +84,15 @@ class SceneHead(BEVHead):
         return {task: classifier(hidden) for task, classifier in self.classifiers.items()}
 
     def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
-        """``loss_<task>``: cross-entropy, weighted by class, mean over the samples whose class is known."""
+        """``loss_<task>``, a scalar: cross-entropy, weighted by class, mean over the samples whose class is known.
+
+        Args:
+            raw: :meth:`forward`'s, logits (B, K) of each task.
+            samples: B, with ``gt_scene``.
+
+        Raises:
+            InputError: a sample has no ``gt_scene``, or a name in it that is no class of the task.
+        """
         losses = {}
         for task in self.tasks:
             logits = raw[task].float()

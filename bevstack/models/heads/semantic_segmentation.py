@@ -92,7 +92,15 @@ class SemanticSegmentationHead(BEVHead):
 
     def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
         """``loss_cell`` (focal, mean over cells and layers) and ``loss_dice`` (mean over the layers that there are in
-        the samples of all ranks)."""
+        the samples of all ranks), scalars both.
+
+        Args:
+            raw: :meth:`forward`'s, ``logits`` (B, K, Y, X).
+            samples: B, with the ``raster`` of the head's classes on its grid among their ``gt_rasters``.
+
+        Raises:
+            InputError: a sample has no such raster, or one of other classes or on another grid.
+        """
         logits = raw["logits"].float()
         target = target_raster(samples, self.raster, self.classes, self.grid).to(logits)
         cells = binary_focal_loss(logits, target, self.criterion.alpha, self.criterion.gamma)

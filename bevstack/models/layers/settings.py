@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import TypeVar
 
 Value = TypeVar("Value", bound="Settings")
 
 
+@dataclass(frozen=True)
 class Settings:
     """Base of frozen dataclasses whose fields all have defaults: the size of a decoder, the weights of a loss, ..."""
 
@@ -28,7 +29,7 @@ class Settings:
             return cls() if value is None else value
         if not isinstance(value, Mapping):
             raise ValueError(f"{name}: {value!r} must be a dict of {cls.__name__}'s values")
-        known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        known = [field.name for field in fields(cls)]
         for key in (key for key in value if key not in known):
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
             raise ValueError(f"{name}: unknown key {key!r}; did you mean {near!r}?")

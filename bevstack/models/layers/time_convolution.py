@@ -26,6 +26,8 @@ class TimeConvolution(nn.Conv3d):
         bias: add one number to each output channel.
     """
 
+    padding: tuple[int, int, int]
+
     def __init__(
         self,
         in_channels: int,
