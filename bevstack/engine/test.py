@@ -16,6 +16,7 @@ from bevstack.engine.checkpoint import read_checkpoint
 from bevstack.engine.config import accepted_keys, building, check_components, find_component, load_config
 from bevstack.engine.faults import RunError
 from bevstack.engine.runner import BEVRunner
+from bevstack.engine.stream_checks import check_memory, check_streams, process_count
 from bevstack.engine.train import SUMMARY_NAME
 from bevstack.errors import InputError
 from bevstack.evaluation import print_table, write_metrics
@@ -66,10 +67,13 @@ def test(
             raise InputError(cfg.filename or "config", part, "absent: this config has no test")
     read_checkpoint(checkpoint)  # before anything is built or written
     check_components(cfg)
+    check_streams(cfg, "test", process_count(launcher))
+    whole = cfg.copy()
     _prepare(cfg, out, launcher)
 
     with building(cfg):
         runner = BEVRunner.from_cfg(cfg)
+    check_memory(whole, runner.module, tests=True)
     runner.load_checkpoint(str(checkpoint), strict=True)
     metrics = dict(runner.test())
     if runner.rank == 0:

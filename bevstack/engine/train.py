@@ -18,6 +18,7 @@ from bevstack.engine.config import building, check_components, load_config
 from bevstack.engine.faults import RunError
 from bevstack.engine.hooks import BudgetSchedule
 from bevstack.engine.runner import BEVRunner
+from bevstack.engine.stream_checks import check_memory, check_streams, process_count
 from bevstack.engine.work_dir import WorkDirLock
 from bevstack.errors import InputError
 from bevstack.precision import choose_precision
@@ -71,11 +72,14 @@ def train(
     if amp:
         _use_autocast(cfg)
     check_components(cfg)
+    for part in ("train", "val"):
+        check_streams(cfg, part, process_count(launcher))
     lock = WorkDirLock(cfg.work_dir) if _is_main() else None
     try:
         notes = _set_resume(cfg, resume)
         with building(cfg):
             runner = BEVRunner.from_cfg(cfg)
+            notes += check_memory(cfg, runner.module)
             runner.build_for_training()
         summary = _describe(runner, notes)
         runner.train()

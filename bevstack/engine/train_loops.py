@@ -158,11 +158,15 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
             where = f"iteration {self._iter + 1}, samples {', '.join(sample_tokens(data_batch))}"
             raise NonFiniteError(f"loss is not finite: {', '.join(broken)} ({where}); no weight was changed")
         wrapper.update_params(loss)
-        return log
+        return {**log, **self.told_with_losses()}
 
     def forward_losses(self, model: torch.nn.Module, data: dict) -> dict[str, torch.Tensor]:
         """Losses of a preprocessed batch."""
         return model(**data, mode="loss")
+
+    def told_with_losses(self) -> dict[str, torch.Tensor]:
+        """What else of a step belongs into the log's line; here nothing."""
+        return {}
 
     def start_streams(self) -> None:
         """Called when an epoch starts; nothing is carried here."""
@@ -174,7 +178,8 @@ class StreamingTrainLoop(ResumableTrainLoop):
 
     Memory is cut from the graph between steps, stays in a slot while its samples follow each other (``prev_token``), is
     dropped at an epoch's start and kept in checkpoints, so that resuming inside an epoch is exact
-    (:class:`bevstack.engine.streaming.Streams`).
+    (:class:`bevstack.engine.streaming.Streams`). The log's line tells as ``without_memory`` which part of the samples
+    whose predecessor belongs to the set met no memory of it: about 1 / n where the sampler cuts streams into n frames.
 
     Args:
         **kwargs: of :class:`ResumableTrainLoop`.
@@ -183,6 +188,7 @@ class StreamingTrainLoop(ResumableTrainLoop):
     def __init__(self, **kwargs) -> None:
         super().__init__(**kwargs)
         self.streams, self._resumed = Streams(), Streams()
+        self._without_memory: float | None = None
 
     def start_streams(self) -> None:
         """Forget the last epoch's streams; on resuming inside an epoch continue the checkpoint's."""
@@ -190,8 +196,16 @@ class StreamingTrainLoop(ResumableTrainLoop):
 
     def forward_losses(self, model: torch.nn.Module, data: dict) -> dict[str, torch.Tensor]:
         """Losses of a batch whose clips carry the memory of their predecessors."""
+        samples = data["data_samples"]
+        followers = sum(bool(sample.prev_token) for sample in samples)
+        self._without_memory = len(self.streams.without_memory(samples)) / followers if followers else None
         losses, self.streams = self.streams.step(model, data, "loss")
         return losses
+
+    def told_with_losses(self) -> dict[str, torch.Tensor]:
+        """The part of the samples that should have met a memory and did not, where there are any that should."""
+        share = self._without_memory
+        return {} if share is None else {"without_memory": torch.tensor(share)}
 
     def stream_state(self) -> dict:
         """The streams as plain data, for a checkpoint."""

@@ -84,6 +84,14 @@ class ToySlotBatchSampler:
             yield [(first + slot) * SCENE_LENGTH + frame for slot in range(self.batch_size)]
 
 
+@DATA_SAMPLERS.register_module()
+class ForgetfulBatchSampler(ToySlotBatchSampler):
+    """Every scene backwards: no sample comes after its predecessor."""
+
+    def __iter__(self):
+        return reversed(list(super().__iter__()))
+
+
 @MODELS.register_module()
 class ToyPreprocessor(BaseDataPreprocessor):
     """Stacks images into a clip of one frame."""
