@@ -157,6 +157,8 @@ def _check_file(path: Path) -> None:
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that training can continue from; damaged ones are passed over.
 
+    What counts is when training wrote it, as the file itself says: copying a folder changes the files' own times.
+
     Args:
         folder: a work directory; where it holds no checkpoints, the folder that its ``last_checkpoint`` names.
 
@@ -169,7 +171,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
         elsewhere = Path(os.fsdecode(pointer.read_bytes().strip())).parent
         files = [path for pattern in _PATTERNS for path in elsewhere.glob(pattern)]
     problems: list[str] = []
-    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    for path in sorted(files, key=_written, reverse=True):
         try:
             read_checkpoint(path)
         except InputError as error:
@@ -177,6 +179,17 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
         else:
             return path, problems
     return None, problems
+
+
+def _written(path: Path) -> tuple[float, int]:
+    """When a checkpoint was written and after how many steps; what cannot be read counts as the newest."""
+    try:
+        with torch.serialization.safe_globals(_mmengine_globals()):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        meta = checkpoint["meta"]
+        return float(meta.get("unix_time", path.stat().st_mtime)), int(meta.get("iter", 0))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, TypeError, OSError):
+        return float("inf"), 0
 
 
 def load_weights(model: nn.Module, state_dict: dict[str, Tensor], file: str | os.PathLike, strict: bool) -> str:

@@ -278,17 +278,24 @@ def building(cfg: Config) -> Iterator[None]:
     Set the environment variable ``BEVSTACK_DEBUG`` to see the traceback instead.
 
     Raises:
-        InputError: instead of TypeError, ValueError, KeyError or AssertionError.
+        InputError: instead of an error about types, values, keys or assertions, a package that is not installed, or a
+            file that cannot be read or fetched.
     """
     try:
         yield
     except InputError:
         raise
-    except (TypeError, ValueError, KeyError, AssertionError) as error:
+    except (TypeError, ValueError, KeyError, AssertionError, ImportError, OSError) as error:
         if os.environ.get("BEVSTACK_DEBUG"):
             raise
-        reason = str(error.args[0]) if error.args else type(error).__name__
-        raise InputError(cfg.filename or "config", _component_of(error), reason) from error
+        raise InputError(cfg.filename or "config", _component_of(error), said(error)) from error
+
+
+def said(error: BaseException) -> str:
+    """What an error says, or its name where it says nothing."""
+    if isinstance(error, OSError):
+        return str(error) or type(error).__name__
+    return str(error.args[0]) if error.args else type(error).__name__
 
 
 def _component_of(error: BaseException) -> str:

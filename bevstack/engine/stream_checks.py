@@ -8,7 +8,6 @@ it stands (:func:`check_memory`); what neither shows is watched while running (:
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -138,12 +137,6 @@ def loop_of(cfg: Config, part: str) -> type | None:
     settings = cfg.get(f"{part}_cfg") or {}
     kind = find_component(settings["type"]) if settings.get("type") is not None else _DEFAULT_LOOPS[part]
     return kind if inspect.isclass(kind) else None
-
-
-def process_count(launcher: str) -> int:
-    """Number of processes that a launcher has started, known before they are joined."""
-    names = {"pytorch": "WORLD_SIZE", "slurm": "SLURM_NTASKS"}
-    return int(os.environ.get(names[launcher], "1")) if launcher in names else 1
 
 
 def _present(cfg: Config, part: str) -> bool:

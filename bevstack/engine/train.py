@@ -17,8 +17,11 @@ from bevstack.engine.checkpoint import atomic_write, newest_checkpoint, read_che
 from bevstack.engine.config import building, check_components, load_config
 from bevstack.engine.faults import RunError
 from bevstack.engine.hooks import BudgetSchedule
+from bevstack.engine.processes import process_count
 from bevstack.engine.runner import BEVRunner
-from bevstack.engine.stream_checks import check_memory, check_streams, process_count
+from bevstack.engine.schedules import schedule_notes
+from bevstack.engine.stream_checks import check_memory, check_streams
+from bevstack.engine.training_checks import check_training
 from bevstack.engine.work_dir import WorkDirLock
 from bevstack.errors import InputError
 from bevstack.precision import choose_precision
@@ -72,6 +75,7 @@ def train(
     if amp:
         _use_autocast(cfg)
     check_components(cfg)
+    check_training(cfg, resumes=bool(resume or cfg.get("resume")))
     for part in ("train", "val"):
         check_streams(cfg, part, process_count(launcher))
     lock = WorkDirLock(cfg.work_dir) if _is_main() else None
@@ -81,6 +85,7 @@ def train(
             runner = BEVRunner.from_cfg(cfg)
             notes += check_memory(cfg, runner.module)
             runner.build_for_training()
+            notes += schedule_notes(cfg, runner.max_epochs, runner.max_iters)
         summary = _describe(runner, notes)
         runner.train()
         return _finish(runner, summary, time.monotonic() - started)

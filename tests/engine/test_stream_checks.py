@@ -11,7 +11,8 @@ from mmengine.config import Config
 from torch import nn
 
 from bevstack.engine.config import load_config
-from bevstack.engine.stream_checks import check_memory, check_streams, process_count
+from bevstack.engine.processes import process_count
+from bevstack.engine.stream_checks import check_memory, check_streams
 from bevstack.engine.streaming import Streams, require_streams
 from bevstack.engine.test import test as run_test
 from bevstack.errors import InputError

@@ -6,6 +6,7 @@ and a memory that travels along scenes: everything that exact resuming must brin
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -224,7 +225,7 @@ def toy_config(work_dir: Path, **changes) -> Config:
             "log_level": "WARNING",
         }
     )
-    cfg.merge_from_dict({key.replace("__", "."): value for key, value in changes.items()})
+    cfg.merge_from_dict({key.replace("__", "."): copy.deepcopy(value) for key, value in changes.items()})
     return cfg
 
 

@@ -100,7 +100,8 @@ def test_nothing_of_a_frozen_stage_moves() -> None:
     backbone = MODELS.build(config).train()
     before = {name: value.clone() for name, value in backbone.named_buffers() if name.endswith("running_mean")}
     backbone(torch.randn(2, 3, 64, 64))
-    moved = {name for name, value in backbone.named_buffers() if name in before and not torch.equal(value, before[name])}
+    after = {name: value for name, value in backbone.named_buffers() if name in before}
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     learning = {name.rpartition(".")[0] for name, value in backbone.named_parameters() if value.requires_grad}
     expected = {name for name in before if name.rpartition(".")[0] in learning}
     assert moved == expected and 0 < len(expected) < len(before)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from mmengine.model import BaseModule, ModuleList
-from torch import Tensor, nn
+from torch import Tensor
 
 from bevstack.models.backbones.base import PROBE_SIZE, FeatureLevels, fitted_config, measured_levels
 from bevstack.models.layers.evaluation_mode import evaluating
