@@ -1,4 +1,7 @@
-"""mmengine's Runner with what it lacks: safe and exact resume, whole files, CPU clusters, a quiet console."""
+"""mmengine's Runner with what it lacks: safe and exact resume, whole files, CPU clusters, a quiet console.
+
+The file is long because mmengine's Runner is one class: what differs of its steps stands in one place, too.
+"""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from bevstack.engine.checkpoint import read_checkpoint
 from bevstack.engine.compilation import compile_options
 from bevstack.engine.config import accepted_keys, building, check_components, find_component, load_config
 from bevstack.engine.faults import RunError
+from bevstack.engine.label_checks import check_labels, object_heads, require_same_classes
 from bevstack.engine.processes import process_count
 from bevstack.engine.runner import BEVRunner
 from bevstack.engine.stream_checks import check_memory, check_streams
@@ -76,8 +77,12 @@ def test(
 
     with building(cfg):
         runner = BEVRunner.from_cfg(cfg)
-    check_memory(whole, runner.module, tests=True)
-    runner.load_checkpoint(str(checkpoint), strict=True)
+        check_memory(whole, runner.module, tests=True)
+        check_labels(cfg, runner.module, runner.test_loop.dataloader.dataset, "test")
+    trained_on = runner.load_checkpoint(str(checkpoint), strict=True).get("meta", {}).get("dataset_meta") or {}
+    for name, head in object_heads(runner.module):
+        place = f"model.{name}.classes"
+        require_same_classes(head.classes, place, trained_on.get("classes", ()), checkpoint, "dataset_meta.classes")
     metrics = dict(runner.test())
     if runner.rank == 0:
         metrics |= _training_seconds(checkpoint.parent, out)

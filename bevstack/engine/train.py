@@ -17,6 +17,7 @@ from bevstack.engine.checkpoint import atomic_write, newest_checkpoint, read_che
 from bevstack.engine.config import building, check_components, load_config
 from bevstack.engine.faults import RunError
 from bevstack.engine.hooks import BudgetSchedule
+from bevstack.engine.label_checks import check_labels
 from bevstack.engine.processes import process_count
 from bevstack.engine.runner import BEVRunner
 from bevstack.engine.schedules import schedule_notes
@@ -85,6 +86,9 @@ def train(
             runner = BEVRunner.from_cfg(cfg)
             notes += check_memory(cfg, runner.module)
             runner.build_for_training()
+            check_labels(cfg, runner.module, runner.train_dataloader.dataset, "train")
+            if runner.val_loop is not None:
+                check_labels(cfg, runner.module, runner.val_dataloader.dataset, "val")
             notes += schedule_notes(cfg, runner.max_epochs, runner.max_iters)
         summary = _describe(runner, notes)
         runner.train()
