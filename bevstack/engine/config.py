@@ -32,7 +32,7 @@ from bevstack.reference.compat import apply_compat
 # top-level keys that have a meaning, beside the arguments of mmengine's Runner
 _TOP_LEVEL = (
     "activation_checkpointing compat compile custom_imports default_scope find_unused_parameters model_wrapper_cfg"
-    " resume_changed sync_bn"
+    " new_parts resume_changed sync_bn"
 ).split()
 # dicts with a "type" that is not a registered name, or whose keys are split up by who reads them
 _OPAQUE = {"clip_grad", "dcn", "init_cfg", "norm_cfg", "act_cfg", "conv_cfg", "upsample_cfg", "worker_init_fn"}

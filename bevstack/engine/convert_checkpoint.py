@@ -1,8 +1,9 @@
-"""``tools/convert_checkpoint.py``: weights of other projects to a safetensors file in this project's layout."""
+"""``tools/convert_checkpoint.py``: safetensors files of weights, from other projects or from a training of this one."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     backbone = kinds.add_parser("backbone", help="ResNet of torchvision or caffe, FCOS3D, mmdet or timm weights")
     backbone.add_argument("--config", required=True, help="the config whose backbone (and neck) they are for")
-    for kind in (bevformer, backbone):
+    weights = kinds.add_parser("weights", help="the weights alone of a training's checkpoint, to test or to give away")
+    for kind in (bevformer, backbone, weights):
         kind.add_argument("source", metavar="IN", help="the .pth to read")
         kind.add_argument("out", metavar="OUT", help="the .safetensors to write")
     return parser.parse_args(arguments)
@@ -45,6 +47,8 @@ def main(config_folder: Path, arguments: Sequence[str] | None = None) -> int:
     out = Path(args.out)
     if out.suffix != ".safetensors":
         raise InputError(out, "OUT", "must end in .safetensors")
+    if args.kind == "weights":
+        return strip(Path(args.source), out)
     from rich.console import Console
     from rich.progress import track
 
@@ -67,6 +71,27 @@ def main(config_folder: Path, arguments: Sequence[str] | None = None) -> int:
     count = sum(tensor.numel() for tensor in weights.values())
     print(f"converted {len(state)} tensors of {args.source} for {config}")
     print(f"wrote {len(weights)} tensors, {count:,} values, to {out}; boxes: {metadata['box_convention']}")
+    return 0
+
+
+def strip(source: Path, out: Path) -> int:
+    """Write what a checkpoint's ``state_dict`` holds: with EMA the averaged weights, without optimizer and the rest.
+
+    The file says by itself which classes it was trained on. It is read wherever a checkpoint is, except to resume.
+
+    Raises:
+        InputError: not a checkpoint; the file cannot be written.
+    """
+    checkpoint = read_checkpoint(source)
+    meta = checkpoint.get("meta", {})
+    weights = {name.removeprefix("module."): tensor for name, tensor in checkpoint["state_dict"].items()}
+    told = {"format": "bevstack", "kind": "weights", "box_convention": meta.get("box_convention", BOXES_AS_IN_FILE)}
+    classes = (meta.get("dataset_meta") or {}).get("classes")
+    if classes:
+        told["classes"] = json.dumps(list(classes))
+    write_safetensors(weights, out, told)
+    before, after = (path.stat().st_size / 1e6 for path in (source, out))
+    print(f"wrote {len(weights)} tensors of {source} to {out}: {before:.1f} MB -> {after:.1f} MB")
     return 0
 
 

@@ -71,7 +71,7 @@ def _check_ranges(cfg: Config, head: nn.Module, name: str, file: str) -> None:
         if beyond := _beyond(grid, kept):
             reason = f"{beyond} of the head's grid lies beyond {list(limits)}: boxes there would be dropped; widen it,"
             raise InputError(file, f"model.{name}: post_center_range_m", f"{reason} or set it to None")
-    for place, step in components(cfg.get("train_dataloader", {}).get("dataset"), "train_dataloader.dataset"):
+    for place, step in components((cfg.get("train_dataloader") or {}).get("dataset"), "train_dataloader.dataset"):
         shown = step.get("grid")
         if str(step["type"]).rpartition(".")[2] == "ObjectRangeFilter" and isinstance(shown, Mapping | BEVGrid):
             if beyond := _beyond(BEVGrid.build(shown), (grid.x_range_m, grid.y_range_m)):

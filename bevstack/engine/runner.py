@@ -31,6 +31,7 @@ from bevstack.engine.checkpoint import (
     plain,
     read_checkpoint,
     rng_state,
+    without_parts,
     write_checkpoint,
 )
 from bevstack.engine.compilation import compile_options
@@ -192,6 +193,7 @@ class BEVRunner(Runner):
         weights = checkpoint["state_dict"]
         if not strict:  # another training starts, maybe of other heads: their losses are weighed from the beginning
             weights = {name: value for name, value in weights.items() if not name.startswith("balancing.")}
+            weights = without_parts(weights, self.cfg.get("new_parts") or (), filename)
         message = load_weights(self.module, weights, filename, strict)
         if message:
             self.logger.warning(f"{filename}: {message}")

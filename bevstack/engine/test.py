@@ -78,7 +78,7 @@ def test(
     with building(cfg):
         runner = BEVRunner.from_cfg(cfg)
         check_memory(whole, runner.module, tests=True)
-        check_labels(cfg, runner.module, runner.test_loop.dataloader.dataset, "test")
+        check_labels(whole, runner.module, runner.test_loop.dataloader.dataset, "test")
     trained_on = runner.load_checkpoint(str(checkpoint), strict=True).get("meta", {}).get("dataset_meta") or {}
     for name, head in object_heads(runner.module):
         place = f"model.{name}.classes"

@@ -68,5 +68,6 @@ def check_weight_files(cfg: Config, resumes: bool) -> None:
 
 def _require_file(config: str, field: str, name: Any) -> None:
     if "://" not in str(name) and not Path(name).is_file():
-        reason = f"no such file: {name} (looked for from {Path.cwd()}); fetch it, or set {field}=None to start without"
+        option = field.removesuffix(".checkpoint")
+        reason = f"no such file: {name} (looked for from {Path.cwd()}); fetch it, or set {option}=None to start without"
         raise InputError(config, field, reason)

@@ -252,3 +252,15 @@ def test_weights_out_of_reach_are_one_line(monkeypatch) -> None:
         runner = object.__new__(BEVRunner)
         runner.model, runner.cfg = Model(), Config({})
         runner._init_model_weights()
+
+
+def test_another_shape_from_a_trained_model_in_one_option(tmp_path) -> None:
+    """As another number of classes: ``load_from`` with ``new_parts``, averaged weights included; the rate is 0."""
+    train_toy(str(tmp_path / "old"))
+    changes = {"model__channels": 4, "load_from": str(tmp_path / "old" / "iter_16.pth"), "new_parts": "out"}
+    train_toy(str(tmp_path / "new"), optim_wrapper__optimizer__lr=0.0, **changes)
+    old, new = (read_checkpoint(tmp_path / name / "iter_16.pth") for name in ("old", "new"))
+    average = {name.removeprefix("module."): value for name, value in new["ema_state_dict"].items()}
+    for weights in (new["state_dict"], average):
+        assert torch.equal(weights["embed.weight"], old["state_dict"]["embed.weight"])
+        assert not torch.equal(weights["out.weight"], old["state_dict"]["out.weight"])
