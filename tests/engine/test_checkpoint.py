@@ -22,8 +22,8 @@ from bevstack.engine.checkpoint import (
     read_checkpoint,
     restore_rng_state,
     rng_state,
-    write_checkpoint,
     without_parts,
+    write_checkpoint,
 )
 from bevstack.errors import InputError
 
