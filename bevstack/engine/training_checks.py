@@ -23,7 +23,8 @@ def check_training(cfg: Config, resumes: bool = False) -> None:
 
     Raises:
         InputError: a loop of mmengine's, which neither resumes exactly nor stops at a NaN; iterations asked for and
-            epochs given, or the other way round; a sampler without an end; ``auto_scale_lr`` without the batch size
+            epochs given, or the other way round; a sampler without an end; a wrapper of datasets
+            of another package; ``auto_scale_lr`` without the batch size
             that the rate is meant for; ``compile`` without a compiler; a file of weights that is not there.
     """
     file = cfg.filename or "config"
@@ -42,6 +43,13 @@ def check_training(cfg: Config, resumes: bool = False) -> None:
     if sampler is InfiniteSampler:
         reason = "InfiniteSampler has no place to which a run could be resumed; use ClipSampler or StreamingSampler:"
         raise InputError(file, "train_dataloader.sampler.type", f"{reason} max_iters goes on from epoch to epoch")
+    for place, node in components(cfg.train_dataloader.get("dataset"), "train_dataloader.dataset"):
+        kind = find_component(node["type"])
+        wraps = "dataset" in node or "datasets" in node
+        if wraps and str(getattr(kind, "__module__", "")).startswith(("mmengine.", "mmdet.", "mmdet3d.")):
+            reason = f"{kind.__module__.partition('.')[0]}'s {kind.__name__} asks a dataset for what those here do not"
+            reason += " have; bevstack's RepeatDataset, ConcatDataset and CBGSDataset keep streams, too"
+            raise InputError(file, f"{place}.type", reason)
     scaling = cfg.get("auto_scale_lr") or {}
     if scaling.get("enable") and not scaling.get("base_batch_size"):
         reason = "absent, but auto_scale_lr.enable is True: for which batch size is the learning rate meant?"

@@ -27,6 +27,7 @@ from tests.engine.toy import toy_config, train_toy
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERY_EPOCH = {"type": "CheckpointHook", "interval": 1, "_delete_": True}
+WRAPPED = "train_dataloader.dataset.type=mmdet3d.CBGSDataset"
 BY_ITERATIONS = {"type": "ResumableTrainLoop", "max_iters": 12, "val_interval": 5, "_delete_": True}
 
 
@@ -161,6 +162,7 @@ def test_rate_is_scaled_with_the_batch(tmp_path) -> None:
         (["train_cfg={'type':'IterBasedTrainLoop','max_iters':3,'_delete_':True}"], "IterBasedTrainLoop .*max_iters"),
         (["train_cfg={'by_epoch':False,'max_epochs':3,'_delete_':True}"], "train_cfg.max_iters: absent, but by_epoch"),
         (["train_dataloader.sampler={'type':'InfiniteSampler','_delete_':True}"], "sampler.type: InfiniteSampler has"),
+        ([WRAPPED, "train_dataloader.dataset.dataset={}"], "mmdet3d.s CB"),
         (["auto_scale_lr={'enable':True}"], "auto_scale_lr.base_batch_size: absent"),
         (["load_from=ckpts/none.pth"], "load_from: no such file: ckpts/none.pth"),
         (["model.neck.init_cfg={'type':'Pretrained','checkpoint':'none.pth'}"], "model.neck.init_cfg.checkpoint: no"),
