@@ -52,5 +52,6 @@ test_evaluator = [
 ]
 optim_wrapper["optimizer"]["lr"] = 1e-3  # noqa: F405
 train_cfg = dict(type="ResumableTrainLoop", max_epochs=400)
+test_cfg["type"] = "AutocastTestLoop"  # noqa: F405 - one frame has no history
 default_hooks["checkpoint"].update(interval=400)  # noqa: F405
 custom_hooks = [dict(type="BudgetSchedule")]

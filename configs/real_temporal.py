@@ -27,5 +27,6 @@ for loader in (train_dataloader, test_dataloader):  # noqa: F405
     loader["dataset"]["pipeline"][1] = pipeline[1]  # noqa: F405
 test_evaluator[0].update(data_root=data_root, split="mini_val")  # noqa: F405
 train_cfg.update(max_epochs=150)  # noqa: F405
+test_cfg["type"] = "StreamingTestLoop"  # noqa: F405
 default_hooks["checkpoint"].update(interval=150)  # noqa: F405
 del loader

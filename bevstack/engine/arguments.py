@@ -97,7 +97,7 @@ def benchmark_parser() -> argparse.ArgumentParser:
 
 def convert_parser() -> argparse.ArgumentParser:
     """Flags of ``tools/convert_checkpoint.py``."""
-    description = "Weights of other projects to a safetensors file in this project's layout."
+    description = "Weights of other projects in this project's layout, or the weights alone of a training's checkpoint."
     parser = argparse.ArgumentParser(prog="tools/convert_checkpoint.py", description=description)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     bevformer = kinds.add_parser("bevformer", help="a published BEVFormer (tiny, small, base, or of the same layout)")
@@ -111,7 +111,8 @@ def convert_parser() -> argparse.ArgumentParser:
     )
     backbone = kinds.add_parser("backbone", help="ResNet of torchvision or caffe, FCOS3D, mmdet or timm weights")
     backbone.add_argument("--config", required=True, help="the config whose backbone (and neck) they are for")
-    for kind in (bevformer, backbone):
+    weights = kinds.add_parser("weights", help="the weights alone of a training's checkpoint, to test or to give away")
+    for kind in (bevformer, backbone, weights):
         kind.add_argument("source", metavar="IN", help="the .pth to read")
         kind.add_argument("out", metavar="OUT", help="the .safetensors to write")
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import random
@@ -92,8 +93,11 @@ def _read_safetensors(path: Path, map_location: str | torch.device) -> dict[str,
     try:
         with safe_open(path, framework="pt", device=str(map_location)) as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-            return {"state_dict": weights, "meta": dict(file.metadata() or {})}
-    except (SafetensorError, OSError) as error:
+            meta: dict[str, Any] = dict(file.metadata() or {})
+            if "classes" in meta:
+                meta["dataset_meta"] = {"classes": tuple(json.loads(meta["classes"]))}
+            return {"state_dict": weights, "meta": meta}
+    except (SafetensorError, OSError, ValueError) as error:
         raise InputError(path, "checkpoint", f"truncated or damaged ({error})") from error
 
 
@@ -118,6 +122,8 @@ def _check_file(path: Path) -> None:
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that training can continue from; damaged ones are passed over.
 
+    What counts is when training wrote it, as the file itself says: copying a folder changes the files' own times.
+
     Args:
         folder: a work directory; where it holds no checkpoints, the folder that its ``last_checkpoint`` names.
 
@@ -130,7 +136,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
         elsewhere = Path(os.fsdecode(pointer.read_bytes().strip())).parent
         files = [path for pattern in _PATTERNS for path in elsewhere.glob(pattern)]
     problems: list[str] = []
-    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    for path in sorted(files, key=_written, reverse=True):
         try:
             read_checkpoint(path)
         except InputError as error:
@@ -155,6 +161,17 @@ def checkpoint_of(place: str | os.PathLike) -> Path:
     return newest
 
 
+def _written(path: Path) -> tuple[float, int]:
+    """When a checkpoint was written and after how many steps; what cannot be read counts as the newest."""
+    try:
+        with torch.serialization.safe_globals(_mmengine_globals()):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        meta = checkpoint["meta"]
+        return float(meta.get("unix_time", path.stat().st_mtime)), int(meta.get("iter", 0))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, TypeError, OSError):
+        return float("inf"), 0
+
+
 def load_weights(model: nn.Module, state_dict: dict[str, Tensor], file: str | os.PathLike, strict: bool) -> str:
     """Copy weights into a model.
 
@@ -175,10 +192,11 @@ def load_weights(model: nn.Module, state_dict: dict[str, Tensor], file: str | os
     weights = {key.removeprefix("module."): value for key, value in state_dict.items()}
     weights = dict(native_weights(weights, model, file))
     own = model.state_dict()
+    others = [key for key, value in weights.items() if key in own and getattr(value, "shape", None) != own[key].shape]
     for key, value in weights.items():
-        if key in own and isinstance(value, Tensor) and value.shape != own[key].shape:
+        if key in others and isinstance(value, Tensor):
             reason = f"the file has shape {tuple(value.shape)}, the model needs {tuple(own[key].shape)}"
-            raise InputError(file, key, reason)
+            raise InputError(file, key, reason if strict else f"{reason}; {_start_new(others)}")
         if not isinstance(value, Tensor):
             raise InputError(file, key, f"holds a {type(value).__name__}, not a tensor")
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
@@ -194,6 +212,35 @@ def load_weights(model: nn.Module, state_dict: dict[str, Tensor], file: str | os
     model.load_state_dict(weights, strict=False)
     told = (("new weights, not in the file", missing), ("weights of the file without a place", unexpected))
     return "; ".join(f"{kind}: {_by_part(keys)}" for kind, keys in told if keys)
+
+
+def without_parts(
+    weights: dict[str, Tensor], parts: str | Sequence[str], file: str | os.PathLike
+) -> dict[str, Tensor]:
+    """Weights of a file without those of some parts of the model, which thereby start new.
+
+    Args:
+        weights: by name.
+        parts: names as ``heads.detection`` or ``heads.detection.heatmap``; a text is one of them.
+        file: named in messages.
+
+    Raises:
+        InputError: the file has no such part.
+    """
+    kept = dict(weights)
+    for part in [parts] if isinstance(parts, str) else parts:
+        found = [name for name in kept if f"{name.removeprefix('module.')}.".startswith(f"{part}.")]
+        if not found:
+            raise InputError(file, "new_parts", f"the file has no part {part!r}")
+        for name in found:
+            del kept[name]
+    return kept
+
+
+def _start_new(keys: Sequence[str]) -> str:
+    """How to start without some weights: the option that names the layers that they belong to."""
+    layers = list(dict.fromkeys(key.rpartition(".")[0] for key in keys))
+    return f"to start these layers new, as for other classes: --cfg-options new_parts={','.join(layers)}"
 
 
 def _by_part(keys: Sequence[str]) -> str:

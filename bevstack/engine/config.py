@@ -29,7 +29,7 @@ from bevstack.reference.compat import apply_compat
 # top-level keys that have a meaning, beside the arguments of mmengine's Runner
 _TOP_LEVEL = (
     "activation_checkpointing compat compile custom_imports default_scope find_unused_parameters model_wrapper_cfg"
-    " resume_changed sync_bn"
+    " new_parts resume_changed sync_bn"
 ).split()
 # dicts with a "type" that is not a registered name, or whose keys are split up by who reads them
 _OPAQUE = {"clip_grad", "dcn", "init_cfg", "norm_cfg", "act_cfg", "conv_cfg", "upsample_cfg", "worker_init_fn"}
@@ -238,17 +238,24 @@ def building(cfg: Config) -> Iterator[None]:
     Set the environment variable ``BEVSTACK_DEBUG`` to see the traceback instead.
 
     Raises:
-        InputError: instead of TypeError, ValueError, KeyError or AssertionError.
+        InputError: instead of an error about types, values, keys or assertions, a package that is not installed, or a
+            file that cannot be read or fetched.
     """
     try:
         yield
     except InputError:
         raise
-    except (TypeError, ValueError, KeyError, AssertionError) as error:
+    except (TypeError, ValueError, KeyError, AssertionError, ImportError, OSError) as error:
         if os.environ.get("BEVSTACK_DEBUG"):
             raise
-        reason = str(error.args[0]) if error.args else type(error).__name__
-        raise InputError(cfg.filename or "config", _component_of(error), reason) from error
+        raise InputError(cfg.filename or "config", _component_of(error), said(error)) from error
+
+
+def said(error: BaseException) -> str:
+    """What an error says, or its name where it says nothing."""
+    if isinstance(error, OSError):
+        return str(error) or type(error).__name__
+    return str(error.args[0]) if error.args else type(error).__name__
 
 
 def _component_of(error: BaseException) -> str:

@@ -1,7 +1,8 @@
-"""``tools/convert_checkpoint.py``: weights of other projects to a safetensors file in this project's layout."""
+"""``tools/convert_checkpoint.py``: safetensors files of weights, from other projects or from a training of this one."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ def main(config_folder: Path, arguments: Sequence[str] | None = None) -> int:
     out = Path(args.out)
     if out.suffix != ".safetensors":
         raise InputError(out, "OUT", "must end in .safetensors")
+    if args.kind == "weights":
+        return strip(Path(args.source), out)
     console = Console(stderr=True)
     steps = iter(track(range(4), "converting", console=console, transient=True, disable=not console.is_terminal))
     next(steps)
@@ -50,6 +53,27 @@ def main(config_folder: Path, arguments: Sequence[str] | None = None) -> int:
     count = sum(tensor.numel() for tensor in weights.values())
     print(f"converted {len(state)} tensors of {args.source} for {config}")
     print(f"wrote {len(weights)} tensors, {count:,} values, to {out}; boxes: {metadata['box_convention']}")
+    return 0
+
+
+def strip(source: Path, out: Path) -> int:
+    """Write what a checkpoint's ``state_dict`` holds: with EMA the averaged weights, without optimizer and the rest.
+
+    The file says by itself which classes it was trained on. It is read wherever a checkpoint is, except to resume.
+
+    Raises:
+        InputError: not a checkpoint; the file cannot be written.
+    """
+    checkpoint = read_checkpoint(source)
+    meta = checkpoint.get("meta", {})
+    weights = {name.removeprefix("module."): tensor for name, tensor in checkpoint["state_dict"].items()}
+    told = {"format": "bevstack", "kind": "weights", "box_convention": meta.get("box_convention", BOXES_AS_IN_FILE)}
+    classes = (meta.get("dataset_meta") or {}).get("classes")
+    if classes:
+        told["classes"] = json.dumps(list(classes))
+    write_safetensors(weights, out, told)
+    before, after = (path.stat().st_size / 1e6 for path in (source, out))
+    print(f"wrote {len(weights)} tensors of {source} to {out}: {before:.1f} MB -> {after:.1f} MB")
     return 0
 
 

@@ -42,7 +42,7 @@ class _AlongStreams:
         self.streams = Streams()
 
     def predictions(self, module: torch.nn.Module, data: dict) -> list:
-        require_streams(data["data_samples"])
+        require_streams(data["data_samples"], self.streams)
         predicted, self.streams = self.streams.step(module, data, "predict")
         return predicted
 

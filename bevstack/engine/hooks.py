@@ -157,6 +157,12 @@ class MaxSecondsHook(Hook):
             raise ValueError(f"max_seconds must be positive, not {max_seconds}")
         self.max_seconds = max_seconds
 
+    def before_train(self, runner) -> None:
+        """Train nothing where the budget was spent before, in a run that is resumed."""
+        if _elapsed(runner) >= self.max_seconds:
+            runner.logger.info(f"time budget of {self.max_seconds:g} s was spent before: nothing is left to train")
+            runner.train_loop.stop_training = True
+
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Stop when the budget is spent."""
         if _elapsed(runner) >= self.max_seconds:
@@ -226,6 +232,13 @@ class BudgetSchedule(Hook):
         if self.max_seconds is not None:
             done = max(done, seconds / self.max_seconds)
         return min(done, 1.0)
+
+    def before_train(self, runner) -> None:
+        """Train nothing where the seconds or steps were spent before, in a run that is resumed."""
+        seconds_spent = self.max_seconds is not None and _elapsed(runner) >= self.max_seconds
+        if seconds_spent or self.max_steps is not None and runner.iter >= self.max_steps:
+            runner.logger.info(f"{self.limits(runner)} were spent before: nothing is left to train")
+            runner.train_loop.stop_training = True
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Set the learning rate of the coming step."""

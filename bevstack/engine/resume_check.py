@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import Any
+
+from bevstack.errors import InputError
 
 _PARTS = ("model", "train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "custom_hooks", "auto_scale_lr")
 # where data lie and how many workers fetch them changes no result
@@ -47,3 +51,30 @@ def changed_settings(before: dict[str, str], now: dict[str, str]) -> list[str]:
         for place in places
         if before.get(place) != now.get(place)
     ]
+
+
+def changes_rates(changes: Sequence[str]) -> bool:
+    """Whether changed settings are of the optimizer or its schedules, which then go by the new ones."""
+    return any(change.startswith(("optim_wrapper.", "param_scheduler", "auto_scale_lr")) for change in changes)
+
+
+def require_continuable(changes: Sequence[str], meta: dict[str, Any], steps: int, file: str | os.PathLike) -> None:
+    """Refuse what no setting can make go on: another kind of optimizer, or the middle of an epoch of another length.
+
+    Args:
+        changes: of :func:`changed_settings`.
+        meta: of the checkpoint.
+        steps: of an epoch now.
+        file: the checkpoint.
+
+    Raises:
+        InputError: names both values.
+    """
+    advice = f"start anew from the weights: load_from={file}"
+    kind = next((change for change in changes if change.startswith("optim_wrapper.optimizer.type: ")), None)
+    if kind is not None:
+        raise InputError(file, "--resume", f"{kind}: the state of one is of no use to the other; {advice}")
+    before, done = meta.get("steps_per_epoch", steps), meta.get("batch_in_epoch", 0)
+    if before != steps and done:
+        reason = f"written after {done} of the {before} steps of an epoch, which now has {steps}: the place is lost"
+        raise InputError(file, "--resume", f"{reason}; resume the end of an epoch, or {advice}")

@@ -1,4 +1,7 @@
-"""mmengine's Runner with what it lacks: safe and exact resume, whole files, CPU clusters, a quiet console."""
+"""mmengine's Runner with what it lacks: safe and exact resume, whole files, CPU clusters, a quiet console.
+
+The file is long because mmengine's Runner is one class: what differs of its steps stands in one place, too.
+"""
 
 from __future__ import annotations
 
@@ -28,40 +31,22 @@ from bevstack.engine.checkpoint import (
     plain,
     read_checkpoint,
     rng_state,
+    without_parts,
     write_checkpoint,
 )
+from bevstack.engine.compilation import compile_options
+from bevstack.engine.config import said
+from bevstack.engine.console import WithoutNoise
 from bevstack.engine.cpu_memory import keep_freed_memory
-from bevstack.engine.resume_check import changed_settings, run_settings
+from bevstack.engine.processes import join_gloo
+from bevstack.engine.resume_check import changed_settings, changes_rates, require_continuable, run_settings
+from bevstack.engine.schedules import advance, load_optimizer
 from bevstack.engine.stored_config import plain_config
 from bevstack.engine.train_loops import ResumableTrainLoop
 from bevstack.errors import InputError
 from bevstack.files import atomic_write
 from bevstack.interop.foreign_weights import check_box_convention
 from bevstack.registry import RUNNERS
-
-
-def _join_gloo(launcher: str, timeout: datetime.timedelta) -> None:
-    """Join a group of CPU processes; mmengine's own way asks for a GPU."""
-    if launcher == "slurm":
-        for name, source in (("RANK", "PROCID"), ("LOCAL_RANK", "LOCALID"), ("WORLD_SIZE", "NTASKS")):
-            os.environ[name] = os.environ[f"SLURM_{source}"]
-        os.environ.setdefault("MASTER_PORT", "29500")
-    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        reason = f"{', '.join(missing)} not in the environment; start with: torchrun --nproc-per-node 2 ..."
-        raise InputError("--launcher", launcher, reason)
-    torch.distributed.init_process_group("gloo", timeout=timeout)
-
-
-class _WithoutNoise(logging.Filter):
-    """Keeps from the console what mmengine says about its own deprecated parts, and lines that no screen holds."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        if text.endswith(" is skipped since its requires_grad=False"):  # once for every tensor that is frozen
-            return False
-        return len(text) < 1000 and not text.startswith(('"FileClient" will', '"HardDiskBackend" is', "Exp name: "))
-
 
 _RUNS = itertools.count(1)
 
@@ -104,7 +89,7 @@ class BEVRunner(Runner):
         console = [handler for handler in logger.handlers if not isinstance(handler, logging.FileHandler)]
         self._console_levels = {handler: handler.level for handler in console}
         for handler in console:
-            handler.addFilter(_WithoutNoise())
+            handler.addFilter(WithoutNoise())
             handler.setLevel(max(handler.level, logging.ERROR))
         return logger
 
@@ -112,7 +97,7 @@ class BEVRunner(Runner):
         """Processes, threads and, when distributed, the process group: gloo where there is no GPU."""
         if self.distributed and not torch.cuda.is_available() and not is_distributed():
             timeout = env_cfg.get("dist_cfg", {}).get("timeout", 1800)
-            _join_gloo(self.launcher, datetime.timedelta(seconds=timeout))
+            join_gloo(self.launcher, datetime.timedelta(seconds=timeout))
         if not torch.cuda.is_available():
             keep_freed_memory()
         if self.distributed:  # what mmengine would set with two warnings
@@ -137,9 +122,9 @@ class BEVRunner(Runner):
             return MMDistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=find_unused)
 
     def build_train_loop(self, loop: dict | ResumableTrainLoop) -> ResumableTrainLoop:
-        """A loop as configured; epoch-based training without a type is resumable."""
-        if isinstance(loop, dict) and "type" not in loop and loop.get("by_epoch", True):
-            loop = {**loop, "type": "bevstack.ResumableTrainLoop"}
+        """A loop as configured; training without a type is resumable, by epochs or by iterations."""
+        if isinstance(loop, dict):
+            loop = {"type": "bevstack.ResumableTrainLoop", **loop}
             loop.pop("by_epoch", None)
         return super().build_train_loop(loop)
 
@@ -147,10 +132,42 @@ class BEVRunner(Runner):
         """Build loops, optimizer and schedulers, which :meth:`train` would build later; mistakes show up now."""
         self._train_loop = self.build_train_loop(self._train_loop)
         self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
+        self.scale_lr(self.optim_wrapper, self.auto_scale_lr)
+        self.auto_scale_lr = None  # done: train() would do it again, after the schedulers took the rates
         if self.param_schedulers is not None:
             self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
         if self._val_loop is not None:
             self._val_loop = self.build_val_loop(self._val_loop)
+
+    def call_hook(self, fn_name: str, **kwargs) -> None:
+        """mmengine's; a hook that refuses the run before it begins is named in one line."""
+        if fn_name != "before_run":
+            super().call_hook(fn_name, **kwargs)
+            return
+        for hook in self.hooks:
+            try:
+                hook.before_run(self)
+            except InputError:
+                raise
+            except (TypeError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError) as error:
+                name = type(hook).__name__
+                reason = f"refuses to run here: {said(error)} (leave it out of custom_hooks to run without it)"
+                raise InputError(self.cfg.filename or "config", name, reason) from error
+
+    def _init_model_weights(self) -> None:
+        """mmengine's; weights that cannot be read or fetched are named in one line."""
+        try:
+            super()._init_model_weights()
+        except OSError as error:
+            reason = f"weights cannot be read or fetched: {error}; name a local file"
+            raise InputError(self.cfg.filename or "config", "init_cfg", reason) from error
+
+    def _maybe_compile(self, target: str) -> None:
+        """``compile`` of the config: the backbone, which most of the time goes into; the loops call no ``target``."""
+        options = compile_options(self.cfg)
+        if options is not None:
+            self.module.backbone.compile(**options)
+            self.logger.info("the backbone is compiled by torch.compile; the first steps take longer")
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         """mmengine's default hooks and a progress bar."""
@@ -191,6 +208,7 @@ class BEVRunner(Runner):
         weights = checkpoint["state_dict"]
         if not strict:  # another training starts, maybe of other heads: their losses are weighed from the beginning
             weights = {name: value for name, value in weights.items() if not name.startswith("balancing.")}
+            weights = without_parts(weights, self.cfg.get("new_parts") or (), filename)
         message = load_weights(self.module, weights, filename, strict)
         if message:
             self.logger.warning(f"{filename}: {message}")
@@ -229,13 +247,19 @@ class BEVRunner(Runner):
             raise InputError(filename, "--resume", reason)
         for change in changes:
             self.logger.warning(f"resuming although changed: {change}")
+        new_rates = changes_rates(changes)
+        require_continuable(changes, meta, len(self.train_dataloader), filename)
         self._resume_loop(meta)
         self.message_hub.load_state_dict(message_hub_state(checkpoint["message_hub"]))
         if resume_optimizer:
-            self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
+            load_optimizer(self.optim_wrapper, checkpoint["optimizer"], filename, keep_settings=new_rates)
         if resume_param_scheduler and self.param_schedulers is not None:
-            for scheduler, state in zip(self.param_schedulers, checkpoint.get("param_schedulers", []), strict=True):
-                scheduler.load_state_dict(state)
+            if new_rates:
+                advance(self.param_schedulers, self.iter, self.epoch)
+            else:
+                states = checkpoint.get("param_schedulers", [])
+                for scheduler, state in zip(self.param_schedulers, states, strict=True):
+                    scheduler.load_state_dict(state)
         self._has_loaded = True
         self.logger.info(f"resumed {filename} at epoch {self.epoch}, iteration {self.iter}")
 
@@ -247,7 +271,8 @@ class BEVRunner(Runner):
             parameter = self.module.get_parameter(name)
             parameter.grad = gradient.to(parameter.device)
         if isinstance(loop, ResumableTrainLoop):
-            loop.resume_at(int(meta["epoch"]), int(meta["iter"]), float(meta.get("train_seconds", 0)), own.get("rng"))
+            epoch, iteration, seconds = int(meta["epoch"]), int(meta["iter"]), float(meta.get("train_seconds", 0))
+            loop.resume_at(epoch, iteration, int(meta["batch_in_epoch"]), seconds, own.get("rng"))
             if hasattr(loop, "resume_streams"):
                 loop.resume_streams(own.get("streams"), torch.device(get_device()))
         else:
@@ -291,6 +316,9 @@ class BEVRunner(Runner):
         meta.setdefault("epoch", self.epoch + 1 if by_epoch else self.epoch)
         meta.setdefault("iter", self.iter if by_epoch else self.iter + 1)
         loop = self.train_loop
+        if isinstance(loop, ResumableTrainLoop):
+            done = loop.batch_in_epoch + meta["iter"] - self.iter
+            meta.update(batch_in_epoch=0 if meta["epoch"] > self.epoch else done, steps_per_epoch=len(loop.dataloader))
         streams = loop.stream_state() if hasattr(loop, "stream_state") else None
         rank_states = all_gather_object({"rng": rng_state(), "streams": streams, "gradients": self._gradients()})
         if not is_main_process():
@@ -301,6 +329,7 @@ class BEVRunner(Runner):
             seed=self.seed,
             experiment_name=self.experiment_name,
             time=time.strftime("%Y%m%d_%H%M%S", time.localtime()),
+            unix_time=time.time(),
             mmengine_version=mmengine.__version__,
             train_seconds=getattr(loop, "seconds", 0.0),
             rank_states=rank_states,

@@ -13,10 +13,14 @@ from mmengine.config import Config
 
 from bevstack.engine.arguments import test_parser
 from bevstack.engine.checkpoint import read_checkpoint
+from bevstack.engine.compilation import compile_options
 from bevstack.engine.component_names import find_component
 from bevstack.engine.config import accepted_keys, building, check_components, load_config
 from bevstack.engine.faults import RunError
+from bevstack.engine.label_checks import check_labels, object_heads, require_same_classes
+from bevstack.engine.processes import process_count
 from bevstack.engine.runner import BEVRunner
+from bevstack.engine.stream_checks import check_memory, check_streams
 from bevstack.engine.train import SUMMARY_NAME
 from bevstack.errors import InputError
 from bevstack.evaluation import print_table, write_metrics
@@ -24,7 +28,7 @@ from bevstack.evaluation import print_table, write_metrics
 METRICS_NAME = "metrics.json"
 _TRAINING = ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "auto_scale_lr")
 _VALIDATION = ("val_dataloader", "val_cfg", "val_evaluator")
-_TRAINING_HOOKS = ("EMAHook", "BudgetSchedule", "MaxSecondsHook")
+_TRAINING_HOOKS = ("EMAHook", "BudgetSchedule", "MaxSecondsHook", "LoadPartsHook", "EarlyStoppingHook")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,11 +71,19 @@ def test(
             raise InputError(cfg.filename or "config", part, "absent: this config has no test")
     read_checkpoint(checkpoint)  # before anything is built or written
     check_components(cfg)
+    compile_options(cfg)
+    check_streams(cfg, "test", process_count(launcher))
+    whole = cfg.copy()
     _prepare(cfg, out, launcher)
 
     with building(cfg):
         runner = BEVRunner.from_cfg(cfg)
-    runner.load_checkpoint(str(checkpoint), strict=True)
+        check_memory(whole, runner.module, tests=True)
+        check_labels(whole, runner.module, runner.test_loop.dataloader.dataset, "test")
+    trained_on = runner.load_checkpoint(str(checkpoint), strict=True).get("meta", {}).get("dataset_meta") or {}
+    for name, head in object_heads(runner.module):
+        place = f"model.{name}.classes"
+        require_same_classes(head.classes, place, trained_on.get("classes", ()), checkpoint, "dataset_meta.classes")
     metrics = dict(runner.test())
     if runner.rank == 0:
         metrics |= _training_seconds(checkpoint.parent, out)

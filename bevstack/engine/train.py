@@ -17,7 +17,12 @@ from bevstack.engine.checkpoint import newest_checkpoint, read_checkpoint
 from bevstack.engine.config import building, check_components, load_config
 from bevstack.engine.faults import RunError
 from bevstack.engine.hooks import BudgetSchedule
+from bevstack.engine.label_checks import check_labels
+from bevstack.engine.processes import process_count
 from bevstack.engine.runner import BEVRunner
+from bevstack.engine.schedules import schedule_notes
+from bevstack.engine.stream_checks import check_memory, check_streams
+from bevstack.engine.training_checks import check_training
 from bevstack.engine.work_dir import WorkDirLock
 from bevstack.errors import InputError
 from bevstack.files import atomic_write
@@ -72,12 +77,20 @@ def train(
     if amp:
         _use_autocast(cfg)
     check_components(cfg)
+    check_training(cfg, resumes=bool(resume or cfg.get("resume")))
+    for part in ("train", "val"):
+        check_streams(cfg, part, process_count(launcher))
     lock = WorkDirLock(cfg.work_dir) if _is_main() else None
     try:
         notes = _set_resume(cfg, resume)
         with building(cfg):
             runner = BEVRunner.from_cfg(cfg)
+            notes += check_memory(cfg, runner.module)
             runner.build_for_training()
+            check_labels(cfg, runner.module, runner.train_dataloader.dataset, "train")
+            if runner.val_loop is not None:
+                check_labels(cfg, runner.module, runner.val_dataloader.dataset, "val")
+            notes += schedule_notes(cfg, runner.max_epochs, runner.max_iters)
         summary = _describe(runner, notes)
         runner.train()
         return _finish(runner, summary, time.monotonic() - started)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import time
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ def sample_tokens(data_batch: dict) -> list[str]:
 
 @LOOPS.register_module()
 class ResumableTrainLoop(EpochBasedTrainLoop):
-    """Epoch-based training that continues bit for bit from any iteration, also in the middle of an epoch.
+    """Training by epochs or iterations that continues bit for bit from any iteration, also in the middle of an epoch.
 
     On resuming inside an epoch the batches already seen are skipped by their indices, without loading them; random
     number generators continue where the checkpoint left them. Validation leaves them untouched. SIGTERM and SIGINT
@@ -34,50 +36,93 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
     :class:`NonFiniteError` with the samples' tokens, before any weight changes.
 
     Args:
-        **kwargs: of mmengine's ``EpochBasedTrainLoop``: runner, dataloader, max_epochs, val_begin, val_interval.
+        max_epochs: training ends after so many epochs; or
+        max_iters: after so many iterations, in the middle of an epoch, too. Epochs then only shuffle anew, and
+            ``val_begin`` and ``val_interval`` count iterations (1000 where not given).
+        **kwargs: of mmengine's ``EpochBasedTrainLoop``: runner, dataloader, val_begin, val_interval.
+
+    Raises:
+        ValueError: neither number is given, or both.
     """
 
     stop_training: bool
 
-    def __init__(self, **kwargs) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, max_epochs: int | None = None, max_iters: int | None = None, **kwargs) -> None:
+        if (max_epochs is None) == (max_iters is None):
+            raise ValueError(f"give max_epochs or max_iters, one of them; they are {max_epochs} and {max_iters}")
+        if max_iters is not None:
+            kwargs.setdefault("val_interval", 1000)
+        super().__init__(max_epochs=max_epochs or 1, **kwargs)
+        self.by_iterations = max_iters is not None
+        if max_iters is not None:
+            self._max_iters = max_iters
+            self._max_epochs = math.ceil(max_iters / max(len(self.dataloader), 1))
         self.seconds = 0.0  # of training so far, over all resumes
         self.resumed_rng: dict | None = None
-        self._skip = 0
+        self._skip = self._epoch_start = 0
 
     @property
     def batch_in_epoch(self) -> int:
         """Number of batches of the current epoch already trained on."""
-        return self._iter - self._epoch * len(self.dataloader)
+        return self._iter - self._epoch_start
 
-    def resume_at(self, epoch: int, iteration: int, seconds: float, rng: dict | None) -> None:
-        """Start from here instead of from the beginning; called with what a checkpoint says."""
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs, or all iterations, are done."""
+        return self._iter >= self._max_iters if self.by_iterations else self._epoch >= self._max_epochs
+
+    def resume_at(self, epoch: int, iteration: int, skip: int, seconds: float, rng: dict | None) -> None:
+        """Start from here instead of from the beginning; called with what a checkpoint says.
+
+        Args:
+            epoch: the one under way.
+            iteration: done so far.
+            skip: batches of the epoch that are done.
+            seconds: of training so far.
+            rng: states of the random number generators.
+        """
         self._epoch, self._iter, self.seconds, self.resumed_rng = epoch, iteration, seconds, rng
-        self._skip = iteration - epoch * len(self.dataloader)
+        self._skip, self._epoch_start = skip, iteration - skip
+        if not self.by_iterations:
+            self._max_iters = self._epoch_start + (self._max_epochs - epoch) * len(self.dataloader)
 
     def run(self) -> torch.nn.Module:
-        """Train until the last epoch, a budget or a signal ends it; returns the model."""
+        """Train until the last epoch or iteration, a budget or a signal; nothing where nothing is left.
+
+        Returns:
+            The model.
+        """
         self.runner.call_hook("before_train")
+        first = self._iter
         with SignalWatch() as watch:
-            while self._epoch < self._max_epochs and not self.stop_training:
+            while not self.finished and not self.stop_training:
                 self.run_epoch(watch)
                 if watch.received:
                     break
                 self._decide_current_val_interval()
-                if self._validation_due():
-                    with unchanged_rng():
-                        self.runner.val_loop.run()
+                if not self.by_iterations and not self.batch_in_epoch:
+                    self._validate_if_due()
             if watch.received:
                 raise StoppedBySignal(watch.received, self.runner.save_resume_point())
-        if self.stop_training and self._epoch < self._max_epochs:
+        if self._iter > first and (self.batch_in_epoch or self.stop_training and not self.finished):
             self.runner.save_resume_point()
         self.runner.call_hook("after_train")
         return self.runner.model
 
-    def _validation_due(self) -> bool:
-        if self.runner.val_loop is None or self._epoch < self.val_begin or self.batch_in_epoch:
-            return False
-        return self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs
+    def _validate_if_due(self) -> float:
+        """Validate after so many epochs, or iterations; returns the seconds that it took."""
+        done, last = (self._iter, self._max_iters) if self.by_iterations else (self._epoch, self._max_epochs)
+        if self.runner.val_loop is None or done < self.val_begin or done % self.val_interval and done != last:
+            return 0.0
+        started = time.monotonic()
+        with unchanged_rng():
+            self.runner.val_loop.run()
+        return time.monotonic() - started
+
+    def _decide_current_val_interval(self) -> None:
+        """mmengine's ``dynamic_intervals``, by what the loop counts."""
+        done = self._iter if self.by_iterations else self._epoch
+        self.val_interval = self.dynamic_intervals[bisect.bisect(self.dynamic_milestones, done + 1) - 1]
 
     def run_epoch(self, watch: SignalWatch | None = None) -> None:
         """Iterate one epoch, or what is left of it."""
@@ -93,10 +138,17 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
             self.seconds = before + time.monotonic() - started
             if self._should_stop(watch):
                 break
+            if self.by_iterations:
+                self._decide_current_val_interval()
+                before -= self._validate_if_due()
+                self.runner.model.train()
+                if self.finished:
+                    break
         if self.batch_in_epoch < len(self.dataloader):
             return
         self.runner.call_hook("after_train_epoch")
         self._epoch += 1
+        self._epoch_start = self._iter
 
     def _should_stop(self, watch: SignalWatch) -> bool:
         flags = torch.tensor([float(watch.received), float(self.stop_training)])
@@ -122,17 +174,23 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         state, self.resumed_rng = self.resumed_rng, None
         if state is not None and not skip:
             restore_rng_state(state)
-        iterator = iter(self._without_first(skip) if skip else self.dataloader)
+        iterator: Iterator[dict] = iter(self._without_first(skip) if skip else self.dataloader)
+        if self._never_ends():
+            iterator = islice(iterator, len(self.dataloader) - skip)
         if state is not None and skip:  # making the iterator has drawn a number, as it had before the checkpoint
             restore_rng_state(state)
         return enumerate(iterator, start=skip)
+
+    def _never_ends(self) -> bool:
+        """Whether a sampler goes on after an epoch; it is then begun anew with each."""
+        return bool(getattr(self.dataloader.sampler, "infinite", False))
 
     def _without_first(self, skip: int) -> DataLoader:
         """The same loader without its first ``skip`` batches, which are never loaded."""
         loader = self.dataloader
         return DataLoader(
             loader.dataset,
-            batch_sampler=list(loader.batch_sampler)[skip:],
+            batch_sampler=list(islice(loader.batch_sampler, skip, len(loader))),
             num_workers=loader.num_workers,
             collate_fn=loader.collate_fn,
             pin_memory=loader.pin_memory,
@@ -162,11 +220,15 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
             where = f"iteration {self._iter + 1}, samples {', '.join(sample_tokens(data_batch))}"
             raise NonFiniteError(f"loss is not finite: {', '.join(broken)} ({where}); no weight was changed")
         wrapper.update_params(loss)
-        return log
+        return {**log, **self.told_with_losses()}
 
     def forward_losses(self, model: torch.nn.Module, data: dict) -> dict[str, torch.Tensor]:
         """Losses of a preprocessed batch: scalars by name."""
         return model(**data, mode="loss")
+
+    def told_with_losses(self) -> dict[str, torch.Tensor]:
+        """What else of a step belongs into the log's line; here nothing."""
+        return {}
 
     def start_streams(self) -> None:
         """Called when an epoch starts; nothing is carried here."""
@@ -178,7 +240,8 @@ class StreamingTrainLoop(ResumableTrainLoop):
 
     Memory is cut from the graph between steps, stays in a slot while its samples follow each other (``prev_token``), is
     dropped at an epoch's start and kept in checkpoints, so that resuming inside an epoch is exact
-    (:class:`bevstack.engine.streaming.Streams`).
+    (:class:`bevstack.engine.streaming.Streams`). The log's line tells as ``without_memory`` which part of the samples
+    whose predecessor belongs to the set met no memory of it: about 1 / n where the sampler cuts streams into n frames.
 
     Args:
         **kwargs: of :class:`ResumableTrainLoop`.
@@ -187,6 +250,7 @@ class StreamingTrainLoop(ResumableTrainLoop):
     def __init__(self, **kwargs) -> None:
         super().__init__(**kwargs)
         self.streams, self._resumed = Streams(), Streams()
+        self._without_memory: float | None = None
 
     def start_streams(self) -> None:
         """Forget the last epoch's streams; on resuming inside an epoch continue the checkpoint's."""
@@ -194,8 +258,16 @@ class StreamingTrainLoop(ResumableTrainLoop):
 
     def forward_losses(self, model: torch.nn.Module, data: dict) -> dict[str, torch.Tensor]:
         """Losses of a batch whose clips carry the memory of their predecessors: scalars by name."""
+        samples = data["data_samples"]
+        followers = sum(bool(sample.prev_token) for sample in samples)
+        self._without_memory = len(self.streams.without_memory(samples)) / followers if followers else None
         losses, self.streams = self.streams.step(model, data, "loss")
         return losses
+
+    def told_with_losses(self) -> dict[str, torch.Tensor]:
+        """The part of the samples that should have met a memory and did not, where there are any that should."""
+        share = self._without_memory
+        return {} if share is None else {"without_memory": torch.tensor(share)}
 
     def stream_state(self) -> dict:
         """The streams as plain data, for a checkpoint."""

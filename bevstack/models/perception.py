@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, ModuleDict
 from torch import Tensor, nn
 
 from bevstack.losses.balancing import LossBalancing, shared_weight_name
@@ -85,9 +85,9 @@ class BEVPerception(BaseModel):
         self.neck = None if neck is None else MODELS.build(fitted_config(neck, self.backbone))
         self.encoder = MODELS.build(encoder)
         self.bev_neck = None if bev_neck is None else MODELS.build(bev_neck)
-        self.heads = nn.ModuleDict({name: self._built_head(name, head) for name, head in heads.items()})
+        self.heads = ModuleDict({name: self._built_head(name, head) for name, head in heads.items()})
         self.temporal_fusion = None if temporal_fusion is None else MODELS.build(temporal_fusion)
-        self.image_heads = nn.ModuleDict({name: _image_head(name, head) for name, head in (image_heads or {}).items()})
+        self.image_heads = ModuleDict({name: _image_head(name, head) for name, head in (image_heads or {}).items()})
         self.bev_levels = bev_levels
         encoder_frames = 0 if self.temporal_fusion is not None else getattr(self.encoder, "history_frames", 0)
         other_frames = [getattr(self.temporal_fusion, "history_frames", 0)]

@@ -4,3 +4,7 @@ from mmengine.config import read_base
 
 with read_base():
     from .._base_.bevformerv2_model import *
+
+# Trained on single frames, so tested on single frames; the two- and eight-frame versions go along streams.
+test_cfg["type"] = "AutocastTestLoop"
+val_cfg["type"] = "AutocastValLoop"

@@ -8,3 +8,5 @@ with read_base():
 num_frames = 8
 model["temporal_fusion"] = dict(type="TemporalConcatenation", channels=channels, num_frames=num_frames)
 train_dataloader["dataset"]["num_frames"] = num_frames
+test_cfg["type"] = "StreamingTestLoop"
+val_cfg["type"] = "StreamingValLoop"

@@ -22,6 +22,7 @@ from bevstack.engine.checkpoint import (
     read_checkpoint,
     restore_rng_state,
     rng_state,
+    without_parts,
     write_checkpoint,
 )
 from bevstack.errors import InputError
@@ -181,3 +182,16 @@ def test_weights_that_are_new_are_counted_by_part() -> None:
     message = load_weights(model, weights, "f.pth", strict=False)
     assert message == "new weights, not in the file: heads.b (2); weights of the file without a place: old (1)"
     assert torch.equal(model["trunk"].weight, torch.ones(2, 2)) and torch.equal(heads["b"].weight, new)
+
+
+def test_layers_of_another_shape_start_new(tmp_path) -> None:
+    """What the refusal advises is enough: the named layers stay as they are, the others are the file's."""
+    model, other = (nn.ModuleDict({"trunk": nn.Linear(2, 3), "head": nn.Linear(3, size)}) for size in (5, 4))
+    with pytest.raises(InputError, match="head.weight: the file has shape .*--cfg-options new_parts=head$"):
+        load_weights(model, other.state_dict(), "f.pth", strict=False)
+    new = model["head"].weight.clone()
+    message = load_weights(model, without_parts(other.state_dict(), "head", "f.pth"), "f.pth", strict=False)
+    assert torch.equal(model["trunk"].weight, other["trunk"].weight) and torch.equal(model["head"].weight, new)
+    assert message == "new weights, not in the file: head (2)"
+    with pytest.raises(InputError, match="f.pth: new_parts: the file has no part 'hea'"):
+        without_parts(other.state_dict(), ["head", "hea"], "f.pth")

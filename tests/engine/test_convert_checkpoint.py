@@ -253,3 +253,19 @@ def test_the_backbone_of_a_published_bevformer(tiny_state, tiny_model, small):
     assert torch.equal(ours["backbone.conv1.weight"], tiny_state["img_backbone.conv1.weight"])
     with pytest.raises(InputError, match="missing for the backbone: backbone.layer3.6"):
         convert(tiny_state, small, "published.pth", "backbone")
+
+
+def test_weights_alone_of_a_training(tmp_path, capsys):
+    """The averaged weights (``state_dict``) and the classes, nothing else; a third of the size, as Adam keeps two."""
+    weights = {"module.head.weight": torch.randn(300, 400)}
+    moments = {"state": {0: {"exp_avg": torch.zeros(300, 400), "exp_avg_sq": torch.zeros(300, 400)}}}
+    meta = {"iter": 5, "dataset_meta": {"classes": ("car", "bus")}}
+    torch.save({"state_dict": weights, "optimizer": moments, "meta": meta}, tmp_path / "epoch_1.pth")
+    out = tmp_path / "model.safetensors"
+    assert main(CONFIGS, ["weights", str(tmp_path / "epoch_1.pth"), str(out)]) == 0
+    read = read_checkpoint(out)
+    assert list(read["state_dict"]) == ["head.weight"]
+    assert torch.equal(read["state_dict"]["head.weight"], weights["module.head.weight"])
+    assert read["meta"]["dataset_meta"] == {"classes": ("car", "bus")}
+    assert out.stat().st_size < 0.35 * (tmp_path / "epoch_1.pth").stat().st_size
+    assert "1.4 MB -> 0.5 MB" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,19 +57,21 @@ def test_no_memory_of_other_scenes(samples) -> None:
 
 def test_streams_survive_a_checkpoint(tmp_path) -> None:
     """As plain data, read with ``weights_only``: every field as it was; also where nothing is remembered."""
-    for streams in (streams_of("a1", "b1"), Streams(None, ("a1",))):
+    frames = torch.eye(4, dtype=torch.float64).expand(2, 4, 4)
+    for streams in (replace(streams_of("a1", "b1"), augmented_from_bev=frames), Streams(None, ("a1",))):
         torch.save(streams.plain(), tmp_path / "streams.pth")
         again = Streams.from_plain(torch.load(tmp_path / "streams.pth", weights_only=True), "cpu")
         assert again.tokens == streams.tokens and (again.memory is None) == (streams.memory is None)
         if streams.memory is not None:
             assert again.memory.grid == streams.memory.grid
+            assert torch.equal(again.augmented_from_bev, frames)
             for name in ("features", "now_from_frame", "valid"):
                 assert torch.equal(getattr(again.memory, name), getattr(streams.memory, name))
 
 
 def test_consecutive_frames_in_one_batch_are_refused() -> None:
     with pytest.raises(InputError, match="a1 and a2 follow each other but lie in one batch"):
-        require_streams([sample("a1"), sample("a2", "a1")])
+        require_streams([sample("a1"), sample("a2", "a1")], Streams())
 
 
 def _stream(model: torch.nn.Module, dataset: ToyDataset, scenes: list[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:

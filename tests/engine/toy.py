@@ -6,6 +6,7 @@ and a memory that travels along scenes: everything that exact resuming must brin
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -82,6 +83,14 @@ class ToySlotBatchSampler:
             slots = self.batch_size * self.world_size
             first = row * slots + self.rank * self.batch_size
             yield [(first + slot) * SCENE_LENGTH + frame for slot in range(self.batch_size)]
+
+
+@DATA_SAMPLERS.register_module()
+class ForgetfulBatchSampler(ToySlotBatchSampler):
+    """Every scene backwards: no sample comes after its predecessor."""
+
+    def __iter__(self):
+        return reversed(list(super().__iter__()))
 
 
 @MODELS.register_module()
@@ -216,7 +225,7 @@ def toy_config(work_dir: Path, **changes) -> Config:
         },
         format_python_code=False,
     )
-    cfg.merge_from_dict({key.replace("__", "."): value for key, value in changes.items()})
+    cfg.merge_from_dict({key.replace("__", "."): copy.deepcopy(value) for key, value in changes.items()})
     return cfg
 
 

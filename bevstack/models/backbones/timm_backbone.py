@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, initialize
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -57,7 +57,8 @@ class TimmBackbone(BaseModule):
         fold_norm: put every BatchNorm's frozen statistics and scale into the convolution before it. The weights stay
             trainable; the separate passes over memory are gone. Implies frozen statistics. Frozen convolutions then
             take their activation in, too (:class:`bevstack.ops.frozen_convolution.FrozenConvolution`).
-        frozen_stages: the stem and so many stages (blocks, of a ViT) get no gradient; -1 freezes nothing.
+        frozen_stages: the stem and so many stages (blocks, of a ViT) stay as they are, running statistics included; -1
+            freezes nothing.
         with_checkpoint: timm's gradient checkpointing.
         image_size: (H, W) of the images, for models whose weights depend on it (their error says so).
         model_args: more arguments of timm's model, as ``dict(embed_dim=48)``.
@@ -85,7 +86,7 @@ class TimmBackbone(BaseModule):
         super().__init__(init_cfg)
         options = {**(model_args or {}), "out_indices": tuple(out_indices), "pretrained": pretrained is True}
         self.body = created(name, options, image_size)
-        self.channels_last, self.norm_eval = False, norm_eval
+        self.channels_last, self.norm_eval, self.frozen_stages = False, norm_eval, frozen_stages
         self.name, self.image_size = name, None if image_size is None else tuple(image_size)
         reductions = self.body.feature_info.reduction()
         levels = measured_levels(self._probe(name, image_size), name, image_size or PROBE_SIZE, reductions)
@@ -119,17 +120,24 @@ class TimmBackbone(BaseModule):
         return [level.permute(0, 3, 1, 2) for level in levels] if self.channels_last else list(levels)
 
     def init_weights(self) -> None:
-        """Nothing: timm's models draw or load their weights when they are built."""
+        """What ``init_cfg`` says and no more: timm's models draw or load their weights when they are built."""
+        configs = [self.init_cfg] if isinstance(self.init_cfg, Mapping) else list(self.init_cfg or ())
+        for config in sorted(configs, key=lambda config: config["type"] == "Pretrained"):  # loaded weights come last
+            initialize(self, config)
         self._is_init = True
 
     def train(self, mode: bool = True) -> TimmBackbone:
-        """As usual, but BatchNorm stays in evaluation mode under ``norm_eval``."""
+        """As usual, but BatchNorm stays in evaluation mode under ``norm_eval``, and so does all of a frozen stage."""
         super().train(mode)
-        if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+        for module in self.modules() if mode else ():
+            if self.norm_eval and isinstance(module, nn.modules.batchnorm._BatchNorm) or self._is_frozen(module):
+                module.eval()
         return self
+
+    def _is_frozen(self, module: nn.Module) -> bool:
+        """Whether none of a module's parameters learns: then its statistics must not move and nothing drops out."""
+        parameters = list(module.parameters()) if self.frozen_stages >= 0 else []
+        return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
 
     def _probe(self, name: str, image_size: tuple[int, int] | None) -> list[Tensor]:
         """The levels of one image; finds out on the way whether timm gives (B, H, W, C) here."""

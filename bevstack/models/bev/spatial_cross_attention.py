@@ -48,9 +48,9 @@ class SpatialCrossAttention(nn.Module):
         self.value_proj = nn.Linear(channels, channels)
         self.output_proj = nn.Linear(channels, channels)
         self.dropout = nn.Dropout(dropout)
-        self.init_weights()
+        self.reset_parameters()
 
-    def init_weights(self) -> None:
+    def reset_parameters(self) -> None:
         """Offsets start as rays, one a head (docs/reference.md 4.5, Init), weights as ``start`` says."""
         sizes = (self.num_heads, self.num_levels, self.num_points)
         init_sampling_offsets(self.sampling_offsets, *sizes, self.start.ring_px)

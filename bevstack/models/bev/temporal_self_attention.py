@@ -61,9 +61,9 @@ class TemporalSelfAttention(nn.Module):
         self.output_proj = nn.Linear(channels, channels)
         self.dropout = nn.Dropout(dropout)
         self.start = start or SamplingStart()
-        self.init_weights()
+        self.reset_parameters()
 
-    def init_weights(self) -> None:
+    def reset_parameters(self) -> None:
         """Offsets start as rays in ``num_heads`` directions, weights uniform (docs/reference.md 4.5, Init)."""
         init_sampling_offsets(self.sampling_offsets, self.num_heads, 2, self.num_points, self.start.ring_px)
         nn.init.zeros_(self.attention_weights.weight)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from mmengine.model import BaseModule
-from torch import Tensor, nn
+from mmengine.model import BaseModule, ModuleList
+from torch import Tensor
 
 from bevstack.models.backbones.base import PROBE_SIZE, FeatureLevels, fitted_config, measured_levels
 from bevstack.models.layers.evaluation_mode import evaluating
@@ -37,7 +37,7 @@ class NeckSequence(BaseModule):
             torch.zeros(1, channels, -(-height // stride), -(-width // stride))
             for channels, stride in zip(in_channels, in_strides, strict=True)
         ]
-        self.necks = nn.ModuleList()
+        self.necks = ModuleList()
         for config in necks:
             neck = MODELS.build(fitted_config(config, levels))
             with torch.no_grad(), evaluating(neck):

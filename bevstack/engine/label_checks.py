@@ -1,0 +1,88 @@
+"""Classes and ranges that stand in two places of a config: compared when both are built, before anything is computed.
+
+A head counts its outputs by its own list of classes, a dataset its labels by another; a head keeps boxes in one range,
+training shows it those of another. Where the two differ, training and scores go on and mean something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mmengine.config import Config
+from torch import nn
+
+from bevstack.engine.config import components
+from bevstack.errors import InputError
+from bevstack.geometry import BEVGrid
+
+_ROUNDING_M = 1e-6
+
+
+def check_labels(cfg: Config, model: nn.Module, dataset: Any, part: str) -> None:
+    """Compare the classes of a part's dataset with those of the heads that know its labels, and the heads' ranges.
+
+    Args:
+        cfg: as read; named in messages.
+        model: as built.
+        dataset: of the part, as built; with ``metainfo["classes"]``.
+        part: ``train``, ``val`` or ``test``.
+
+    Raises:
+        InputError: names the field and both values.
+    """
+    file = cfg.filename or "config"
+    labelled = tuple((getattr(dataset, "metainfo", None) or {}).get("classes", ()))
+    for name, head in object_heads(model):
+        field = f"{part}_dataloader.dataset.classes"
+        require_same_classes(head.classes, f"model.{name}.classes", labelled, file, field)
+        _check_ranges(cfg, head, name, file)
+
+
+def require_same_classes(head: Sequence[str], place: str, others: Sequence[str], file: Any, field: str) -> None:
+    """Refuse two lists that share names without being the same; a head of names all its own is not about these labels.
+
+    Raises:
+        InputError: says whether the order or the names differ, with both lists.
+    """
+    head, others = tuple(head), tuple(others)
+    if head == others or not set(head) & set(others):
+        return
+    kind = "the same classes in another order" if set(head) == set(others) else "other classes"
+    reason = f"{list(others)}, but {place} is {list(head)}: {kind}; give both the same list in the same order"
+    raise InputError(file, field, reason)
+
+
+def object_heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Heads that give each object one of ``classes``, with their places; those of rasters name layers instead."""
+    for group in ("heads", "image_heads"):
+        for name, head in (getattr(model, group, None) or {}).items():
+            if getattr(head, "classes", None) and not hasattr(head, "raster"):
+                yield f"{group}.{name}", head
+
+
+def _check_ranges(cfg: Config, head: nn.Module, name: str, file: str) -> None:
+    grid = getattr(head, "grid", None)
+    if grid is None:
+        return
+    limits = getattr(getattr(head, "decoding", head), "post_center_range_m", None)
+    if limits is not None:
+        kept = ((limits[0], limits[3]), (limits[1], limits[4]))
+        if beyond := _beyond(grid, kept):
+            reason = f"{beyond} of the head's grid lies beyond {list(limits)}: boxes there would be dropped; widen it,"
+            raise InputError(file, f"model.{name}: post_center_range_m", f"{reason} or set it to None")
+    for place, step in components((cfg.get("train_dataloader") or {}).get("dataset"), "train_dataloader.dataset"):
+        shown = step.get("grid")
+        if str(step["type"]).rpartition(".")[2] == "ObjectRangeFilter" and isinstance(shown, Mapping | BEVGrid):
+            if beyond := _beyond(BEVGrid.build(shown), (grid.x_range_m, grid.y_range_m)):
+                mine = f"x {grid.x_range_m}, y {grid.y_range_m}"
+                reason = f"{beyond} lies beyond model.{name}.grid ({mine}): such objects are not learned"
+                raise InputError(file, f"{place}.grid", f"{reason}; give both the same range")
+
+
+def _beyond(grid: BEVGrid, limits: Sequence[tuple[float, float]]) -> str:
+    """The first range of a grid that reaches further than its limits (x, y), in words; "" where none does."""
+    for axis, (low, high), (lowest, highest) in zip("xy", (grid.x_range_m, grid.y_range_m), limits, strict=True):
+        if low < lowest - _ROUNDING_M or high > highest + _ROUNDING_M:
+            return f"{axis} range ({low:g}, {high:g}) m"
+    return ""

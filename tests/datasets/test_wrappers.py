@@ -1,0 +1,78 @@
+"""Repeated, joined and class-balanced datasets keep the streams of what they are made of."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from bevstack.datasets.clips import ClipIndex
+from bevstack.datasets.samplers import StreamingSampler, streams_of
+from bevstack.datasets.wrappers import CBGSDataset, ConcatDataset, RepeatDataset
+from bevstack.errors import InputError
+
+
+class Scenes:
+    """Scenes of some lengths; sample i answers (name, i, epoch), its objects' labels are those given."""
+
+    def __init__(self, name: str, lengths: tuple[int, ...], labels=None, classes=("car", "bus")) -> None:
+        self.name, self.classes, self.metainfo = name, classes, {"classes": classes}
+        self.scene_rows = np.repeat(np.arange(len(lengths)), lengths)
+        self.stream_starts = np.diff(self.scene_rows, prepend=-1) > 0
+        self.labels = labels or [[0]] * len(self.scene_rows)
+
+    def __len__(self) -> int:
+        return len(self.scene_rows)
+
+    def __getitem__(self, i: int) -> tuple[str, int, int]:
+        return self.name, int(i), i.epoch
+
+    def clip(self, i: int) -> SimpleNamespace:
+        return SimpleNamespace(objects=SimpleNamespace(labels=np.array(self.labels[i], dtype=np.int64)))
+
+
+def test_repeated_samples_are_augmented_anew() -> None:
+    """Each copy has an epoch of its own, and no two passes share one."""
+    dataset = RepeatDataset(Scenes("a", (2, 1)), times=2)
+    assert [dataset[ClipIndex(i, 3)] for i in range(6)] == [("a", i % 3, 6 + i // 3) for i in range(6)]
+    assert dataset.stream_starts.tolist() == [True, False, True] * 2
+    assert dataset.scene_rows.tolist() == [0, 0, 1, 2, 2, 3]
+    dataset.set_epoch(1)
+    assert dataset[5] == ("a", 2, 3)
+
+
+def test_joined_sets_keep_their_scenes_apart() -> None:
+    dataset = ConcatDataset([Scenes("a", (2,)), Scenes("b", (1, 2))])
+    assert [dataset[ClipIndex(i, 0)][:2] for i in range(5)] == [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("b", 2)]
+    assert dataset.stream_starts.tolist() == [True, False, True, True, False]
+    assert dataset.scene_rows.tolist() == [0, 0, 1, 2, 2] and dataset.classes == ("car", "bus")
+    with pytest.raises(InputError, match=r"ConcatDataset: datasets.1.classes: \['bus'\], but datasets.0 has"):
+        ConcatDataset([Scenes("a", (2,)), Scenes("b", (1,), classes=("bus",))])
+
+
+@pytest.mark.parametrize("length", [1, 5])
+def test_rare_classes_come_as_often(length) -> None:
+    """Two of forty scenes of five show a bus: before, one piece in twenty, afterwards about half of the draws."""
+    labels = [[0, 1] if i < 10 else [0] for i in range(200)]
+    dataset = CBGSDataset(Scenes("a", (5,) * 40, labels), piece_length=length)
+    with_bus = np.mean([1 in labels[dataset[ClipIndex(i, 0)][1]] for i in range(len(dataset))])
+    assert 0.45 < with_bus < 0.65 and len(dataset) == pytest.approx(210, abs=5)
+    pieces = streams_of(dataset)
+    assert {len(piece) for piece in pieces} == {length}
+    for piece in pieces:
+        members = [dataset[ClipIndex(int(i), 0)] for i in piece]
+        assert [number - members[0][1] for _, number, _ in members] == list(range(length))
+        assert len({epoch for _, _, epoch in members}) == 1, "a copy of a stream is augmented as one"
+
+
+def test_streams_of_a_repeated_set_go_on() -> None:
+    """In every slot a sample follows its predecessor of the same copy, or starts a stream."""
+    dataset = RepeatDataset(Scenes("a", (3, 4, 2)), times=3)
+    sampler = StreamingSampler(dataset, batch_size=2, seed=0)
+    order = list(sampler)
+    for slot in range(2):
+        column = [dataset[i] for i in order[slot::2]]
+        starts = [bool(dataset.stream_starts[i]) for i in order[slot::2]]
+        for before, after, start in zip(column[:-1], column[1:], starts[1:], strict=True):
+            assert start or (after[1], after[2]) == (before[1] + 1, before[2])

@@ -1,0 +1,87 @@
+"""Lists of classes and ranges that stand twice in a config, compared once both are built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from mmengine.registry import init_default_scope
+from torch import nn
+
+from bevstack.engine.config import load_config
+from bevstack.engine.label_checks import check_labels, require_same_classes
+from bevstack.errors import InputError
+from bevstack.registry import MODELS
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.py") if "_base_" not in path.parts)
+DEMO, TINY = "demo.py", "bevformer/bevformer_tiny.py"
+FAR = "{'shape':(1,1),'x_range_m':(-102.4,102.4),'y_range_m':(-102.4,102.4)}"
+
+
+def config(name: str, *options: str):
+    init_default_scope("bevstack")
+    return load_config(ROOT / "configs" / name, options)
+
+
+def heads_of(cfg) -> nn.Module:
+    """The heads alone, as the model would hold them."""
+    model = nn.Module()
+    model.heads = nn.ModuleDict({name: MODELS.build(head) for name, head in cfg.model.heads.items()})
+    return model
+
+
+def labelled(*classes: str) -> SimpleNamespace:
+    return SimpleNamespace(metainfo={"classes": classes})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda classes: classes[::-1], "same classes in another order"),
+        (lambda classes: classes[:2], "other classes"),
+        (lambda classes: (*classes, "animal"), "other classes"),
+    ],
+)
+def test_classes_of_dataset_and_head_are_the_same(change, message) -> None:
+    """Reordered, fewer, more: refused with both lists."""
+    cfg = config(DEMO)
+    classes = tuple(cfg.model.heads.detection.classes)
+    check_labels(cfg, heads_of(cfg), labelled(*classes), "train")
+    with pytest.raises(InputError, match=message) as raised:
+        check_labels(cfg, heads_of(cfg), labelled(*change(classes)), "train")
+    line = str(raised.value)
+    assert "train_dataloader.dataset.classes: " in line and "model.heads.detection.classes is" in line
+    assert str(list(change(classes))) in line and str(list(classes)) in line
+
+
+def test_layers_of_rasters_are_not_classes_of_objects() -> None:
+    """Map heads name layers; a head of names all its own is left alone."""
+    cfg = config("bevformer/bevformer_base_seg.py")
+    check_labels(cfg, heads_of(cfg), labelled("vehicle", "car"), "train")
+    require_same_classes(("door", "window"), "model.heads.own.classes", ("car",), "file", "field")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (TINY, [f"model.heads.detection.grid={FAR}"], r"post_center_range_m: x range \(-102.4, 102.4\) m .*61.2"),
+        (DEMO, [f"train_dataloader.dataset.pipeline.4.grid={FAR}"], r"pipeline.4.grid: x range .*102.4.*51.2"),
+    ],
+)
+def test_ranges_that_cut_boxes_off_are_refused(name, options, message) -> None:
+    """A grid beyond the published box limits, and objects shown beyond the head's grid."""
+    cfg = config(name, *options)
+    with pytest.raises(InputError, match=message):
+        check_labels(cfg, heads_of(cfg), labelled(*cfg.model.heads.detection.classes), "train")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_configs_agree_with_themselves(path, monkeypatch, tmp_path) -> None:
+    """Every config's heads and datasets, each with the classes that it names."""
+    monkeypatch.setenv("BEVSTACK_REALDATA", str(tmp_path))
+    cfg = config(str(path.relative_to(ROOT / "configs")))
+    model = MODELS.build(cfg.model)
+    for part in ("train", "test"):
+        check_labels(cfg, model, labelled(*cfg[f"{part}_dataloader"].dataset.classes), part)
