@@ -13,12 +13,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bevstack.datasets.nuscenes.index_writer import write_index
+from bevstack.datasets.nuscenes.sample_rows import IndexChoices
 from bevstack.datasets.nuscenes.table_checks import TABLE_FIELDS
 
 _STEPS = len(TABLE_FIELDS) + 12  # the tables, the steps that write_index announces besides, four maps
 
 
-def create_nuscenes(root: str | Path, version: str, out: str | Path | None = None, maps: bool = True) -> dict:
+def create_nuscenes(
+    root: str | Path,
+    version: str,
+    out: str | Path | None = None,
+    maps: bool = True,
+    choices: IndexChoices | None = None,
+) -> dict:
     """Write the index of ``version`` and the map tiles of its locations; print what was made.
 
     Args:
@@ -26,6 +33,7 @@ def create_nuscenes(root: str | Path, version: str, out: str | Path | None = Non
         version: folder of the tables.
         out: folder for indices, ``<root>/bevstack-index`` by default.
         maps: whether to rasterise the map expansion.
+        choices: cameras, lidar, and what to do about missing images; None for all, LIDAR_TOP and refusal.
 
     Returns:
         The summary of :func:`bevstack.datasets.nuscenes.index_writer.write_index`.
@@ -43,7 +51,7 @@ def create_nuscenes(root: str | Path, version: str, out: str | Path | None = Non
         def step(text: str) -> None:
             bar.update(task, description=text, advance=1)
 
-        summary = write_index(root, version, out, maps, progress=step)
+        summary = write_index(root, version, out, maps, choices, progress=step)
         bar.update(task, description="done", total=1, completed=1)
     for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
