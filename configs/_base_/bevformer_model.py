@@ -73,7 +73,6 @@ model = dict(
             box_weight=0.25,
             class_cost=2.0,
             box_cost=0.25,
-            unknown_targets="row",
             post_center_range_m=(-61.2, -61.2, -10.0, 61.2, 61.2, 10.0),
             max_num=300,
         ),

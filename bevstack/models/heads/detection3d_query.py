@@ -49,7 +49,8 @@ class QueryDetectionHead(BEVHead):
         class_weight, box_weight: weights of focal and L1 loss.
         class_cost, box_cost: weights of focal and L1 cost in the matching; L1 runs on the first eight values.
         unknown_targets: what a target value that is not finite (an unknown velocity) takes out of the box loss: that
-            ``value`` alone, or, as in the reference, the whole ``row``.
+            ``value`` alone, or, as in the reference's head, the whole ``row``. A set of single key frames, where no
+            velocity is known, teaches nothing but classes by ``row``; the reference's dataset writes 0 instead.
         prior_probability: class probability that an untrained head predicts.
         post_center_range_m: (x, y, z low, x, y, z high) of box centres that are kept; None keeps all.
         max_num: most boxes a sample.
