@@ -26,11 +26,12 @@ def main() -> int:
     nuscenes.add_argument(
         "--own-categories", nargs="+", default=(), metavar="NAME", help="categories near nuScenes' own, and meant so"
     )
+    nuscenes.add_argument("--strict", action="store_true", help="refuse what cannot be right, instead of a warning")
     args = parser.parse_args()
 
     from bevstack.datasets.nuscenes.create_data import IndexChoices, create_nuscenes
 
-    choices = IndexChoices(args.cameras, args.lidar, args.skip_missing, args.own_categories)
+    choices = IndexChoices(args.cameras, args.lidar, args.skip_missing, args.own_categories, args.strict)
     create_nuscenes(args.root, args.version, args.out, not args.no_maps, choices)
     return 0
 

@@ -20,6 +20,7 @@ from bevstack.datasets.nuscenes.can_bus import read_can_bus
 from bevstack.datasets.nuscenes.index_files import INDEX_FILE, SCHEMA, SCHEMA_VERSION, index_folder
 from bevstack.datasets.nuscenes.map_rasterizer import write_map_tiles
 from bevstack.datasets.nuscenes.map_tiles import TILES_FOLDER
+from bevstack.datasets.nuscenes.plausibility import findings
 from bevstack.datasets.nuscenes.sample_rows import IndexChoices, SampleRows
 from bevstack.datasets.nuscenes.table_files import file_sha256
 from bevstack.datasets.nuscenes.tables import CheckedTables
@@ -56,10 +57,12 @@ def write_index(
 
     Returns:
         What was written: scenes, samples, sweeps (camera images between key frames), boxes, boxes_per_class, maps
-        (location -> bytes), bytes (of the index without maps), seconds, folder, has_can_bus.
+        (location -> bytes), bytes (of the index without maps), seconds, folder, has_can_bus, and findings
+        (:func:`bevstack.datasets.nuscenes.plausibility.findings`).
 
     Raises:
-        InputError: the tables are wrong, an image is missing, or nothing can be written. Nothing is left behind.
+        InputError: the tables are wrong, an image is missing, what they say cannot be right and ``choices`` are
+            strict, or nothing can be written. Nothing is left behind.
     """
     start = time.perf_counter()
     root, folder = Path(root), index_folder(root, version, out)
@@ -89,6 +92,13 @@ def write_index(
     progress("reading the CAN bus")
     bus, arrays["can_bus_valid"] = read_can_bus(root, rows.scene_times())
     arrays["can_bus_raw"] = np.concatenate([arrays.pop("ego_state"), bus], axis=1)
+    progress("judging plausibility")
+    judged = findings(header, arrays)
+    doubts = [finding for finding in judged if finding.doubt]
+    if doubts and choices.strict:
+        others = f"; {len(doubts) - 1} more: {', '.join(f.what for f in doubts[1:])}" if doubts[1:] else ""
+        reason = f"{doubts[0].found}; {doubts[0].doubt}{others} (without --strict this is a warning)"
+        raise InputError(nusc.table_root, doubts[0].what, reason)
     header["arrays"] = {name: {"dtype": a.dtype.str, "shape": list(a.shape)} for name, a in arrays.items()}
     progress("writing")
     check_writable(folder)
@@ -114,6 +124,7 @@ def write_index(
         "maps": tiles,
         "bytes": size,
         "seconds": time.perf_counter() - start,
+        "findings": judged,
         "has_can_bus": bool(arrays["can_bus_valid"].any()),
     }
 

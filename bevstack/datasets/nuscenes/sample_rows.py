@@ -25,12 +25,14 @@ class IndexChoices:
         lidar: whose frame is the BEV's; None for LIDAR_TOP, or else the first lidar.
         skip_missing: leave samples out of which a key frame or an image is not there; else that is an error.
         own_categories: names of categories that are near nuScenes' own, and meant so.
+        strict: refuse what cannot be right (:mod:`bevstack.datasets.nuscenes.plausibility`), else warn.
     """
 
     cameras: Sequence[str] | None = None
     lidar: str | None = None
     skip_missing: bool = False
     own_categories: Sequence[str] = ()
+    strict: bool = False
 
 
 class SampleRows:
