@@ -19,6 +19,10 @@ def main() -> int:
     nuscenes.add_argument(
         "--skip-missing", action="store_true", help="leave out samples whose images are not all there"
     )
+    nuscenes.add_argument("--every", type=int, default=1, metavar="N", help="index every N-th sample of a scene alone")
+    nuscenes.add_argument(
+        "--velocity-gap", type=float, default=1.5, metavar="SECONDS", help="no velocity across a longer time (1.5)"
+    )
     nuscenes.add_argument("--cameras", nargs="+", metavar="CHANNEL", help="index these cameras, in this order")
     nuscenes.add_argument(
         "--lidar", metavar="CHANNEL", help="whose frame is the BEV's (default: LIDAR_TOP, or the first)"
@@ -31,7 +35,15 @@ def main() -> int:
 
     from bevstack.datasets.nuscenes.create_data import IndexChoices, create_nuscenes
 
-    choices = IndexChoices(args.cameras, args.lidar, args.skip_missing, args.own_categories, args.strict)
+    choices = IndexChoices(
+        cameras=args.cameras,
+        lidar=args.lidar,
+        skip_missing=args.skip_missing,
+        every=args.every,
+        velocity_gap_s=args.velocity_gap,
+        own_categories=args.own_categories,
+        strict=args.strict,
+    )
     create_nuscenes(args.root, args.version, args.out, not args.no_maps, choices)
     return 0
 

@@ -161,6 +161,30 @@ def test_missing_sweeps_are_left_out_where_the_index_is_made(root):
         assert all(Path(path).is_file() for moment in paths for path in moment)
 
 
+def test_every_other_sample(root):
+    create(root, every=2)
+    index = NuScenesIndex.open(root, VERSION)
+    assert [index.token(row) for row in range(len(index))] == ["s0k0", "s0k2", "s1k0", "s1k2"]
+    assert index.left_out.keys() == {"s0k1", "s0k3", "s1k1"}
+    np.testing.assert_allclose(index.boxes(1).velocity[0], [6.0, 0, 0])  # of the whole tables' neighbours, 0.5 s away
+    # The images of the sample between are sweeps like the 5 on either side of it.
+    paths, _ = index.sweeps(1, 11)
+    names = [Path(moment[0]).name for moment in paths]
+    assert names == [f"s0f{k}.jpg" for k in range(1, 6)] + ["s0k1.jpg"] + [f"s0f{k}.jpg" for k in range(7, 12)]
+
+
+def test_velocities_across_slow_samples(root):
+    # 3 s between samples: by the devkit's rule no velocity, with a gap of 4 s the car's 3 m per 3 s.
+    for table in ("sample", "sample_data", "ego_pose"):
+        edit_table(root, table, lambda r: [{**d, "timestamp": 1.6e15 + 6 * (d["timestamp"] - 1.6e15)} for d in r])
+    create(root)
+    assert np.isnan(NuScenesIndex.open(root, VERSION).boxes(1).velocity).all()
+    create(root, velocity_gap_s=4.0)
+    np.testing.assert_allclose(NuScenesIndex.open(root, VERSION).boxes(1).velocity[0], [1.0, 0, 0])
+    dataset = NuScenesBEVDataset(root, VERSION, "tiny_train", max_gap_seconds=4.0)
+    assert [dataset.clip(i).frames[0].has_previous for i in range(4)] == [False, True, True, True]
+
+
 def test_one_image_may_serve_two_samples(root):
     # A camera slower than the samples: the same file and time twice; then a chain that runs in a loop at one time.
     def repeat(records):

@@ -99,7 +99,7 @@ SLIPS = {
         edit("ego_pose", lambda r: {**r, "rotation": [0.0, 1.0, 0.0, 0.0]} if "s0k2" in r["token"] else r),
         "ego turn", "turns over at sample s0k2",
     ),
-    "key frames of 3 s": (clock(6.0), "time between samples", "no history, no velocities"),
+    "key frames of 3 s": (clock(6.0), "time between samples", "max_gap_seconds, no velocities"),
     "samples of 10 ms": (clock(0.02), "time between samples", "are the times in microseconds?"),
     "images of another moment": (
         edit("sample_data", lambda r: {**r, "timestamp": r["timestamp"] + 3_000_000 * ("s0k1CAM" in r["token"])}),

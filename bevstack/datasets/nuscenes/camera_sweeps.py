@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -75,9 +75,10 @@ def sweep_arrays(nusc: NuScenes, root: Path, samples: Sequence[dict], cameras: S
     """
     table = Path(nusc.table_root) / "sample_data.json"
     offset, found, named, folders = [0], [], 0, FolderListing(root, table)
+    kept = {sample["token"] for sample in samples}
     for sample in samples:
         for camera in cameras:
-            chain = list(_sweeps_before(nusc, nusc.get("sample_data", sample["data"][camera])))[::-1]
+            chain = list(_sweeps_before(nusc, nusc.get("sample_data", sample["data"][camera]), kept))[::-1]
             chain = [sweep for sweep in chain if folders.names(sweep["filename"])]
             there = [sweep for sweep in chain if folders.has(sweep["filename"])]
             named, found = named + len(chain), found + there
@@ -95,13 +96,15 @@ def sweep_arrays(nusc: NuScenes, root: Path, samples: Sequence[dict], cameras: S
     }
 
 
-def _sweeps_before(nusc: NuScenes, keyframe: dict) -> Iterator[dict]:
-    """Records before a key frame, newest first, back to the key frame before it or to the scene's start."""
+def _sweeps_before(nusc: NuScenes, keyframe: dict, kept: Set[str]) -> Iterator[dict]:
+    """Records before a key frame, newest first, back to a sample's that is ``kept`` or to the scene's start."""
     scene = nusc.get("sample", keyframe["sample_token"])["scene_token"]
     token = keyframe.get("prev", "")
     while token:
         sweep = nusc.get("sample_data", token)
-        if sweep["is_key_frame"] or nusc.get("sample", sweep["sample_token"])["scene_token"] != scene:
+        if (sweep["is_key_frame"] and sweep["sample_token"] in kept) or nusc.get("sample", sweep["sample_token"])[
+            "scene_token"
+        ] != scene:
             return
         yield sweep
         token = sweep.get("prev", "")

@@ -193,7 +193,7 @@ def _box_arrays(nusc: CheckedTables, rows: SampleRows) -> dict[str, np.ndarray]:
         "box_center": np.array([b["translation"] for b in boxes], dtype=np.float64).reshape(-1, 3),
         "box_wlh": np.array([b["size"] for b in boxes], dtype=np.float64).reshape(-1, 3),
         "box_quaternion": np.array([b["rotation"] for b in boxes], dtype=np.float64).reshape(-1, 4),
-        "box_velocity": _box_velocity(nusc, boxes),
+        "box_velocity": _box_velocity(nusc, boxes, rows.choices.velocity_gap_s),
         "box_category": category[instance] if len(boxes) else np.zeros(0, dtype=np.int16),
         "box_attribute": np.array(
             [attribute_of[b["attribute_tokens"][0]] if b["attribute_tokens"] else -1 for b in boxes], dtype=np.int16
@@ -210,10 +210,10 @@ def _visibility(token: str) -> int:
     return int(token) if token.isdecimal() and len(token) == 1 else 0
 
 
-def _box_velocity(nusc: CheckedTables, boxes: list[dict]) -> np.ndarray:
+def _box_velocity(nusc: CheckedTables, boxes: list[dict], gap_s: float) -> np.ndarray:
     """(A, 3) m/s as the devkit's ``box_velocity`` estimates it: centred difference where both neighbours are there,
-    one-sided where one is, NaN without neighbours or where they are more than 1.5 s a step apart. Neighbours at samples
-    that are left out count, too."""
+    one-sided where one is, NaN without neighbours or where they are more than ``gap_s`` a step apart (1.5 s there).
+    Neighbours at samples that are left out count, too."""
     annotated = nusc.sample_annotation
     center = np.array([b["translation"] for b in annotated], dtype=np.float64).reshape(-1, 3)
     times = 1e-6 * np.array([nusc.get("sample", b["sample_token"])["timestamp"] for b in annotated], dtype=np.float64)
@@ -222,7 +222,7 @@ def _box_velocity(nusc: CheckedTables, boxes: list[dict]) -> np.ndarray:
         for link in ("token", "prev", "next")
     )
     seconds = times[last] - times[first]
-    limit = np.where((first != here) & (last != here), 3.0, 1.5)
+    limit = np.where((first != here) & (last != here), 2 * gap_s, gap_s)
     known = (first != last) & (seconds <= limit)
     return np.where(
         known[:, None], (center[last] - center[first]) / np.where(seconds > 0, seconds, 1.0)[:, None], np.nan

@@ -112,7 +112,7 @@ def _velocities(arrays: Mapping[str, np.ndarray]) -> Iterator[Finding]:
         return
     known = np.isfinite(velocity).all(axis=1)
     single = bool((arrays["sample_prev"] < 0).all())
-    doubt = "a velocity needs prev or next of the annotation, at most 1.5 s away"
+    doubt = "a velocity needs prev or next of the annotation, at most 1.5 s away (--velocity-gap)"
     doubt = "" if single or known.mean() >= _LEAST_KNOWN else doubt
     note = "; single key frames know none" if single else ""
     yield Finding("known velocities", _share(int(known.sum()), len(known)) + note, doubt)
@@ -156,9 +156,11 @@ def _times(arrays: Mapping[str, np.ndarray]) -> Iterator[Finding]:
         middle, pauses = float(np.median(seconds)), int((seconds > _STEP_S[1]).sum())
         doubt = ""
         if not _STEP_S[0] <= middle <= _STEP_S[1]:
-            doubt = f"a pause above {_STEP_S[1]:g} s ends a stream (max_gap_seconds): no history, no velocities"
+            doubt = f"a pause above {_STEP_S[1]:g} s ends a stream: no history without the dataset's max_gap_seconds, "
+            doubt += "no velocities without --velocity-gap"
             doubt = doubt if middle > _STEP_S[1] else "samples are nearly at one time: are the times in microseconds?"
         found = f"{middle:.3g} s (median), {seconds.min():.3g} to {seconds.max():.3g}, {pauses} pauses above 2 s"
+        found += f"; --every {round(0.5 / middle)} makes it half a second" if _STEP_S[0] <= middle <= 0.25 else ""
         yield Finding("time between samples", found, doubt)
     off = 1e-6 * (np.asarray(arrays["camera_timestamp_us"]) - np.asarray(arrays["sample_timestamp_us"])[:, None])
     worst = np.unravel_index(np.abs(off).argmax(), off.shape)

@@ -24,6 +24,8 @@ class IndexChoices:
         cameras: names of the cameras to index, in order; None for all that key frames come from.
         lidar: whose frame is the BEV's; None for LIDAR_TOP, or else the first lidar.
         skip_missing: leave samples out of which a key frame or an image is not there; else that is an error.
+        every: index every n-th sample of each scene alone, where samples are too many a second.
+        velocity_gap_s: a neighbouring annotation farther away in time gives no velocity (the devkit's 1.5 s).
         own_categories: names of categories that are near nuScenes' own, and meant so.
         strict: refuse what cannot be right (:mod:`bevstack.datasets.nuscenes.plausibility`), else warn.
     """
@@ -31,6 +33,8 @@ class IndexChoices:
     cameras: Sequence[str] | None = None
     lidar: str | None = None
     skip_missing: bool = False
+    every: int = 1
+    velocity_gap_s: float = 1.5
     own_categories: Sequence[str] = ()
     strict: bool = False
 
@@ -52,10 +56,14 @@ class SampleRows:
     def __init__(self, nusc: CheckedTables, choices: IndexChoices) -> None:
         self.nusc, self.choices = nusc, choices
         self.table = Path(nusc.table_root) / "sample_data.json"
+        if choices.every < 1 or choices.velocity_gap_s <= 0:
+            raise InputError("create_data", "--every, --velocity-gap", "must be positive")
         chains = [(scene, self._chain(scene)) for scene in nusc.scene]
         self.cameras, self.lidar = self._sensors([sample for _, chain in chains for sample in chain])
-        self.left_out: dict[str, str] = {}
-        self._find_missing([sample for _, chain in chains for sample in chain])
+        reason = f"not every {choices.every}th sample of its scene"
+        skipped = [s["token"] for _, chain in chains for k, s in enumerate(chain) if k % choices.every]
+        self.left_out: dict[str, str] = dict.fromkeys(skipped, reason)
+        self._find_missing([s for _, chain in chains for s in chain[:: choices.every]])
         self.samples: list[dict] = []
         self.scenes: list[dict] = []
         self._bus_names: list[str] = []
@@ -148,6 +156,7 @@ class SampleRows:
     def _find_missing(self, samples: Sequence[dict]) -> None:
         """Note the samples that lack a key frame or an image in ``left_out``, or refuse them."""
         folders, lacking, images = FolderListing(Path(self.nusc.dataroot), self.table), Counter(), 0
+        by_choice = len(self.left_out)
         first: InputError | None = None
         for sample in samples:
             for channel in (*self.cameras, self.lidar):
@@ -168,7 +177,7 @@ class SampleRows:
             return
         parts = [f"{count} lack a key frame of {channel}" for channel, count in lacking.items()]
         parts += [f"{images} image files are missing"] if images else []
-        count = f"{len(self.left_out)} of {len(samples)} samples are not whole: {', '.join(parts)}"
+        count = f"{len(self.left_out) - by_choice} of {len(samples)} samples are not whole: {', '.join(parts)}"
         if not self.choices.skip_missing:
             hint = "--skip-missing leaves them out" + (", --cameras chooses cameras" if lacking else "")
             raise InputError(first.file, first.field, f"{first.reason} ({count}; {hint})")
