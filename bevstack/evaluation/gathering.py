@@ -60,6 +60,22 @@ class GatheredMetric(BaseMetric):
             raise InputError(type(self).__name__, "classes", "neither the metric nor the dataset names them")
         return tuple(names)
 
+    def refuse_other_classes(self, model: Any, classes: Sequence[str]) -> None:
+        """Refuse a model whose heads number other labels: a plausible number would come out.
+
+        Args:
+            model: has ``heads`` by name; those that predict boxes have ``classes``.
+            classes: that the metric reads labels by.
+
+        Raises:
+            InputError: names both lists.
+        """
+        for name, head in dict(getattr(model, "heads", {})).items():
+            own = getattr(head, "classes", None)
+            if "Detection" in type(head).__name__ and own is not None and tuple(own) != tuple(classes):
+                reason = f"are {', '.join(own)}, but {type(self).__name__} reads labels as {', '.join(classes)}"
+                raise InputError("model", f"heads.{name}.classes", reason)
+
     def require_distinct(self, tokens: Iterable[str]) -> None:
         """Refuse results in which a sample comes twice.
 

@@ -14,7 +14,7 @@ from bevstack.datasets.nuscenes.taxonomy import detection_class
 from bevstack.errors import InputError
 from bevstack.evaluation.gathering import GatheredMetric
 from bevstack.evaluation.nuscenes_scoring import ScoredSplit
-from bevstack.evaluation.submission import SubmittedBoxes, require_detection_classes
+from bevstack.evaluation.submission import MAX_BOXES_PER_SAMPLE, SubmittedBoxes, require_detection_classes
 from bevstack.files import atomic_write
 
 REFUSED_NAME = "results_refused.json"
@@ -109,14 +109,14 @@ class NuScenesMetric(GatheredMetric):
             warnings.warn(f"{self.name}: {words} {self.split!r} compare with nothing published", stacklevel=2)
 
     def check_model(self, model: Any) -> None:
-        """Refuse a model that may predict more boxes a sample than the challenge allows.
+        """Refuse a model of other classes, or one that may predict more boxes a sample than the challenge allows.
 
         Args:
             model: has ``heads`` by name, of which those that make boxes have ``max_boxes`` or ``max_num``.
         """
-        from bevstack.evaluation.submission import MAX_BOXES_PER_SAMPLE
         from bevstack.models.heads import DenseDetectionHead, QueryDetectionHead
 
+        self.refuse_other_classes(model, self.classes)
         for name, head in dict(getattr(model, "heads", {})).items():
             if isinstance(head, (DenseDetectionHead, QueryDetectionHead)):
                 field = "max_boxes" if hasattr(head, "max_boxes") else "max_num"

@@ -184,6 +184,13 @@ def test_classes_gather_classes_and_categories(root):
             NuScenesBEVDataset(root, VERSION, "all", classes=wrong)
 
 
+def test_a_split_without_a_box_of_the_classes_is_said(root):
+    edit_table(root, "category", lambda records: [{**c, "name": f"own{i}"} for i, c in enumerate(records)])
+    create_all(root)
+    with pytest.warns(UserWarning, match="split 'tiny_val' has no box of the classes; it has own0"):
+        NuScenesBEVDataset(root, VERSION, "tiny_val")
+
+
 # --- splits and scenes ----------------------------------------------------------------------------------------------
 
 

@@ -332,7 +332,7 @@ def test_tables_without_annotations_are_refused_but_for_format_only(root, tmp_pa
 def test_a_model_of_too_many_boxes_is_refused(root):
     # 500 boxes a sample is the challenge's limit.
     grid = {"shape": (8, 8), "x_range_m": (-8.0, 8.0), "y_range_m": (-8.0, 8.0)}
-    heads = {n: DenseDetectionHead(4, grid, classes=("car",), max_boxes=n) for n in (500, 501)}
+    heads = {n: DenseDetectionHead(4, grid, classes=DETECTION_NAMES, max_boxes=n) for n in (500, 501)}
     metric_of(root).check_model(SimpleNamespace(heads={"detection": heads[500]}))
     with pytest.raises(InputError, match="model: heads.detection.max_boxes: 501 boxes a sample, but .* takes 500"):
         metric_of(root).check_model(SimpleNamespace(heads={"detection": heads[501]}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,12 @@ class NuScenesBEVDataset(ClipDataset):
             prev=arrays["sample_prev"],
         )
         super().__init__(samples, self.index.folder, split, tuple(classes), pipeline, **options)
+        annotated = self._annotated_categories()
+        if annotated and not any(self._label_of_category[category] >= 0 for category in annotated):
+            there = ", ".join(self.index.categories[category]["name"] for category in annotated)
+            warnings.warn(
+                f"{self.index.folder}: split {split!r} has no box of the classes; it has {there}", stacklevel=2
+            )
 
     def __getstate__(self) -> dict:
         """Opened map tiles stay in the process that opened them."""
@@ -205,6 +212,13 @@ class NuScenesBEVDataset(ClipDataset):
     def map_raster(self, location: str, global_from_bev: np.ndarray, grid: BEVGrid) -> np.ndarray:
         """(6, Y, X) the layers around a pose (:meth:`bevstack.datasets.nuscenes.map_tiles.MapTiles.layers`)."""
         return self._tiles.layers(location, global_from_bev, grid)
+
+    def _annotated_categories(self) -> list[int]:
+        """Rows of the categories that the split's boxes are of."""
+        arrays = self.index.arrays
+        in_split = np.zeros(len(arrays["sample_token"]), dtype=bool)
+        in_split[self.rows] = True
+        return np.unique(arrays["box_category"][np.repeat(in_split, np.diff(arrays["box_offset"]))]).tolist()
 
     def _camera_places(self, cameras: Sequence[str] | None) -> list[int]:
         """Places of the chosen cameras in the index."""

@@ -15,6 +15,7 @@ import numpy as np
 from nuscenes.utils.color_map import get_colormap
 
 from bevstack.datasets.nuscenes.camera_sweeps import check_camera_chains
+from bevstack.datasets.nuscenes.taxonomy import DETECTION_CLASSES
 from bevstack.errors import InputError
 
 # 1973 to 5138; a simulator's clock may start from 0, then the steps between samples tell the unit (_check_steps).
@@ -282,7 +283,7 @@ def _check_categories(
     names, own = list(get_colormap()), []
     for token in dict.fromkeys(instance["category_token"] for instance in instances):
         name = categories[token]["name"]
-        if name not in names:
+        if name not in names and name not in DETECTION_CLASSES:
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.9)
             if near and name not in own_categories:
                 reason = f"{name!r} is no nuScenes category; did you mean {near[0]}? If not: --own-categories {name}"
