@@ -123,7 +123,7 @@ def _check_field(path: Path, records: list[dict], field: str, kind: str) -> None
             _fail(path, record, field, f"must be a number, not {record[field]!r:.60}")
     low, high, wrong = (*_COUNTS, "must be 0 or more")
     if kind == "microseconds":
-        since_1970 = any(record[field] >= _MICROSECONDS[0] for record in records)
+        since_1970 = any(_MICROSECONDS[0] <= record[field] <= _MICROSECONDS[1] for record in records)
         low, high = _MICROSECONDS[0] if since_1970 else 0, _MICROSECONDS[1]
         wrong = "is not in microseconds since 1970" + (", as others are" if since_1970 else ", nor since a start")
     for record in records:
