@@ -19,7 +19,7 @@ TASK_UTILS = _child(
     "task util", _mmdet3d.TASK_UTILS, ["bevstack.losses", "bevstack.tracking", "bevstack.reference.can_bus"]
 )
 DATASETS = _child("dataset", _mmdet3d.DATASETS, ["bevstack.datasets.nuscenes.dataset"])
-TRANSFORMS = _child("transform", _mmdet3d.TRANSFORMS, ["bevstack.datasets.transforms"])
+TRANSFORMS = _child("transform", _mmdet3d.TRANSFORMS, ["bevstack.datasets.transforms", "bevstack.reference.velocities"])
 DATA_SAMPLERS = _child("data sampler", _mmdet3d.DATA_SAMPLERS, ["bevstack.datasets.samplers"])
 METRICS = _child("metric", _mmdet3d.METRICS, ["bevstack.evaluation"])
 EVALUATOR = _child("evaluator", _mmdet3d.EVALUATOR, ["bevstack.evaluation"])

@@ -66,8 +66,8 @@ class ClipDataset(DatasetFormat, Dataset):
     between neighbours. Where the stream has too few earlier frames, the oldest one chosen is repeated in front; the
     repeated frames and the one they repeat have ``has_previous`` False, identity motion and zero ``seconds``.
 
-    A transform may have ``num_sweeps``, the camera sweeps it needs, and ``check_dataset(dataset)``, which is called
-    once and may refuse the dataset.
+    A transform may have ``num_sweeps``, the camera sweeps it needs, ``check_dataset(dataset)``, which is called once
+    and may refuse the dataset, and ``check_place(before)``, which may refuse the transforms that stand before it.
 
     Args:
         samples: all that the format has read.
@@ -86,7 +86,8 @@ class ClipDataset(DatasetFormat, Dataset):
         seed: of all random choices.
 
     Raises:
-        InputError: a class is named twice; a pipeline asks for a map or sweeps where there are none.
+        InputError: a class is named twice; a pipeline asks for a map or sweeps where there are none, or its order makes
+            no sense.
         ValueError: ``num_frames`` or ``queue`` make no sense.
     """
 
@@ -129,7 +130,9 @@ class ClipDataset(DatasetFormat, Dataset):
         self.num_sweeps = max((getattr(transform, "num_sweeps", 0) for transform in transforms), default=0)
         if self.num_sweeps:
             self.require_sweeps()
-        for transform in transforms:
+        for place, transform in enumerate(transforms):
+            if hasattr(transform, "check_place"):
+                transform.check_place(transforms[:place])
             if hasattr(transform, "check_dataset"):
                 transform.check_dataset(self)
 

@@ -32,6 +32,13 @@ class _AutocastEvaluation:
     def start_streams(self) -> None:
         """Called when the loop starts."""
 
+    def check_metrics(self) -> None:
+        """Let the metrics refuse the model before the first prediction."""
+        model = self.runner.model
+        for metric in self.evaluator.metrics:
+            if hasattr(metric, "check_model"):
+                metric.check_model(model.module if is_model_wrapper(model) else model)
+
 
 class _AlongStreams:
     """Predictions along scenes: memory is carried from each sample to its successor and starts empty."""
@@ -62,6 +69,7 @@ class AutocastValLoop(_AutocastEvaluation, ValLoop):
 
     def run(self) -> dict:
         """Validate; returns the metrics."""
+        self.check_metrics()
         self.start_streams()
         return super().run()
 
@@ -89,6 +97,7 @@ class AutocastTestLoop(_AutocastEvaluation, TestLoop):
 
     def run(self) -> dict:
         """Test; returns the metrics."""
+        self.check_metrics()
         self.start_streams()
         return super().run()
 

@@ -18,6 +18,7 @@ import mmengine
 import torch
 from mmengine.device import get_device
 from mmengine.dist import all_gather_object, is_distributed, is_main_process
+from mmengine.evaluator import Evaluator
 from mmengine.hooks import CheckpointHook
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import Runner
@@ -44,9 +45,10 @@ from bevstack.engine.schedules import advance, load_optimizer
 from bevstack.engine.stored_config import plain_config
 from bevstack.engine.train_loops import ResumableTrainLoop
 from bevstack.errors import InputError
+from bevstack.evaluation import WholeEvaluator
 from bevstack.files import atomic_write
 from bevstack.interop.foreign_weights import check_box_convention
-from bevstack.registry import RUNNERS
+from bevstack.registry import EVALUATOR, RUNNERS
 
 _RUNS = itertools.count(1)
 
@@ -127,6 +129,14 @@ class BEVRunner(Runner):
             loop = {"type": "bevstack.ResumableTrainLoop", **loop}
             loop.pop("by_epoch", None)
         return super().build_train_loop(loop)
+
+    def build_evaluator(self, evaluator: dict | list | Evaluator) -> Evaluator:
+        """An evaluator as configured; metrics alone get :class:`bevstack.evaluation.WholeEvaluator`."""
+        if isinstance(evaluator, Evaluator):
+            return evaluator
+        if isinstance(evaluator, dict) and "metrics" in evaluator:
+            return EVALUATOR.build({"type": "bevstack.WholeEvaluator", **evaluator})
+        return WholeEvaluator(evaluator)
 
     def build_for_training(self) -> None:
         """Build loops, optimizer and schedulers, which :meth:`train` would build later; mistakes show up now."""

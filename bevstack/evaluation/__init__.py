@@ -3,6 +3,7 @@
 from bevstack.evaluation.behaviour_metric import BehaviourMetric
 from bevstack.evaluation.center_distance_metric import CenterDistanceMetric
 from bevstack.evaluation.detection_metric import NuScenesDetectionMetric
+from bevstack.evaluation.evaluator import WholeEvaluator
 from bevstack.evaluation.image_keypoint_metric import ImageKeypointMetric
 from bevstack.evaluation.keypoint_metric import KeypointMetric
 from bevstack.evaluation.panoptic_metric import PanopticMetric
@@ -21,6 +22,7 @@ __all__ = [
     "NuScenesTrackingMetric",
     "PanopticMetric",
     "SceneMetric",
+    "WholeEvaluator",
     "print_table",
     "write_metrics",
 ]

@@ -54,6 +54,9 @@ class CenterDistanceMetric(GatheredMetric):
         max_distance_m: truth and predictions farther (x, y) from the BEV frame's origin are left out; one number, or
             one a class.
         min_points: truth with fewer lidar and radar points together is left out, where the samples count them.
+
+    Raises:
+        InputError: a class of the dataset has no distance; the model's detection heads have other classes.
     """
 
     def __init__(
@@ -70,6 +73,17 @@ class CenterDistanceMetric(GatheredMetric):
     def classes(self) -> tuple[str, ...]:
         """Names of the labels, from the constructor or else from the dataset."""
         return self.named_classes(self._classes)
+
+    def check_dataset(self, meta: Mapping[str, Any]) -> None:
+        """Refuse ranges that leave out a class of the dataset."""
+        classes = self._classes or tuple(meta.get("classes", ()))
+        if isinstance(self.max_distance_m, Mapping) and (absent := set(classes) - self.max_distance_m.keys()):
+            reason = f"says nothing of {', '.join(sorted(absent))}; give one number, or one for each class"
+            raise InputError("CenterDistanceMetric", "max_distance_m", reason)
+
+    def check_model(self, model: Any) -> None:
+        """Refuse a model whose heads number other labels."""
+        self.refuse_other_classes(model, self.classes)
 
     def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
         """Keep one batch's boxes, true and predicted."""

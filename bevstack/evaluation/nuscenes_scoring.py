@@ -8,14 +8,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import json
 import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,64 +27,91 @@ from bevstack.evaluation.submission import (
 )
 
 if TYPE_CHECKING:
-    from nuscenes import NuScenes
     from nuscenes.eval.common.data_classes import EvalBoxes
     from nuscenes.eval.detection.data_classes import DetectionMetrics
+
+    from bevstack.datasets.nuscenes.tables import NuScenesTables
 
 TP_ERRORS = {"trans_err": "ATE", "scale_err": "ASE", "orient_err": "AOE", "vel_err": "AVE", "attr_err": "AAE"}
 
 
 @functools.lru_cache(maxsize=2)
-def _open_tables(root: str, version: str) -> NuScenes:
-    from nuscenes import NuScenes
+def _open_tables(root: str, version: str) -> NuScenesTables:
+    from bevstack.datasets.nuscenes.tables import NuScenesTables, require_version
 
-    folder = Path(root) / version
-    if not folder.is_dir():
-        raise InputError(folder, "version", "no such folder of nuScenes tables")
-    try:
-        return NuScenes(version=version, dataroot=root, verbose=False)
-    except (AssertionError, OSError, KeyError, ValueError) as error:
-        raise InputError(folder, "tables", f"the nuScenes devkit cannot load them ({error})") from None
+    require_version(root, version, "version")
+    return NuScenesTables(root, version)
 
 
-def open_tables(root: str | os.PathLike, version: str) -> NuScenes:
-    """The devkit's tables of one version, loaded once per process (cached by folder and version).
+def open_tables(root: str | os.PathLike, version: str) -> NuScenesTables:
+    """The tables of one version as the devkit's ``NuScenes``, loaded once per process (cached by folder and version).
 
     Raises:
-        InputError: the folder is missing or the devkit cannot load it.
+        InputError: the folder is missing or the tables cannot be read.
     """
     return _open_tables(str(Path(root).resolve()), version)
 
 
-def split_tokens(tables: NuScenes, split: str) -> list[str]:
-    """Tokens of the split's samples in the order of the sample table.
+@dataclass(frozen=True)
+class ScoredSplit:
+    """The samples of a split that are scored, as the dataset has them.
 
-    A split that ``<root>/<version>/splits.json`` names is taken from there, any other from the devkit's own splits;
-    ``all`` is every scene, unless splits.json says otherwise.
-
-    Raises:
-        InputError: the split is unknown or none of its scenes is in the tables.
+    Args:
+        root: dataset root. version: folder of the tables. split: the split's name.
+        left_out: tokens of samples that the dataset leaves out (``create_data --skip-missing``).
+        lidar: whose moment is the samples'; "" for LIDAR_TOP, or else the first lidar.
     """
-    from nuscenes.utils.splits import create_splits_scenes
 
-    own_file = Path(tables.table_root) / "splits.json"
-    own: Any = {}
-    if own_file.is_file():
-        try:
-            own = json.loads(own_file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(own_file, "file", f"is not JSON ({error})") from None
-        if not isinstance(own, dict):
-            raise InputError(own_file, "file", "must map split names to lists of scene names")
-    splits = {**create_splits_scenes(), "all": [scene["name"] for scene in tables.scene], **own}
-    if split not in splits:
-        raise InputError(own_file, split, f"no such split; known are {', '.join(sorted(splits))}")
-    scenes = set(splits[split])
-    names = {scene["token"]: scene["name"] for scene in tables.scene}
-    tokens = [sample["token"] for sample in tables.sample if names[sample["scene_token"]] in scenes]
-    if not tokens:
-        raise InputError(tables.table_root, split, "none of the split's scenes is in these tables")
-    return tokens
+    root: str
+    version: str
+    split: str
+    left_out: tuple[str, ...] = ()
+    lidar: str = ""
+
+    @property
+    def tables(self) -> NuScenesTables:
+        """The version's tables (:func:`open_tables`)."""
+        return open_tables(self.root, self.version)
+
+    def tokens(self) -> list[str]:
+        """Tokens of the samples in the order of the sample table. The splits are those of the dataset
+        (:func:`bevstack.datasets.nuscenes.tables.read_splits`).
+
+        Raises:
+            InputError: the split is unknown, or none of its scenes is in the tables.
+        """
+        from bevstack.datasets.nuscenes.tables import read_splits
+
+        tables = self.tables
+        splits = read_splits(tables.table_root, tables.scene)
+        if self.split not in splits:
+            there = ", ".join(sorted(splits))
+            raise InputError(tables.table_root, self.split, f"no such split, or none of its scenes; there are {there}")
+        scenes, left_out = set(splits[self.split]), set(self.left_out)
+        tokens = [s["token"] for s in tables.sample if s["scene_token"] in scenes and s["token"] not in left_out]
+        if not tokens:
+            raise InputError(tables.table_root, self.split, "all samples of the split are left out")
+        return tokens
+
+    def with_ego_distance(self, boxes: EvalBoxes) -> EvalBoxes:
+        """Tell boxes how far from the ego car they are, as the devkit's ``add_center_dist`` does, which asks for a
+        lidar called LIDAR_TOP."""
+        for token in boxes.sample_tokens:
+            place = self._ego_place(token)
+            for box in boxes[token]:
+                box.ego_translation = tuple(b - e for b, e in zip(box.translation, place, strict=True))
+        return boxes
+
+    def _ego_place(self, token: str) -> list[float]:
+        from bevstack.datasets.nuscenes.tables import bev_lidar
+
+        tables, data = self.tables, self.tables.get("sample", token)["data"]
+        kinds = {channel: tables.get("sample_data", key)["sensor_modality"] for channel, key in data.items()}
+        lidars = [channel for channel, kind in kinds.items() if kind == "lidar"]
+        if not lidars or (self.lidar and self.lidar not in lidars):
+            raise InputError(tables.table_root, f"sample {token}", f"has no key frame of {self.lidar or 'a lidar'}")
+        sweep = tables.get("sample_data", data[self.lidar or bev_lidar(lidars)])
+        return tables.get("ego_pose", sweep["ego_pose_token"])["translation"]
 
 
 @dataclass(frozen=True)
@@ -95,23 +121,27 @@ class _Truth:
 
 
 @functools.lru_cache(maxsize=4)
-def _truth(root: str, version: str, split: str) -> _Truth:
-    """Ground truth after the official filters (range by class, at least one point, bicycle racks), cached per split."""
-    from nuscenes.eval.common.loaders import add_center_dist, load_gt_of_sample_tokens
+def _truth(scored: ScoredSplit) -> _Truth:
+    """Ground truth after the official filters (range by class, at least one point, bicycle racks), cached per split.
+
+    Raises:
+        InputError: there is none at all.
+    """
+    from nuscenes.eval.common.loaders import load_gt_of_sample_tokens
     from nuscenes.eval.detection.data_classes import DetectionBox
 
-    tables = _open_tables(root, version)
     with contextlib.redirect_stderr(io.StringIO()):  # the devkit's progress bar
-        boxes = load_gt_of_sample_tokens(tables, split_tokens(tables, split), DetectionBox, verbose=False)
-    boxes = _filtered(tables, add_center_dist(tables, boxes))
+        boxes = load_gt_of_sample_tokens(scored.tables, scored.tokens(), DetectionBox, verbose=False)
+    boxes = _filtered(scored, boxes)
     return _Truth(boxes, Counter(box.detection_name for box in boxes.all))
 
 
-def _filtered(tables: NuScenes, boxes: EvalBoxes) -> EvalBoxes:
+def _filtered(scored: ScoredSplit, boxes: EvalBoxes) -> EvalBoxes:
     from nuscenes.eval.common.loaders import filter_eval_boxes
 
+    boxes = scored.with_ego_distance(boxes)
     # With no box at all the devkit cannot tell detection from tracking and raises; there is nothing to filter then.
-    return filter_eval_boxes(tables, boxes, _detection_config().class_range) if boxes.all else boxes
+    return filter_eval_boxes(scored.tables, boxes, _detection_config().class_range) if boxes.all else boxes
 
 
 @functools.lru_cache(maxsize=1)
@@ -121,7 +151,7 @@ def _detection_config():
     return config_factory("detection_cvpr_2019")
 
 
-def score_boxes(tables: NuScenes, split: str, submitted: Mapping[str, SubmittedBoxes]) -> dict[str, float]:
+def score_boxes(scored: ScoredSplit, submitted: Mapping[str, SubmittedBoxes]) -> dict[str, float]:
     """Official scores of boxes that :func:`bevstack.evaluation.submission.check_submission` has passed.
 
     Returns flat keys: ``NDS``, ``mAP``, ``mATE`` ``mASE`` ``mAOE`` ``mAVE`` ``mAAE`` as the devkit computes them (a
@@ -129,13 +159,11 @@ def score_boxes(tables: NuScenes, split: str, submitted: Mapping[str, SubmittedB
     error is not defined) and ``gt/<class>``, the number of boxes that the official filters leave; ``mAP_present`` and
     ``NDS_present``, the same means over the classes with at least one such box.
     """
-    truth = _truth(str(Path(tables.dataroot).resolve()), tables.version, split)
-    return _flat(_evaluated(tables, truth, submitted, _detection_config()), truth.counts)
+    truth = _truth(scored)
+    return _flat(_evaluated(scored, truth, submitted, _detection_config()), truth.counts)
 
 
-def default_attribute_errors(
-    tables: NuScenes, split: str, submitted: Mapping[str, SubmittedBoxes]
-) -> dict[str, float]:
+def default_attribute_errors(scored: ScoredSplit, submitted: Mapping[str, SubmittedBoxes]) -> dict[str, float]:
     """What the attribute errors would be by the default rule: ``mAAE_default`` and ``AAE_default/<class>``.
 
     Nothing where the boxes' attributes are the default ones. Takes a fraction of the time of :func:`score_boxes`, as
@@ -146,18 +174,16 @@ def default_attribute_errors(
         return {}
     from nuscenes.eval.detection.data_classes import DetectionConfig
 
-    truth = _truth(str(Path(tables.dataroot).resolve()), tables.version, split)
     config = DetectionConfig.deserialize(_detection_config().serialize())
     config.dist_ths = [config.dist_th_tp]
-    metrics = _evaluated(tables, truth, defaults, config)
+    metrics = _evaluated(scored, _truth(scored), defaults, config)
     errors = {f"AAE_default/{name}": metrics.get_label_tp(name, "attr_err") for name in config.class_names}
     return {"mAAE_default": float(metrics.tp_errors["attr_err"])} | {name: float(e) for name, e in errors.items()}
 
 
-def _evaluated(tables: NuScenes, truth: _Truth, submitted: Mapping[str, SubmittedBoxes], config) -> DetectionMetrics:
+def _evaluated(scored: ScoredSplit, truth: _Truth, submitted: Mapping[str, SubmittedBoxes], config) -> DetectionMetrics:
     """What the devkit's evaluation makes of boxes in memory."""
     from nuscenes.eval.common.data_classes import EvalBoxes
-    from nuscenes.eval.common.loaders import add_center_dist
     from nuscenes.eval.detection.data_classes import DetectionBox
     from nuscenes.eval.detection.evaluate import DetectionEval
 
@@ -171,7 +197,7 @@ def _evaluated(tables: NuScenes, truth: _Truth, submitted: Mapping[str, Submitte
     predicted = EvalBoxes()
     for token, boxes in submitted.items():
         predicted.add_boxes(token, [DetectionBox.deserialize(record) for record in boxes.records()])
-    predicted = _filtered(tables, add_center_dist(tables, predicted))
+    predicted = _filtered(scored, predicted)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # means over nothing but NaN (velocities) are expected
         metrics, _ = LoadedDetectionEval(truth.boxes, predicted).evaluate()
@@ -187,8 +213,8 @@ def score_submission(
         InputError: the file, the tables or the split are not right.
     """
     submitted = read_submission(path)
-    tables = open_tables(data_root, version)
-    return score_boxes(tables, split, check_submission(submitted, split_tokens(tables, split), split, path))
+    scored = ScoredSplit(str(Path(data_root).resolve()), version, split)
+    return score_boxes(scored, check_submission(submitted, scored.tokens(), split, path))
 
 
 def _flat(metrics, counts: Counter) -> dict[str, float]:

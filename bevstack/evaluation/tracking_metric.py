@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from bevstack.errors import InputError
-from bevstack.evaluation.gathering import GatheredMetric, as_dict
-from bevstack.evaluation.nuscenes_scoring import open_tables, split_tokens
-from bevstack.evaluation.submission import SubmittedBoxes, check_submission, require_detection_classes, submitted_boxes
+from bevstack.evaluation.gathering import as_dict
+from bevstack.evaluation.nuscenes_metric import NuScenesMetric, camera_submission_meta
+from bevstack.evaluation.submission import SubmittedBoxes, check_submission, submitted_boxes
 from bevstack.evaluation.tracking_scoring import TRACKING_CLASSES, require_motmetrics, score_tracks
 from bevstack.files import atomic_write
 from bevstack.geometry.boxes3d import BOX_SIZE
@@ -25,7 +24,7 @@ TRACKS_NAME = "tracking_nusc.json"
 
 
 @METRICS.register_module()
-class NuScenesTrackingMetric(GatheredMetric):
+class NuScenesTrackingMetric(NuScenesMetric):
     """AMOTA, AMOTP, IDS and the rest by the devkit's own code, and the official submission file.
 
     Reads of each predicted sample what the detection metric reads (``pred_instances_3d``, ``token``,
@@ -34,16 +33,16 @@ class NuScenesTrackingMetric(GatheredMetric):
     and tracked once, on the main rank; so their order and the number of ranks do not matter.
 
     Args:
-        data_root: dataset root. version: name of the table folder.
-        split: the split's name; also one of ``<root>/<version>/splits.json``.
+        data_root, version, split, out_dir, classes, format_only: of
+            :class:`bevstack.evaluation.nuscenes_metric.NuScenesMetric`; the file is ``tracking_nusc.json``.
         tracker: of :mod:`bevstack.tracking`, or its config.
-        out_dir: where to write ``tracking_nusc.json``; None writes nothing (validation while training).
-        classes: names of the labels; None takes the dataset's ``metainfo["classes"]``.
-        format_only: only write the file, for splits without annotations.
 
     Raises:
-        InputError: motmetrics is not installed; classes or results that the challenge would refuse.
+        InputError: as there; motmetrics is not installed; results that the challenge would refuse (the boxes are kept
+            in ``results_refused.json``).
     """
+
+    results_name = TRACKS_NAME
 
     def __init__(
         self,
@@ -55,28 +54,10 @@ class NuScenesTrackingMetric(GatheredMetric):
         classes: Sequence[str] | None = None,
         format_only: bool = False,
     ) -> None:
-        super().__init__()
-        if format_only and out_dir is None:
-            raise InputError("NuScenesTrackingMetric", "out_dir", "format_only writes a file and needs a folder")
+        super().__init__(data_root, version, split, out_dir, classes, format_only)
         if not format_only:
             require_motmetrics()
-        self.data_root, self.version, self.split = Path(data_root), version, split
         self.tracker: Tracker = TASK_UTILS.build(dict(tracker)) if isinstance(tracker, Mapping) else tracker
-        self.out_dir = None if out_dir is None else Path(out_dir)
-        self.format_only = format_only
-        self._classes = None if classes is None else tuple(classes)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the labels, from the constructor or else from the dataset."""
-        names = self.named_classes(self._classes)
-        require_detection_classes(names, "NuScenesTrackingMetric")
-        return names
-
-    @property
-    def results_path(self) -> Path:
-        """Where the submission is (or would be) written."""
-        return Path(TRACKS_NAME) if self.out_dir is None else self.out_dir / TRACKS_NAME
 
     def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
         """Keep one batch's predicted boxes, moved to the global frame."""
@@ -95,13 +76,18 @@ class NuScenesTrackingMetric(GatheredMetric):
 
     def compute_metrics(self, results: list[tuple[SubmittedBoxes, Detections]]) -> dict[str, float]:
         """Check all samples' boxes, track them, write the submission, score it (keys: :func:`score_tracks`)."""
-        tables = open_tables(self.data_root, self.version)
-        tokens = split_tokens(tables, self.split)
-        submitted = check_submission((boxes for boxes, _ in results), tokens, self.split, self.results_path)
+        scored, self._written = self.scored, False
+        tokens = scored.tokens()
+        submitted = check_submission(self.boxes_of(results), tokens, self.split, self.results_path)
         records = self.tracked({boxes.token: detections for boxes, detections in results}, submitted)
         if self.out_dir is not None:
             self._write({token: records[token] for token in tokens})
-        return {} if self.format_only else score_tracks(tables, self.split, records)
+            self._written = True
+        return {} if self.format_only else score_tracks(scored, records)
+
+    def boxes_of(self, results: Iterable[tuple[SubmittedBoxes, Detections]]) -> Iterable[SubmittedBoxes]:
+        """The boxes of gathered results."""
+        return (boxes for boxes, _ in results)
 
     def tracked(
         self, detections: Mapping[str, Detections], submitted: Mapping[str, SubmittedBoxes]
@@ -115,10 +101,8 @@ class NuScenesTrackingMetric(GatheredMetric):
         return records
 
     def _write(self, records: Mapping[str, list[dict]]) -> None:
-        meta = dict.fromkeys(("use_camera", "use_lidar", "use_radar", "use_map", "use_external"), False)
-        meta["use_camera"] = True
         with atomic_write(self.results_path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            json.dump({"meta": meta, "results": records}, file)
+            json.dump({"meta": camera_submission_meta(), "results": records}, file)
             file.write("\n")
 
 

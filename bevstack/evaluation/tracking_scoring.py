@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 from bevstack.errors import InputError
-from bevstack.evaluation.nuscenes_scoring import split_tokens
+from bevstack.evaluation.nuscenes_scoring import ScoredSplit
 
 if TYPE_CHECKING:
     from nuscenes import NuScenes
@@ -47,11 +47,11 @@ def require_motmetrics() -> None:
         raise InputError("NuScenesTrackingMetric", "motmetrics", reason)
 
 
-def score_tracks(tables: NuScenes, split: str, records: Mapping[str, Sequence[dict]]) -> dict[str, float]:
+def score_tracks(scored: ScoredSplit, records: Mapping[str, Sequence[dict]]) -> dict[str, float]:
     """Official scores of a tracking submission.
 
     Args:
-        tables: the devkit's. split: its samples are scored.
+        scored: the samples to score.
         records: by sample token, all of the split, the boxes of the submission format (https://www.nuscenes.org/tracking).
 
     Returns:
@@ -67,11 +67,12 @@ def score_tracks(tables: NuScenes, split: str, records: Mapping[str, Sequence[di
     require_motmetrics()
     from nuscenes.eval.common.config import config_factory
     from nuscenes.eval.common.data_classes import EvalBoxes
-    from nuscenes.eval.common.loaders import add_center_dist, filter_eval_boxes, load_gt_of_sample_tokens
+    from nuscenes.eval.common.loaders import filter_eval_boxes, load_gt_of_sample_tokens
     from nuscenes.eval.tracking.data_classes import TrackingBox, TrackingMetrics
     from nuscenes.eval.tracking.evaluate import TrackingEval
 
     config = config_factory("tracking_nips_2019")
+    tables, tokens = scored.tables, scored.tokens()
 
     class LoadedTrackingEval(TrackingEval):
         """The devkit's evaluation of one class on tracks in memory; everything but the loading is inherited."""
@@ -83,15 +84,15 @@ def score_tracks(tables: NuScenes, split: str, records: Mapping[str, Sequence[di
             self.tracks_gt, self.tracks_pred = (_of_class(tracks, name) for tracks in (tracks_gt, tracks_pred))
 
     def filtered(boxes: EvalBoxes) -> EvalBoxes:
-        boxes = add_center_dist(tables, boxes)
+        boxes = scored.with_ego_distance(boxes)
         # Without a single box the devkit cannot tell what kind of boxes these are and raises.
         return filter_eval_boxes(tables, boxes, config.class_range) if boxes.all else boxes
 
     predicted = EvalBoxes()
-    for token in split_tokens(tables, split):
+    for token in tokens:
         predicted.add_boxes(token, [TrackingBox.deserialize(record) for record in records[token]])
     with contextlib.redirect_stderr(io.StringIO()):  # the devkit's progress bar
-        truth = load_gt_of_sample_tokens(tables, split_tokens(tables, split), TrackingBox, verbose=False)
+        truth = load_gt_of_sample_tokens(tables, tokens, TrackingBox, verbose=False)
     with warnings.catch_warnings():
         # Means over nothing but NaN are expected; motmetrics 1.4 meets newer pandas with many words.
         warnings.simplefilter("ignore")

@@ -43,6 +43,8 @@ class CompatSwitches:
         unwrapped_yaw_change: can_bus[17] jumps by 360 degrees where the heading passes zero (4.1 G).
         visible_padding: what falls into the padding of an image counts as seen (4.1 N).
         old_boxes: the weights of the detection head speak mmdet3d 0.17's boxes; what comes out does not (4.7).
+        zero_unknown_velocity: in training a box of unknown velocity stands still, and the detection head leaves out
+            whole boxes with a target that is still not finite; else it leaves out the unknown values alone.
     """
 
     alias_shift: bool = False
@@ -55,6 +57,7 @@ class CompatSwitches:
     unwrapped_yaw_change: bool = False
     visible_padding: bool = False
     old_boxes: bool = False
+    zero_unknown_velocity: bool = False
 
     @property
     def changes_alignment(self) -> bool:
@@ -79,6 +82,7 @@ PRESETS = {
         unwrapped_yaw_change=True,
         visible_padding=True,
         old_boxes=True,
+        zero_unknown_velocity=True,
     )
 }
 
@@ -135,12 +139,17 @@ def apply_compat(config: Config, compat: str | Mapping[str, Any] | None = None) 
     model = config.get("model") or {}
     if switches.changes_alignment or switches.visible_padding:
         _use_reference_encoder(model, switches, file)
-    if switches.old_boxes:
-        heads = [head for head in (model.get("heads") or {}).values() if _name(head) in _HEADS]
-        if not heads:
-            raise InputError(file, "compat.old_boxes", f"the model has no head of type {_HEADS[0]}")
-        for head in heads:
+    heads = [head for head in (model.get("heads") or {}).values() if _name(head) in _HEADS]
+    for field in ("old_boxes", "zero_unknown_velocity"):
+        if getattr(switches, field) and not heads:
+            raise InputError(file, f"compat.{field}", f"the model has no head of type {_HEADS[0]}")
+    for head in heads:
+        if switches.old_boxes:
             head["type"] = "bevstack.OldBoxesDetectionHead"
+        if switches.zero_unknown_velocity:
+            head["criterion"] = {**(head.get("criterion") or {}), "unknown_targets": "row"}
+    if switches.zero_unknown_velocity and config.get("train_dataloader") is not None:
+        _prepend(config["train_dataloader"]["dataset"], {"type": "bevstack.ZeroUnknownVelocity"})
     if switches.changes_can_bus:
         form = {
             "type": "bevstack.ReferenceCanBus",
@@ -153,6 +162,15 @@ def apply_compat(config: Config, compat: str | Mapping[str, Any] | None = None) 
             if config.get(loader) is not None:
                 config[loader]["dataset"]["can_bus_form"] = dict(form)
     return config
+
+
+def _prepend(dataset: Any, transform: dict[str, Any]) -> None:
+    """Put a transform at the start of a dataset's pipeline, or of that of the dataset it repeats, once."""
+    while "pipeline" not in dataset and "dataset" in dataset:
+        dataset = dataset["dataset"]
+    pipeline = list(dataset.get("pipeline", ()))
+    if all(_name(step) != _name(transform) for step in pipeline):
+        dataset["pipeline"] = [transform, *pipeline]
 
 
 def _use_reference_encoder(model: Any, switches: CompatSwitches, file: str) -> None:

@@ -70,7 +70,6 @@ model = dict(
                 code_weights=(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2),
                 class_cost=2.0,
                 box_cost=0.25,
-                unknown_targets="row",
             ),
             decoding=dict(max_num=300, post_center_range_m=(-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)),
         ),

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tables import VERSION, build_root, edit_table, write_json
+from tables import START_US, VERSION, build_root, edit_table, write_json
 
 from bevstack.datasets.nuscenes.create_data import create_nuscenes
 from bevstack.errors import InputError
@@ -55,6 +55,16 @@ def cut(table: str):
     return breaks
 
 
+def clock(change):
+    """All times by another clock."""
+
+    def breaks(root: Path) -> None:
+        for table in ("sample", "sample_data", "ego_pose"):
+            edit_table(root, table, lambda rows: [{**row, "timestamp": change(row["timestamp"])} for row in rows])
+
+    return breaks
+
+
 def loop(root: Path) -> None:
     put("sample", 3, next="s0k1")(root)
 
@@ -72,8 +82,8 @@ CASES = {
     "empty table": (write("scene", ""), "scene.json", "file", "is empty"),
     "no record": (write("sample", "[]"), "sample.json", "content", "holds no record"),
     "truncated": (cut("sample_data"), "sample_data.json", "line", "truncated"),
-    "wrong top level": (write("log", "{}"), "log.json", "content", "must be a list"),
-    "record of another type": (write("log", "[3]"), "log.json", "[0]", "must be a record"),
+    "wrong top level": (write("scene", "{}"), "scene.json", "content", "must be a list"),
+    "record of another type": (write("scene", "[3]"), "scene.json", "[0]", "must be a record"),
     "no token": (put("sample", 1, token=None), "sample.json", "[1].token", "is missing"),
     "duplicate token": (put("sample", 1, token="s0k0"), "sample.json", "[1].token", "stands twice"),
     "missing field": (put("scene", 0, name=None), "scene.json", "scene0.name", "is missing"),
@@ -111,10 +121,19 @@ CASES = {
         put("sample", 1, timestamp=1_600_000_000_000_000), "sample.json", "s0k1.timestamp", "not later",
     ),
     "seconds": (put("sample", 0, timestamp=1_600_000_000), "sample.json", "timestamp", "microseconds"),
-    "unknown category": (put("category", 0, name="vehicle.caar"), "category.json", "name", "did you mean vehicle.car"),
-    "two attributes": (
-        put("sample_annotation", 0, attribute_tokens=["att0", "att1"]), "sample_annotation.json", "attr", "than one",
+    "all in seconds": (clock(lambda t: t / 1e6), "sample.json", "timestamp", "0.5 microseconds apart"),
+    "all in milliseconds": (clock(lambda t: t / 1e3), "sample.json", "timestamp", "500 microseconds apart"),
+    "all in nanoseconds": (clock(lambda t: t * 1e3), "sample.json", "timestamp", "microseconds"),
+    "nanoseconds from 0": (clock(lambda t: (t - START_US) * 1e3), "sample.json", "timestamp", "5e+08 microseconds"),
+    "image without a size": (put("sample_data", 0, height=0), "sample_data.json", "height", "size in pixels"),
+    "scene by an ambiguous name": (
+        lambda r: (
+            edit_table(r, "scene", lambda scenes: [{**scene, "name": "drive"} for scene in scenes]),
+            write_json(r / VERSION / "splits.json", {"train": ["drive"]}),
+        ),
+        "splits.json", "train", "drive is the name of 2 scenes: give their tokens, as scene0",
     ),
+    "unknown category": (put("category", 0, name="vehicle.caar"), "category.json", "name", "did you mean vehicle.car"),
     "boxes of two instances": (put("sample_annotation", 0, next="a1k1"), "sample_annotation.json", "next", "another"),
     "missing image": (lambda r: (r / "samples/CAM_BACK/s0k1.jpg").unlink(), "s0k1.jpg", "image", "missing"),
     "folder for an image": (
@@ -123,8 +142,6 @@ CASES = {
     ),
     "image out of the root": (put("sample_data", 0, filename="../x.jpg"), "sample_data.json", "filename", "out of the"),
     "missing camera": (put("sample_data", 0, is_key_frame=False), "sample_data.json", "sample s0k0", "CAM_FRONT"),
-    "missing map mask": (lambda r: (r / "maps/m.png").unlink(), "map.json", "map0.filename", "not under the root"),
-    "log without map": (put("map", 0, log_tokens=[]), "map.json", "log_tokens", "no map names log"),
     "split of unknown scene": (
         lambda r: write_json(r / VERSION / "splits.json", {"a": ["scene-9999"]}), "splits.json", "a", "no scene of",
     ),
@@ -139,7 +156,7 @@ CASES = {
         lambda r: write_json(r / MAP, {"version": "1.0"}), "onenorth", "version", "1.3",
     ),
     "incomplete map": (
-        lambda r: write_json(r / MAP, {"version": "1.3"}), "onenorth", "layers", "devkit",
+        lambda r: write_json(r / MAP, {"version": "1.3"}), "onenorth", "node", "list is missing",
     ),
 }  # fmt: skip
 

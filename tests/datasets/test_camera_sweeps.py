@@ -227,8 +227,8 @@ def test_a_damaged_index_is_one_line(copy, name, where, value, reason):
 
 def test_an_old_index_says_how_to_make_it_again(copy):
     path = copy / "bevstack-index" / VERSION / "index.json"
-    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 1'))
-    with pytest.raises(InputError, match="is 1, this program reads 2; make it again with: python tools/create_data.py"):
+    path.write_text(path.read_text().replace('"schema_version": 3', '"schema_version": 1'))
+    with pytest.raises(InputError, match="is 1, this program reads 3; make it again with: python tools/create_data.py"):
         NuScenesIndex.open(copy, VERSION)
 
 

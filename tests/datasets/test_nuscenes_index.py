@@ -264,7 +264,7 @@ def put(value, *where):
 
 DAMAGE = {
     "a pickle": (pickled, "box_center.npy", "cannot be read"),
-    "other version": (edit_header(lambda h: h.update(schema_version=99)), "index.json", "this program reads 2"),
+    "other version": (edit_header(lambda h: h.update(schema_version=99)), "index.json", "this program reads 3"),
     "no index.json": (lambda r: (folder(r) / "index.json").unlink(), "index.json", "create_data.py nuscenes"),
     "another schema": (edit_header(lambda h: h.update(schema="x")), "index.json", "is not bevstack"),
     "truncated header": (lambda r: (folder(r) / "index.json").write_text('{"schema'), "index.json", "is no index"),

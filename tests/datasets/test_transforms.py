@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from bevstack.datasets import ClipDataset
+from bevstack.datasets.base import SceneRecord
+from bevstack.datasets.format import SampleTable
 from bevstack.datasets.transforms import (
     BEVRotateScaleFlip,
     LoadMultiViewImages,
@@ -20,6 +23,7 @@ from bevstack.datasets.transforms import (
 )
 from bevstack.errors import InputError
 from bevstack.geometry.boxes3d import box_corners
+from bevstack.registry import TRANSFORMS
 
 HEIGHT, WIDTH = 90, 160
 CLASSES = ("car", "bus", "pedestrian")
@@ -538,3 +542,59 @@ def test_a_sample_without_objects_packs():
     results = ObjectRangeFilter({"shape": (2, 2), "x_range_m": (900, 901)})(clip_results())
     sample = PackBEVInputs()(results)["data_samples"]
     assert sample.gt_instances_3d.bboxes_3d.tensor.shape == (0, 9) and len(sample.gt_instances_3d.labels_3d) == 0
+
+
+# --- the order of a pipeline ----------------------------------------------------------------------------------------
+
+GRID = {"shape": (8, 8), "x_range_m": (-8.0, 8.0), "y_range_m": (-8.0, 8.0)}
+
+
+class Clips(ClipDataset):
+    """Two samples of one scene without files."""
+
+    def __init__(self, pipeline):
+        samples = SampleTable(scene=np.zeros(2, int), timestamp_us=np.arange(2) * 500_000)
+        super().__init__(samples, "nowhere", "all", ("car",), pipeline)
+
+    def token(self, row):
+        return str(row)
+
+    def scene(self, row):
+        return SceneRecord("scene", "scene")
+
+    def global_from_bev(self, row):
+        return np.eye(4)
+
+    def cameras(self, row):
+        raise NotImplementedError
+
+    def objects(self, row):
+        raise NotImplementedError
+
+    def require_sweeps(self):
+        """There are some."""
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "said"),
+    [
+        (["ResizeImages"], "pipeline: ResizeImages: must come after LoadMultiViewImages"),
+        (["LoadCameraSweeps", "LoadMultiViewImages"], "LoadCameraSweeps: must come right after LoadMultiViewImages"),
+        (["LoadMultiViewImages", "ResizeImages", "LoadCameraSweeps"], "before all that changes images"),
+        (["RasteriseBoxes", "BEVRotateScaleFlip"], "BEVRotateScaleFlip: must come before RasteriseBoxes"),
+        (["ObjectNameFilter"], "ObjectNameFilter.classes: 'tram' is not there: the dataset has the classes ['car']"),
+    ],
+)
+def test_a_pipeline_that_makes_no_sense_is_refused_where_the_dataset_is_built(pipeline, said):
+    # It used to end in a ValueError or KeyError of a data worker, after the model was built.
+    options = {"ResizeImages": {"scale": 0.5}, "LoadCameraSweeps": {"num_sweeps": 1}}
+    options["RasteriseBoxes"] = {"grid": GRID, "layers": {"cars": ["car"]}}
+    options["ObjectNameFilter"] = {"classes": ["tram"]}
+    steps = [TRANSFORMS.build({"type": name, **options.get(name, {})}) for name in pipeline]
+    with pytest.raises(InputError) as caught:
+        Clips(steps)
+    assert said in str(caught.value)
+
+
+def test_a_transform_from_elsewhere_may_read_the_images():
+    assert len(Clips([lambda results: results, TRANSFORMS.build({"type": "ResizeImages", "scale": 0.5})])) == 2

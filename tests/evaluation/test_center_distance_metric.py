@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from nuscenes.eval.detection.constants import DETECTION_NAMES
 
 from bevstack.errors import InputError
 from bevstack.evaluation import CenterDistanceMetric, NuScenesDetectionMetric
+from bevstack.models.heads import DenseDetectionHead
 from bevstack.registry import METRICS
 from bevstack.structures import BEVDataSample
 from tests.evaluation.nuscenes_root import SPLIT, VERSION
@@ -93,3 +95,19 @@ def test_refusals():
         score(CenterDistanceMetric(("forklift",)), [sample(truth, None)])
     with pytest.raises(InputError, match="more than once"):
         score(CenterDistanceMetric(("forklift",)), [sample(truth, predicted)] * 2)
+
+
+def test_what_does_not_fit_is_refused_before_the_first_prediction():
+    metric = CenterDistanceMetric(max_distance_m={"forklift": 40.0})
+    with pytest.raises(InputError, match="max_distance_m: says nothing of person"):
+        metric.dataset_meta = {"classes": ("forklift", "person")}
+    metric = CenterDistanceMetric()
+    metric.dataset_meta = {"classes": ("forklift", "person")}
+    grid = {"shape": (8, 8), "x_range_m": (-8.0, 8.0), "y_range_m": (-8.0, 8.0)}
+    metric.check_model(SimpleNamespace(heads={"boxes": DenseDetectionHead(4, grid, classes=("forklift", "person"))}))
+    with pytest.raises(
+        InputError, match="heads.boxes.classes: are person, forklift, but .* reads labels as forklift, p"
+    ):
+        metric.check_model(
+            SimpleNamespace(heads={"boxes": DenseDetectionHead(4, grid, classes=("person", "forklift"))})
+        )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +17,9 @@ from nuscenes.utils.data_classes import Box
 from pyquaternion import Quaternion
 
 from bevstack.errors import InputError
-from bevstack.evaluation import NuScenesDetectionMetric
+from bevstack.evaluation import NuScenesDetectionMetric, WholeEvaluator
 from bevstack.evaluation.nuscenes_scoring import open_tables, score_submission
+from bevstack.models.heads import DenseDetectionHead
 from bevstack.registry import METRICS
 from tests.evaluation.nuscenes_root import SPLIT, VERSION
 
@@ -229,13 +232,40 @@ def unknown_label(samples):
         (unknown_label, "results/tiny-0-0[1].detection_name: 'label 10' is no class"),
     ],
 )
-def test_wrong_results_are_refused_and_nothing_is_written(root, noisy_boxes, sample_of, tmp_path, spoil, said):
-    # Expected: RELIABILITY.md R15.
+def test_wrong_results_are_refused_and_kept_apart(root, noisy_boxes, sample_of, tmp_path, spoil, said):
+    # Expected: RELIABILITY.md R15, no submission; the boxes, which took hours, lie in a file that the message names.
     samples = spoil([sample_of(*item) for item in noisy_boxes.items()])
     with pytest.raises(InputError) as caught:
         score(metric_of(root, tmp_path / "out"), samples)
-    assert said in str(caught.value)
-    assert not (tmp_path / "out").exists()
+    kept = tmp_path / "out" / "results_refused.json"
+    assert said in str(caught.value) and str(kept) in str(caught.value)
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+    boxes = {entry["token"]: entry["boxes"] for entry in json.loads(kept.read_text())}
+    assert {sample.token for sample in samples} == boxes.keys()
+    assert len(boxes["tiny-0-1"]) == len(noisy_boxes["tiny-0-1"])
+
+
+def test_predictions_stay_when_the_scoring_fails(root, noisy_boxes, sample_of, tmp_path, monkeypatch):
+    # Expected: the submission was written before; an error that is no InputError is not made one, and says where it is.
+    def fails(*arguments):
+        raise MemoryError("too many boxes")
+
+    monkeypatch.setattr("bevstack.evaluation.detection_metric.score_boxes", fails)
+    with pytest.raises(MemoryError) as caught:
+        score(metric_of(root, tmp_path), [sample_of(*item) for item in noisy_boxes.items()])
+    assert f"the predictions are kept in {tmp_path / 'results_nusc.json'}" in caught.value.__notes__[0]
+    assert len(json.loads((tmp_path / "results_nusc.json").read_text())["results"]) == 6
+
+
+def test_one_metrics_fault_leaves_the_others_theirs(root, noisy_boxes, sample_of, tmp_path):
+    # Expected: the second metric's submission is written although the first one refuses its results.
+    samples = twice([sample_of(*item) for item in noisy_boxes.items()])
+    first, second = metric_of(root, tmp_path / "a"), metric_of(root, tmp_path / "b")
+    first.process(None, [sample.to_dict() for sample in samples])
+    second.process(None, [sample.to_dict() for sample in samples[:-1]])
+    with pytest.raises(InputError, match="sample is there more than once"):
+        WholeEvaluator([first, second]).evaluate(len(samples))
+    assert (tmp_path / "b" / "results_nusc.json").is_file()
 
 
 def test_foreign_class_names_are_refused_with_a_suggestion(root):
@@ -254,16 +284,89 @@ def test_model_without_boxes_is_refused(root):
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"split": "valid"}, "no such split"), ({"split": "val"}, "none of the split's scenes")],
+    [
+        ({"split": "valid"}, "valid: no such split, or none of its scenes; there are all, one, tiny_val"),
+        ({"split": "val"}, "no such split, or none of its scenes"),
+        ({"version": "v1.0"}, "v1.0: version: no such folder; there are v1.0-tiny"),
+        ({"data_root": "/nowhere"}, "/nowhere: data_root: no such folder"),
+    ],
 )
-def test_wrong_split_is_refused(root, options, said):
-    with pytest.raises(InputError, match=said):
-        metric_of(root, **options).evaluate(0)
+def test_wrong_tables_are_refused_where_the_metric_is_built(root, options, said):
+    with pytest.raises(InputError) as caught:
+        NuScenesDetectionMetric(**{"data_root": root, "version": VERSION, "split": SPLIT, **options})
+    assert said in str(caught.value)
 
 
-def test_missing_tables_are_refused(tmp_path):
-    with pytest.raises(InputError, match="no such folder"):
-        metric_of(tmp_path).evaluate(0)
+@pytest.mark.parametrize(
+    ("meta", "said"),
+    [
+        ({"split": "one"}, "split: is 'tiny_val', but the dataset's is 'one'"),
+        ({"version": "v1.0-mini"}, "version: is 'v1.0-tiny', but the dataset's is 'v1.0-mini'"),
+        ({"data_root": "/elsewhere"}, "but the dataset's is /elsewhere"),
+        ({"categories": {"car": ["vehicle.car", "vehicle.van"]}}, "labels vehicle.van as 'car', nuScenes' score"),
+        ({"num_annotated": 0}, "has no annotated box to score by; format_only=True writes"),
+    ],
+)
+def test_another_dataset_is_refused_before_the_first_prediction(root, meta, said):
+    # mmengine tells metrics the dataset's metainfo where it builds the loop.
+    with pytest.raises(InputError) as caught:
+        metric_of(root).dataset_meta = {"classes": DETECTION_NAMES, **meta}
+    assert said in str(caught.value)
+    metric_of(root).dataset_meta = {
+        "classes": DETECTION_NAMES,
+        "data_root": str(root),
+        "version": VERSION,
+        "split": SPLIT,
+    }
+
+
+def test_tables_without_annotations_are_refused_but_for_format_only(root, tmp_path):
+    # The tables of v1.0-test: no box at all, which scores 0.000 where nobody asks.
+    shutil.copytree(root / VERSION, tmp_path / "v1.0-test")
+    (tmp_path / "v1.0-test" / "sample_annotation.json").write_text("[]")
+    with pytest.raises(InputError, match="version v1.0-test has no annotated box to score by; format_only=True"):
+        NuScenesDetectionMetric(tmp_path, "v1.0-test", SPLIT)
+    NuScenesDetectionMetric(tmp_path, "v1.0-test", SPLIT, out_dir=tmp_path, format_only=True)
+
+
+def test_a_model_of_too_many_boxes_is_refused(root):
+    # 500 boxes a sample is the challenge's limit.
+    grid = {"shape": (8, 8), "x_range_m": (-8.0, 8.0), "y_range_m": (-8.0, 8.0)}
+    heads = {n: DenseDetectionHead(4, grid, classes=DETECTION_NAMES, max_boxes=n) for n in (500, 501)}
+    metric_of(root).check_model(SimpleNamespace(heads={"detection": heads[500]}))
+    with pytest.raises(InputError, match="model: heads.detection.max_boxes: 501 boxes a sample, but .* takes 500"):
+        metric_of(root).check_model(SimpleNamespace(heads={"detection": heads[501]}))
+
+
+@pytest.mark.parametrize("name", ["LIDAR_TOP", "LIDAR_ROOF"])
+def test_the_lidar_may_have_any_name(root, noisy_boxes, sample_of, tmp_path, name):
+    # Expected: the score of the lidar called LIDAR_TOP, which the devkit asks for.
+    shutil.copytree(root / VERSION, tmp_path / VERSION)
+    sensor = tmp_path / VERSION / "sensor.json"
+    sensor.write_text(sensor.read_text().replace("LIDAR_TOP", name))
+    samples = [sample_of(*item) for item in noisy_boxes.items()]
+    assert score(metric_of(tmp_path), samples)["NDS"] == score(metric_of(root), samples)["NDS"]
+
+
+def test_categories_called_as_classes_are_scored_as_the_dataset_labels_them(root, noisy_boxes, sample_of, tmp_path):
+    # Expected: the score of nuScenes' names of the same categories.
+    shutil.copytree(root / VERSION, tmp_path / VERSION)
+    table = tmp_path / VERSION / "category.json"
+    for name, own in (("vehicle.car", "car"), ("human.pedestrian.adult", "pedestrian"), ("vehicle.bicycle", "bicycle")):
+        table.write_text(table.read_text().replace(f'"name": "{name}"', f'"name": "{own}"'))
+    samples = [sample_of(*item) for item in noisy_boxes.items()]
+    found, expected = score(metric_of(tmp_path), samples), score(metric_of(root), samples)
+    assert found["gt/car"] == 18 and found["NDS"] == expected["NDS"] > 0
+
+
+def test_samples_that_are_not_indexed_are_not_asked_for(root, noisy_boxes, sample_of):
+    # Expected: scored as the split of the other scene alone, by hand: tiny-0 left out leaves split "one".
+    samples = [sample_of(token, boxes) for token, boxes in noisy_boxes.items() if token.startswith("tiny-1")]
+    metric = metric_of(root)
+    with pytest.warns(UserWarning, match="3 samples of v1.0-tiny are not indexed"):
+        metric.dataset_meta = {"classes": DETECTION_NAMES, "left_out": ("tiny-0-0", "tiny-0-1", "tiny-0-2")}
+    found, expected = score(metric, samples), score(metric_of(root, split="one"), samples)
+    assert found["NDS"] == expected["NDS"] and found["gt/car"] == 9
 
 
 def test_registered():

@@ -158,7 +158,7 @@ def test_what_is_refused(root, annotated, tmp_path, monkeypatch):
         score(root, samples[:-1], out_dir=tmp_path)
     with pytest.raises(InputError, match="sample is there more than once"):
         score(root, [*samples, samples[0]], out_dir=tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["results_refused.json"]  # kept, but no submission
     lost = samples[0].new()
     del lost.scene_token
     with pytest.raises(InputError, match="tracker: scene_token: sample .* has none"):

@@ -6,7 +6,9 @@ camera took just before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 
 
 def check_camera_chains(path: Path, records: Sequence[dict], rows: Mapping[str, Mapping[str, dict]]) -> None:
-    """Check ``prev`` of every camera image: an earlier image of the same camera, or "" (or no such field) at the start.
+    """Check ``prev`` of every camera image: an image of the same camera that is not later, or "" at the start.
+
+    Two images may have one time, as where a slow camera's image serves two samples.
 
     Args:
         path: the table's file, for messages.
@@ -29,7 +33,7 @@ def check_camera_chains(path: Path, records: Sequence[dict], rows: Mapping[str, 
         rows: records by token of ``sample_data``, ``calibrated_sensor`` and ``sensor``.
 
     Raises:
-        InputError: a ``prev`` that is no token, leads to another sensor, or is not earlier (a loop, for one).
+        InputError: a ``prev`` that is no token, leads to another sensor, is later, or runs in a loop.
     """
     sensor_of = {token: record["sensor_token"] for token, record in rows["calibrated_sensor"].items()}
     for record in records:
@@ -41,8 +45,14 @@ def check_camera_chains(path: Path, records: Sequence[dict], rows: Mapping[str, 
             raise InputError(path, f"{record['token']}.prev", f"{token!r:.60} is no token of sample_data.json")
         if sensor_of[before["calibrated_sensor_token"]] != sensor:
             raise InputError(path, f"{record['token']}.prev", f"{token} comes from another sensor")
-        if before["timestamp"] >= record["timestamp"]:
+        if before["timestamp"] > record["timestamp"]:
             raise InputError(path, f"{record['token']}.prev", f"{token} is not earlier")
+        seen = {record["token"]}
+        while before is not None and before["timestamp"] == record["timestamp"]:
+            if before["token"] in seen:
+                raise InputError(path, f"{record['token']}.prev", f"the chain runs in a loop at {before['token']}")
+            seen.add(before["token"])
+            before = rows["sample_data"].get(before.get("prev", ""))
 
 
 def sweep_arrays(nusc: NuScenes, root: Path, samples: Sequence[dict], cameras: Sequence[str]) -> dict[str, np.ndarray]:
@@ -50,7 +60,8 @@ def sweep_arrays(nusc: NuScenes, root: Path, samples: Sequence[dict], cameras: S
 
     Args:
         nusc: checked tables.
-        root: dataset root. Images whose folder is not below it are left out: many have the key frames alone.
+        root: dataset root. Images that are not there are left out: many have the key frames alone, or some of the
+            archives; one warning counts those that are missing beside others of their folder.
         samples: the S samples in the index's order.
         cameras: names of the N cameras.
 
@@ -63,13 +74,20 @@ def sweep_arrays(nusc: NuScenes, root: Path, samples: Sequence[dict], cameras: S
         InputError: a file name leads out of the root.
     """
     table = Path(nusc.table_root) / "sample_data.json"
-    offset, found = [0], []
-    folders: dict[str, bool] = {}
+    offset, found, named, folders = [0], [], 0, FolderListing(root, table)
+    kept = {sample["token"] for sample in samples}
     for sample in samples:
         for camera in cameras:
-            chain = list(_sweeps_before(nusc, nusc.get("sample_data", sample["data"][camera])))[::-1]
-            found += [sweep for sweep in chain if _has_folder(root, table, sweep["filename"], folders)]
+            chain = list(_sweeps_before(nusc, nusc.get("sample_data", sample["data"][camera]), kept))[::-1]
+            chain = [sweep for sweep in chain if folders.names(sweep["filename"])]
+            there = [sweep for sweep in chain if folders.has(sweep["filename"])]
+            named, found = named + len(chain), found + there
             offset.append(len(found))
+    if named > len(found):
+        missing = f"{named - len(found)} of {named} camera images between key frames are missing"
+        warnings.warn(
+            f"{root}: {missing} and left out; older images take their place in LoadCameraSweeps", stacklevel=2
+        )
     paths = [sweep["filename"].encode() for sweep in found]
     return {
         "sweep_offset": np.array(offset, dtype=np.int64),
@@ -78,27 +96,51 @@ def sweep_arrays(nusc: NuScenes, root: Path, samples: Sequence[dict], cameras: S
     }
 
 
-def _sweeps_before(nusc: NuScenes, keyframe: dict) -> Iterator[dict]:
-    """Records before a key frame, newest first, back to the key frame before it or to the scene's start."""
+def _sweeps_before(nusc: NuScenes, keyframe: dict, kept: Set[str]) -> Iterator[dict]:
+    """Records before a key frame, newest first, back to a sample's that is ``kept`` or to the scene's start."""
     scene = nusc.get("sample", keyframe["sample_token"])["scene_token"]
     token = keyframe.get("prev", "")
     while token:
         sweep = nusc.get("sample_data", token)
-        if sweep["is_key_frame"] or nusc.get("sample", sweep["sample_token"])["scene_token"] != scene:
+        if (sweep["is_key_frame"] and sweep["sample_token"] in kept) or nusc.get("sample", sweep["sample_token"])[
+            "scene_token"
+        ] != scene:
             return
         yield sweep
         token = sweep.get("prev", "")
 
 
-def _has_folder(root: Path, table: Path, name: str, folders: dict[str, bool]) -> bool:
-    """Whether the folder of an image is there; ``folders`` remembers."""
-    folder = name.rpartition("/")[0]
-    if folder not in folders:
-        place = PurePosixPath(folder)
-        if place.is_absolute() or ".." in place.parts:
-            raise InputError(table, "filename", f"{name} leads out of the root")
-        folders[folder] = (root / place).is_dir()
-    return folders[folder]
+class FolderListing:
+    """Which files a table's names lead to: each folder below the root is listed once, instead of asking for each file.
+
+    Args:
+        root: dataset root. table: whose names these are, for messages.
+    """
+
+    def __init__(self, root: Path, table: Path) -> None:
+        self.root, self.table = root, table
+        self._files: dict[str, set[str]] = {}
+
+    def names(self, name: str) -> set[str]:
+        """Names of the files in the folder of a file.
+
+        Raises:
+            InputError: the file's name leads out of the root.
+        """
+        folder = name.rpartition("/")[0]
+        if folder not in self._files:
+            place = PurePosixPath(folder)
+            if place.is_absolute() or ".." in PurePosixPath(name).parts:
+                raise InputError(self.table, "filename", f"{name} leads out of the root")
+            there = self.root / place
+            self._files[folder] = (
+                {entry.name for entry in os.scandir(there) if entry.is_file()} if there.is_dir() else set()
+            )
+        return self._files[folder]
+
+    def has(self, name: str) -> bool:
+        """Whether a file is there; errors as :meth:`names`."""
+        return name.rpartition("/")[2] in self.names(name)
 
 
 def older_images(
@@ -147,10 +189,12 @@ def ego_poses(arrays: Mapping[str, np.ndarray], row: int, camera: int, times_us:
     known = np.asarray(arrays["global_from_camera_ego"][rows, camera])
     times = np.clip(times_us.astype(np.float64), known_us[0], known_us[-1])
     poses = np.tile(np.eye(4), (len(times), 1, 1))
+    known_us, first = np.unique(known_us, return_index=True)  # one image may serve two samples
+    known = known[first]
     for axis in range(3):
         poses[:, axis, 3] = np.interp(times, known_us, known[:, axis, 3])
     turns = Rotation.from_matrix(known[:, :3, :3])
-    poses[:, :3, :3] = (Slerp(known_us, turns)(times) if len(rows) > 1 else turns).as_matrix()
+    poses[:, :3, :3] = (Slerp(known_us, turns)(times) if len(known_us) > 1 else turns).as_matrix()
     return poses
 
 

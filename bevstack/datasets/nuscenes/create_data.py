@@ -1,4 +1,4 @@
-"""The work behind ``tools/create_data.py``: index and map tiles of a nuScenes version, progress bar and summary.
+"""The work behind ``tools/create_data.py``: index and map tiles of a nuScenes version, progress, table and summary.
 
 Imports the devkit: import this module only where data is made.
 """
@@ -7,18 +7,28 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from bevstack.datasets.nuscenes.index_writer import write_index
+from bevstack.datasets.nuscenes.plausibility import Finding
+from bevstack.datasets.nuscenes.sample_rows import IndexChoices
 from bevstack.datasets.nuscenes.table_checks import TABLE_FIELDS
 
-_STEPS = len(TABLE_FIELDS) + 12  # the tables, the steps that write_index announces besides, four maps
+_STEPS = len(TABLE_FIELDS) + 13  # the tables, the steps that write_index announces besides, four maps
 
 
-def create_nuscenes(root: str | Path, version: str, out: str | Path | None = None, maps: bool = True) -> dict:
+def create_nuscenes(
+    root: str | Path,
+    version: str,
+    out: str | Path | None = None,
+    maps: bool = True,
+    choices: IndexChoices | None = None,
+) -> dict:
     """Write the index of ``version`` and the map tiles of its locations; print what was made.
 
     Args:
@@ -26,6 +36,7 @@ def create_nuscenes(root: str | Path, version: str, out: str | Path | None = Non
         version: folder of the tables.
         out: folder for indices, ``<root>/bevstack-index`` by default.
         maps: whether to rasterise the map expansion.
+        choices: cameras, lidar, and what to do about missing images; None for all, LIDAR_TOP and refusal.
 
     Returns:
         The summary of :func:`bevstack.datasets.nuscenes.index_writer.write_index`.
@@ -43,12 +54,27 @@ def create_nuscenes(root: str | Path, version: str, out: str | Path | None = Non
         def step(text: str) -> None:
             bar.update(task, description=text, advance=1)
 
-        summary = write_index(root, version, out, maps, progress=step)
+        summary = write_index(root, version, out, maps, choices, progress=step)
         bar.update(task, description="done", total=1, completed=1)
     for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
+    print_findings(summary["findings"], console)
     print(summary_line(summary))
     return summary
+
+
+def print_findings(findings: Sequence[Finding], console: Console) -> None:
+    """A table of what was measured, and a warning for each measure that cannot be right."""
+    table = Table(title="plausibility", title_justify="left", box=None)
+    for column in ("measure", "found", "in doubt"):
+        table.add_column(column)
+    for finding in findings:
+        table.add_row(finding.what, finding.found, "yes" if finding.doubt else "")
+    console.print(table)
+    for finding in findings:
+        if finding.doubt:
+            print(f"warning: {finding.what}: {finding.found}; {finding.doubt}", file=sys.stderr)
+    print("look at it: python tools/visualize.py --dataset-only CONFIG --out FOLDER")
 
 
 def summary_line(summary: dict) -> str:

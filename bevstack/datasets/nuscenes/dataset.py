@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,16 @@ class NuScenesBEVDataset(ClipDataset):
         version: folder of the tables.
         split: name of a split: the devkit's, one of the version's splits.json, or ``all``.
         pipeline: transforms, built or as configs.
-        classes: names of the labels, in order: detection classes of nuScenes or names of categories.
+        classes: the labels, in order: detection classes of nuScenes or names of categories; or label -> those that
+            it gathers, as ``dict(vehicle=("car", "truck"), person=("pedestrian",))``.
         index_root: folder of indices, ``<data_root>/bevstack-index`` by default.
+        cameras: names of the cameras to see by, in order; None for all of the index. A model's ``num_cameras`` has to
+            fit.
         **options: of :class:`bevstack.datasets.clip_dataset.ClipDataset`.
 
     Raises:
-        InputError: no index, an unknown split or class, or a pipeline that asks for a map or sweeps where there are
-            none.
+        InputError: no index, an unknown split, class or camera, a category in two classes, or a pipeline that asks for
+            a map or sweeps where there are none.
         ValueError: see :class:`bevstack.datasets.clip_dataset.ClipDataset`.
     """
 
@@ -55,13 +59,15 @@ class NuScenesBEVDataset(ClipDataset):
         version: str,
         split: str,
         pipeline: Sequence[Mapping | Callable] = (),
-        classes: Sequence[str] = DETECTION_CLASSES,
+        classes: Sequence[str] | Mapping[str, Sequence[str]] = DETECTION_CLASSES,
         index_root: str | Path | None = None,
+        cameras: Sequence[str] | None = None,
         **options: Any,
     ) -> None:
         self.index, self.index_root = NuScenesIndex.open(data_root, version, index_root), index_root
         self._opened_tiles: MapTiles | None = None
-        self._label_of_category = self._labels(tuple(classes))
+        self._cameras = self._camera_places(cameras)
+        self._label_of_category = self._labels(classes)
         arrays = self.index.arrays
         samples = SampleTable(
             scene=arrays["sample_scene"],
@@ -69,7 +75,13 @@ class NuScenesBEVDataset(ClipDataset):
             rows=self.index.samples(split),
             prev=arrays["sample_prev"],
         )
-        super().__init__(samples, self.index.folder, split, classes, pipeline, **options)
+        super().__init__(samples, self.index.folder, split, tuple(classes), pipeline, **options)
+        annotated = self._annotated_categories()
+        if annotated and not any(self._label_of_category[category] >= 0 for category in annotated):
+            there = ", ".join(self.index.categories[category]["name"] for category in annotated)
+            warnings.warn(
+                f"{self.index.folder}: split {split!r} has no box of the classes; it has {there}", stacklevel=2
+            )
 
     def __getstate__(self) -> dict:
         """Opened map tiles stay in the process that opened them."""
@@ -77,8 +89,25 @@ class NuScenesBEVDataset(ClipDataset):
 
     @property
     def metainfo(self) -> dict[str, Any]:
-        """What evaluators, hooks and checkpoints ask: classes, version, split, root."""
-        return {**super().metainfo, "version": self.index.version, "data_root": str(self.index.root)}
+        """What evaluators, hooks and checkpoints ask: classes, version, split, root; the categories of each class, the
+        sensors, how many boxes are annotated, and which samples of the version are not indexed."""
+        offset = self.index.arrays["box_offset"]
+        categories = {
+            name: [
+                c["name"] for c, label in zip(self.index.categories, self._label_of_category, strict=True) if label == k
+            ]
+            for k, name in enumerate(self.classes)
+        }
+        return {
+            **super().metainfo,
+            "version": self.index.version,
+            "data_root": str(self.index.root),
+            "categories": categories,
+            "cameras": tuple(self.index.cameras[n] for n in self._cameras),
+            "lidar": self.index.lidar,
+            "num_annotated": int((offset[self.rows + 1] - offset[self.rows]).sum()),
+            "left_out": tuple(self.index.left_out),
+        }
 
     @property
     def row_of(self) -> dict[str, int]:
@@ -104,13 +133,14 @@ class NuScenesBEVDataset(ClipDataset):
 
     def cameras(self, row: int) -> CameraRecords:
         """Key frames of the cameras."""
-        index = self.index
+        index, chosen = self.index, self._cameras
+        paths = index.image_paths(row)
         return CameraRecords(
-            names=index.cameras,
-            image_paths=index.image_paths(row),
-            image_size_px=index.arrays["camera_size_px"][row].astype(np.int64),
-            pixels_from_camera=index.pixels_from_camera(row),
-            camera_from_bev=index.camera_from_bev(row),
+            names=[index.cameras[n] for n in chosen],
+            image_paths=[paths[n] for n in chosen],
+            image_size_px=index.arrays["camera_size_px"][row].astype(np.int64)[chosen],
+            pixels_from_camera=index.pixels_from_camera(row)[chosen],
+            camera_from_bev=index.camera_from_bev(row)[chosen],
         )
 
     def lidar_path(self, row: int) -> str:
@@ -159,8 +189,10 @@ class NuScenesBEVDataset(ClipDataset):
     def sweeps(self, row: int, count: int) -> SweepRecords:
         """Camera images before a key frame, across earlier ones; a pause longer than ``max_gap_seconds`` ends them."""
         paths, seconds = self.index.sweeps(row, count, self.max_gap_seconds)
-        from_camera = self.index.sweep_from_camera(row, seconds)
-        return SweepRecords(paths, seconds, from_camera, self.index.ego_from_camera(row)[:, 2])
+        from_camera, chosen = self.index.sweep_from_camera(row, seconds), self._cameras
+        paths = [[moment[n] for n in chosen] for moment in paths]
+        heights = self.index.ego_from_camera(row)[chosen, 2]
+        return SweepRecords(paths, seconds[:, chosen], from_camera[:, chosen], heights)
 
     @property
     def _tiles(self) -> MapTiles:
@@ -181,14 +213,46 @@ class NuScenesBEVDataset(ClipDataset):
         """(6, Y, X) the layers around a pose (:meth:`bevstack.datasets.nuscenes.map_tiles.MapTiles.layers`)."""
         return self._tiles.layers(location, global_from_bev, grid)
 
-    def _labels(self, classes: tuple[str, ...]) -> np.ndarray:
-        """Label of each category's row, -1 where it has none."""
+    def _annotated_categories(self) -> list[int]:
+        """Rows of the categories that the split's boxes are of."""
+        arrays = self.index.arrays
+        in_split = np.zeros(len(arrays["sample_token"]), dtype=bool)
+        in_split[self.rows] = True
+        return np.unique(arrays["box_category"][np.repeat(in_split, np.diff(arrays["box_offset"]))]).tolist()
+
+    def _camera_places(self, cameras: Sequence[str] | None) -> list[int]:
+        """Places of the chosen cameras in the index."""
+        there = self.index.cameras
+        if cameras is None:
+            return list(range(len(there)))
+        for name in cameras:
+            if name not in there:
+                raise InputError(
+                    self.index.folder, "cameras", f"{name!r} is no camera of the index: {', '.join(there)}"
+                )
+        if not cameras or len(set(cameras)) != len(cameras):
+            raise InputError(self.index.folder, "cameras", "name at least one camera, and each once")
+        return [there.index(name) for name in cameras]
+
+    def _labels(self, classes: Sequence[str] | Mapping[str, Sequence[str]]) -> np.ndarray:
+        """Label of each category's row, -1 where it has none. A category's own name comes before its class's."""
         names = [(c["detection_name"], c["name"]) for c in self.index.categories]
         known = {*DETECTION_CLASSES, *(name for pair in names for name in pair if name)}
-        for name in classes:
-            if name not in known:
-                near = difflib.get_close_matches(name, sorted(known), n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise InputError(self.index.folder, "classes", f"{name!r} is no class or category{hint}")
-        labels = [next((classes.index(n) for n in reversed(pair) if n in classes), -1) for pair in names]
+        label_of: dict[str, int] = {}
+        for label, (own, gathered) in enumerate(_gathered(classes).items()):
+            for name in gathered:
+                if name not in known:
+                    near = difflib.get_close_matches(name, sorted(known), n=1)
+                    hint = f"; did you mean {near[0]}?" if near else ""
+                    raise InputError(self.index.folder, "classes", f"{name!r} is no class or category{hint}")
+                if label_of.setdefault(name, label) != label:
+                    raise InputError(self.index.folder, "classes", f"{name!r} is in {own!r} and in another class")
+        labels = [next((label_of[name] for name in reversed(pair) if name in label_of), -1) for pair in names]
         return np.array(labels, dtype=np.int64)
+
+
+def _gathered(classes: Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """Label -> classes and categories that it gathers."""
+    if not isinstance(classes, Mapping):
+        return {name: (name,) for name in classes}
+    return {own: (names,) if isinstance(names, str) else tuple(names) for own, names in classes.items()}

@@ -61,6 +61,7 @@ class NuScenesIndex:
         cameras: names of the N cameras, in order; ``lidar`` is the lidar whose frame is the BEV's.
         scenes: per scene a dict with token, name, description, log, location, first_row, num_samples.
         categories: per category a dict with name and detection_name ("" where it has none); attributes: names.
+        splits: split -> tokens of its scenes; left_out: token of each sample that is not indexed -> why.
         arrays: name -> memory-mapped array; names say what they hold, see the module's head and :class:`BoxRecords`.
     """
 
@@ -73,6 +74,7 @@ class NuScenesIndex:
         self.categories: list[dict] = header["categories"]
         self.attributes: list[str] = header["attributes"]
         self.splits: dict[str, list[str]] = header["splits"]
+        self.left_out: dict[str, str] = header["left_out"]
 
     @classmethod
     def open(
@@ -130,7 +132,7 @@ class NuScenesIndex:
         if split not in self.splits:
             raise InputError(self.folder, "split", f"{split!r} is none of {', '.join(sorted(self.splits))}")
         wanted = set(self.splits[split])
-        chosen = np.array([scene["name"] in wanted for scene in self.scenes], dtype=bool)
+        chosen = np.array([scene["token"] in wanted for scene in self.scenes], dtype=bool)
         return np.flatnonzero(chosen[self.arrays["sample_scene"]])
 
     def token(self, row: int) -> str:

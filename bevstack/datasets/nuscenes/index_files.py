@@ -13,7 +13,7 @@ import numpy as np
 from bevstack.datasets.nuscenes.table_files import file_sha256
 from bevstack.errors import InputError
 
-SCHEMA, SCHEMA_VERSION, INDEX_FILE = "bevstack-nuscenes-index", 2, "index.json"
+SCHEMA, SCHEMA_VERSION, INDEX_FILE = "bevstack-nuscenes-index", 3, "index.json"
 _RIGID_TOLERANCE = 1e-4
 
 # name -> axes: S samples, T = S + 1, A boxes, N cameras, K calibrations, I instances, W images between key frames,
@@ -59,7 +59,15 @@ def read_header(folder: Path, root: Path, version: str) -> dict:
         hint = f"python tools/create_data.py nuscenes --root {root} --version {version}"
         reason = f"is {header.get('schema_version')}, this program reads {SCHEMA_VERSION}; make it again with: {hint}"
         raise InputError(path, "schema_version", reason)
-    kinds = {"tables": dict, "arrays": dict, "splits": dict, "cameras": list, "scenes": list, "categories": list}
+    kinds = {
+        "tables": dict,
+        "arrays": dict,
+        "splits": dict,
+        "cameras": list,
+        "scenes": list,
+        "categories": list,
+        "left_out": dict,
+    }
     for field, kind in {**kinds, "attributes": list, "lidar": str, "version": str, "tables_sha256": str}.items():
         if not isinstance(header.get(field), kind):
             raise InputError(path, field, "is missing or of another type; run create_data again")

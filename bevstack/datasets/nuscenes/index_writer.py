@@ -11,19 +11,19 @@ import json
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
-from nuscenes.eval.detection.utils import category_to_detection_name
 
 from bevstack.datasets.nuscenes.camera_sweeps import sweep_arrays
 from bevstack.datasets.nuscenes.can_bus import read_can_bus
 from bevstack.datasets.nuscenes.index_files import INDEX_FILE, SCHEMA, SCHEMA_VERSION, index_folder
 from bevstack.datasets.nuscenes.map_rasterizer import write_map_tiles
 from bevstack.datasets.nuscenes.map_tiles import TILES_FOLDER
+from bevstack.datasets.nuscenes.plausibility import findings
+from bevstack.datasets.nuscenes.sample_rows import IndexChoices, SampleRows
 from bevstack.datasets.nuscenes.table_files import file_sha256
-from bevstack.datasets.nuscenes.tables import CheckedNuScenes, read_splits
-from bevstack.datasets.nuscenes.taxonomy import CAMERAS
+from bevstack.datasets.nuscenes.tables import CheckedTables
 from bevstack.errors import InputError
 from bevstack.files import atomic_folder
 
@@ -38,7 +38,12 @@ def check_writable(folder: Path) -> None:
 
 
 def write_index(
-    root: str | Path, version: str, out: str | Path | None = None, maps: bool = True, progress: Progress = print
+    root: str | Path,
+    version: str,
+    out: str | Path | None = None,
+    maps: bool = True,
+    choices: IndexChoices | None = None,
+    progress: Progress = print,
 ) -> dict:
     """Read and check the tables of ``version`` and write its index and the map tiles of its locations.
 
@@ -47,37 +52,39 @@ def write_index(
         version: folder of the tables.
         out: folder for indices, ``<root>/bevstack-index`` by default; the index goes to ``<out>/<version>``.
         maps: whether to rasterise the map expansion.
+        choices: cameras, lidar, and what to do about missing images; None for its defaults.
         progress: called with a line for each step begun.
 
     Returns:
         What was written: scenes, samples, sweeps (camera images between key frames), boxes, boxes_per_class, maps
-        (location -> bytes), bytes (of the index without maps), seconds, folder, has_can_bus.
+        (location -> bytes), bytes (of the index without maps), seconds, folder, has_can_bus, and findings
+        (:func:`bevstack.datasets.nuscenes.plausibility.findings`).
 
     Raises:
-        InputError: the tables are wrong, an image is missing, or nothing can be written. Nothing is left behind.
+        InputError: the tables are wrong, an image is missing, what they say cannot be right and ``choices`` are
+            strict, or nothing can be written. Nothing is left behind.
     """
     start = time.perf_counter()
     root, folder = Path(root), index_folder(root, version, out)
     if root.is_dir():
         check_writable(folder)
-    nusc = CheckedNuScenes(root, version, progress=lambda table: progress(f"reading {table}"))
+    choices = choices or IndexChoices()
+    own = tuple(choices.own_categories)
+    nusc = CheckedTables(root, version, progress=lambda table: progress(f"reading {table}"), own_categories=own)
     progress("collecting samples")
-    rows = _SampleRows(nusc)
+    rows = SampleRows(nusc, choices)
     header = {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
         "version": version,
         "tables": nusc.table_files,
         "tables_sha256": tables_hash(nusc.table_files),
-        "splits": read_splits(nusc),
         **rows.names(),
     }
     splits = Path(nusc.table_root) / "splits.json"
     header["splits_sha256"] = file_sha256(splits) if splits.exists() else ""
     progress("collecting sensors")
-    arrays = {**rows.arrays(), **_sensor_arrays(nusc, rows)}
-    progress("checking images")
-    _check_files(root, Path(nusc.table_root) / "sample_data.json", arrays["camera_path"])
+    arrays = {"sample_token": _text([s["token"] for s in rows.samples]), **rows.arrays(), **_sensor_arrays(nusc, rows)}
     progress("collecting sweeps")
     arrays |= sweep_arrays(nusc, root, rows.samples, rows.cameras)
     progress("collecting boxes")
@@ -85,6 +92,13 @@ def write_index(
     progress("reading the CAN bus")
     bus, arrays["can_bus_valid"] = read_can_bus(root, rows.scene_times())
     arrays["can_bus_raw"] = np.concatenate([arrays.pop("ego_state"), bus], axis=1)
+    progress("judging plausibility")
+    judged = findings(header, arrays)
+    doubts = [finding for finding in judged if finding.doubt]
+    if doubts and choices.strict:
+        others = f"; {len(doubts) - 1} more: {', '.join(f.what for f in doubts[1:])}" if doubts[1:] else ""
+        reason = f"{doubts[0].found}; {doubts[0].doubt}{others} (without --strict this is a warning)"
+        raise InputError(nusc.table_root, doubts[0].what, reason)
     header["arrays"] = {name: {"dtype": a.dtype.str, "shape": list(a.shape)} for name, a in arrays.items()}
     progress("writing")
     check_writable(folder)
@@ -110,6 +124,7 @@ def write_index(
         "maps": tiles,
         "bytes": size,
         "seconds": time.perf_counter() - start,
+        "findings": judged,
         "has_can_bus": bool(arrays["can_bus_valid"].any()),
     }
 
@@ -138,80 +153,7 @@ def _matrices(records: list[dict]) -> np.ndarray:
     return matrices
 
 
-class _SampleRows:
-    """Samples scene by scene in order of time, and the sensors that saw every one of them."""
-
-    def __init__(self, nusc: CheckedNuScenes) -> None:
-        self.nusc = nusc
-        self.samples: list[dict] = []
-        self.scenes: list[dict] = []
-        for scene in nusc.scene:
-            first, token = len(self.samples), scene["first_sample_token"]
-            while token:
-                self.samples.append(nusc.get("sample", token))
-                token = self.samples[-1]["next"]
-            log = nusc.get("log", scene["log_token"])
-            self.scenes.append(
-                {
-                    "token": scene["token"],
-                    "name": scene["name"],
-                    "description": str(scene.get("description") or ""),
-                    "log": log["logfile"],
-                    "location": log["location"],
-                    "first_row": first,
-                    "num_samples": len(self.samples) - first,
-                }
-            )
-        self.row_of = {sample["token"]: row for row, sample in enumerate(self.samples)}
-        used = {channel for sample in self.samples for channel in sample["data"]}
-        modality = {sensor["channel"]: sensor["modality"] for sensor in nusc.sensor if sensor["channel"] in used}
-        cameras = [channel for channel, kind in modality.items() if kind == "camera"]
-        self.cameras = list(CAMERAS) if set(cameras) == set(CAMERAS) else cameras
-        lidars = [channel for channel, kind in modality.items() if kind == "lidar"]
-        path = Path(nusc.table_root) / "sample_data.json"
-        if not cameras:
-            raise InputError(path, "calibrated_sensor_token", "no key frame comes from a camera")
-        if not lidars:
-            raise InputError(
-                path, "calibrated_sensor_token", "no key frame comes from a lidar, whose frame is the BEV's"
-            )
-        self.lidar = "LIDAR_TOP" if "LIDAR_TOP" in lidars else lidars[0]
-        for sample in self.samples:
-            for channel in (*self.cameras, self.lidar):
-                if channel not in sample["data"]:
-                    raise InputError(path, f"sample {sample['token']}", f"has no key frame of {channel}")
-
-    def names(self) -> dict:
-        """What the header says about names."""
-        return {
-            "cameras": self.cameras,
-            "lidar": self.lidar,
-            "scenes": self.scenes,
-            "categories": [
-                {"name": c["name"], "detection_name": category_to_detection_name(c["name"]) or ""}
-                for c in self.nusc.category
-            ],
-            "attributes": [a["name"] for a in self.nusc.attribute],
-        }
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Arrays (S,) with one row a sample, by the names of :data:`bevstack.datasets.nuscenes.index_files.ARRAYS`."""
-        scene_row = np.repeat(np.arange(len(self.scenes)), [s["num_samples"] for s in self.scenes])
-        return {
-            "sample_token": _text([s["token"] for s in self.samples]),
-            "sample_timestamp_us": np.array([s["timestamp"] for s in self.samples], dtype=np.int64),
-            "sample_scene": scene_row.astype(np.int32),
-            "sample_prev": np.array([self.row_of.get(s["prev"], -1) for s in self.samples], dtype=np.int32),
-            "sample_next": np.array([self.row_of.get(s["next"], -1) for s in self.samples], dtype=np.int32),
-        }
-
-    def scene_times(self) -> list[tuple[str, np.ndarray]]:
-        """Per scene its name and its samples' timestamps, (n,) int64 microseconds."""
-        times = np.array([s["timestamp"] for s in self.samples], dtype=np.int64)
-        return [(s["name"], times[s["first_row"] : s["first_row"] + s["num_samples"]]) for s in self.scenes]
-
-
-def _sensor_arrays(nusc: CheckedNuScenes, rows: _SampleRows) -> dict[str, np.ndarray]:
+def _sensor_arrays(nusc: CheckedTables, rows: SampleRows) -> dict[str, np.ndarray]:
     size = (len(rows.samples), len(rows.cameras))
     frames = [nusc.get("sample_data", s["data"][camera]) for s in rows.samples for camera in rows.cameras]
     sweeps = [nusc.get("sample_data", s["data"][rows.lidar]) for s in rows.samples]
@@ -240,36 +182,18 @@ def _sensor_arrays(nusc: CheckedNuScenes, rows: _SampleRows) -> dict[str, np.nda
     }
 
 
-def _check_files(root: Path, table: Path, paths: np.ndarray) -> None:
-    """Every image is a file under the root; folders are listed once instead of asking for each file."""
-    listed: dict[str, set[str]] = {}
-    for path in paths.ravel().tolist():
-        name = PurePosixPath(path.decode())
-        if name.is_absolute() or ".." in name.parts:
-            raise InputError(table, "filename", f"{name} leads out of the root")
-        folder = str(name.parent)
-        if folder not in listed:
-            place = root / folder
-            listed[folder] = {e.name for e in os.scandir(place) if e.is_file()} if place.is_dir() else set()
-        if name.name not in listed[folder]:
-            raise InputError(root / name, "image", f"is missing or no file, yet {table.name} names it")
-
-
-def _box_arrays(nusc: CheckedNuScenes, rows: _SampleRows) -> dict[str, np.ndarray]:
+def _box_arrays(nusc: CheckedTables, rows: SampleRows) -> dict[str, np.ndarray]:
     boxes = [nusc.get("sample_annotation", token) for sample in rows.samples for token in sample["anns"]]
     offset = np.cumsum([0] + [len(sample["anns"]) for sample in rows.samples])
-    row_of = {box["token"]: row for row, box in enumerate(boxes)}
     attribute_of = {a["token"]: i for i, a in enumerate(nusc.attribute)}
     instance = np.array([nusc.getind("instance", b["instance_token"]) for b in boxes], dtype=np.int32)
     category = np.array([nusc.getind("category", i["category_token"]) for i in nusc.instance], dtype=np.int16)
-    center = np.array([b["translation"] for b in boxes], dtype=np.float64).reshape(-1, 3)
-    times = 1e-6 * np.array([rows.samples[rows.row_of[b["sample_token"]]]["timestamp"] for b in boxes])
     return {
         "box_offset": offset.astype(np.int64),
-        "box_center": center,
+        "box_center": np.array([b["translation"] for b in boxes], dtype=np.float64).reshape(-1, 3),
         "box_wlh": np.array([b["size"] for b in boxes], dtype=np.float64).reshape(-1, 3),
         "box_quaternion": np.array([b["rotation"] for b in boxes], dtype=np.float64).reshape(-1, 4),
-        "box_velocity": _box_velocity(center, times, boxes, row_of),
+        "box_velocity": _box_velocity(nusc, boxes, rows.choices.velocity_gap_s),
         "box_category": category[instance] if len(boxes) else np.zeros(0, dtype=np.int16),
         "box_attribute": np.array(
             [attribute_of[b["attribute_tokens"][0]] if b["attribute_tokens"] else -1 for b in boxes], dtype=np.int16
@@ -286,14 +210,19 @@ def _visibility(token: str) -> int:
     return int(token) if token.isdecimal() and len(token) == 1 else 0
 
 
-def _box_velocity(center: np.ndarray, times: np.ndarray, boxes: list[dict], row_of: dict[str, int]) -> np.ndarray:
+def _box_velocity(nusc: CheckedTables, boxes: list[dict], gap_s: float) -> np.ndarray:
     """(A, 3) m/s as the devkit's ``box_velocity`` estimates it: centred difference where both neighbours are there,
-    one-sided where one is, NaN without neighbours or where they are more than 1.5 s a step apart."""
-    here = np.arange(len(boxes))
-    first = np.array([row_of[b["prev"]] if b["prev"] else row for row, b in enumerate(boxes)], dtype=np.int64)
-    last = np.array([row_of[b["next"]] if b["next"] else row for row, b in enumerate(boxes)], dtype=np.int64)
+    one-sided where one is, NaN without neighbours or where they are more than ``gap_s`` a step apart (1.5 s there).
+    Neighbours at samples that are left out count, too."""
+    annotated = nusc.sample_annotation
+    center = np.array([b["translation"] for b in annotated], dtype=np.float64).reshape(-1, 3)
+    times = 1e-6 * np.array([nusc.get("sample", b["sample_token"])["timestamp"] for b in annotated], dtype=np.float64)
+    here, first, last = (
+        np.array([nusc.getind("sample_annotation", b[link] or b["token"]) for b in boxes], dtype=np.int64)
+        for link in ("token", "prev", "next")
+    )
     seconds = times[last] - times[first]
-    limit = np.where((first != here) & (last != here), 3.0, 1.5)
+    limit = np.where((first != here) & (last != here), 2 * gap_s, gap_s)
     known = (first != last) & (seconds <= limit)
     return np.where(
         known[:, None], (center[last] - center[first]) / np.where(seconds > 0, seconds, 1.0)[:, None], np.nan

@@ -1,7 +1,4 @@
-"""Rasterises the map expansion, by the devkit's API, into bitfields of :mod:`bevstack.datasets.nuscenes.map_tiles`.
-
-Imports the devkit's map API: import this module only where data is made.
-"""
+"""Rasterises map expansions into bitfields of :mod:`bevstack.datasets.nuscenes.map_tiles`."""
 
 from __future__ import annotations
 
@@ -11,11 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from nuscenes.map_expansion.map_api import NuScenesMap
-from nuscenes.map_expansion.map_api import locations as KNOWN_LOCATIONS
 
+from bevstack.datasets.nuscenes.map_expansion import LINE_LAYERS, MapExpansion
 from bevstack.datasets.nuscenes.map_tiles import TILES_FILE, TILES_VERSION
-from bevstack.datasets.nuscenes.table_files import read_json
 from bevstack.datasets.nuscenes.taxonomy import MAP_LAYERS
 from bevstack.errors import InputError
 
@@ -24,7 +19,8 @@ CELL_M = 0.2
 # half metre of bevfusion's targets that is 1.5 m.
 DIVIDER_WIDTH_M = 1.5
 _MARGIN_M = 2.0
-_DIVIDERS = ("road_divider", "lane_divider")
+# 13 km x 13 km: nuScenes' largest map has 0.3e9 cells.
+_MOST_CELLS = 2**32
 
 
 def write_map_tiles(
@@ -32,7 +28,7 @@ def write_map_tiles(
 ) -> dict[str, int]:
     """Rasterise the six layers of each location that has a map expansion.
 
-    Polygons and lines come from the devkit. As in its ``get_map_mask``, polygons that are not valid are skipped, except
+    Polygons and lines are the devkit's. As in its ``get_map_mask``, polygons that are not valid are skipped, except
     drivable areas; unlike there, a hole of one polygon does not cut another, and masks are exact at cell centres.
 
     Args:
@@ -45,12 +41,15 @@ def write_map_tiles(
         Location -> bytes of its tile. One warning names the locations without a map.
 
     Raises:
-        InputError: a map expansion is outdated or malformed.
+        InputError: a map expansion is outdated, malformed, or far too large.
     """
     entries: dict[str, dict] = {}
     expansion = Path(root) / "maps" / "expansion"
-    found = [name for name in locations if name in KNOWN_LOCATIONS and (expansion / f"{name}.json").is_file()]
-    missing = [name for name in locations if name not in found]
+    for name in locations:
+        if Path(name).name != name:
+            raise InputError(expansion, "location", f"{name!r} of a log is no name of a map's file")
+    found = [name for name in locations if name and (expansion / f"{name}.json").is_file()]
+    missing = [name or "scenes without a location" for name in locations if name not in found]
     if missing:
         warnings.warn(
             f"{expansion}: no map expansion of {', '.join(missing)}: no map layers for their scenes", stacklevel=2
@@ -58,7 +57,7 @@ def write_map_tiles(
     folder.mkdir(parents=True, exist_ok=True)
     for name in found:
         progress(f"map {name}")
-        field, origin = rasterize_map(_open_map(root, expansion / f"{name}.json", name))
+        field, origin = rasterize_map(MapExpansion.read(expansion / f"{name}.json"))
         np.save(folder / f"{name}.npy", field, allow_pickle=False)
         entries[name] = {"origin_m": origin.tolist(), "shape": list(field.shape)}
     header = {"tiles_version": TILES_VERSION, "cell_m": CELL_M, "layers": MAP_LAYERS, "locations": entries}
@@ -66,32 +65,30 @@ def write_map_tiles(
     return {name: (folder / f"{name}.npy").stat().st_size for name in found}
 
 
-def _open_map(root: str | Path, path: Path, name: str) -> NuScenesMap:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise InputError(path, "content", "must be an object of map layers")
-    if str(content.get("version", "1.0")) < "1.3":
-        raise InputError(path, "version", f"{content.get('version', '1.0')} is outdated; the devkit wants 1.3")
-    try:
-        return NuScenesMap(dataroot=str(root), map_name=name)
-    except (KeyError, TypeError, AssertionError, AttributeError) as error:
-        raise InputError(path, "layers", f"the devkit refuses the map: {error!r}") from error
-
-
-def rasterize_map(nusc_map: NuScenesMap) -> tuple[np.ndarray, np.ndarray]:
+def rasterize_map(expansion: MapExpansion) -> tuple[np.ndarray, np.ndarray]:
     """Draw all layers of one map: a cell has a layer's bit where its centre lies in one of the layer's polygons.
 
     Returns:
         (rows, columns) uint8 bitfield and (2,) global metres of its low corner.
+
+    Raises:
+        InputError: a shape cannot be read, or the map is too large: often a single node lies far away.
     """
-    shapes = {layer: list(_polygons(nusc_map, layer)) for layer in MAP_LAYERS if layer != "divider"}
-    shapes["divider"] = [shape for layer in _DIVIDERS for shape in _lines(nusc_map, layer)]
+    shapes = {layer: list(_polygons(expansion, layer)) for layer in MAP_LAYERS if layer != "divider"}
+    shapes["divider"] = [shape for layer in LINE_LAYERS for shape in _lines(expansion, layer)]
     points = [ring for layer in shapes.values() for rings in layer for ring in rings]
     if not points:
         return np.zeros((1, 1), dtype=np.uint8), np.zeros(2)
     everything = np.concatenate(points)
     origin = np.floor(everything.min(axis=0) - _MARGIN_M)
     columns, rows = np.ceil((everything.max(axis=0) + _MARGIN_M - origin) / CELL_M).astype(int).tolist()
+    if rows * columns > _MOST_CELLS:
+        far = everything[np.abs(everything - np.median(everything, axis=0)).max(axis=1).argmax()]
+        reason = (
+            f"the map would reach {columns * CELL_M / 1e3:.0f} km x {rows * CELL_M / 1e3:.0f} km, too far to draw; "
+        )
+        reason += f"({far[0]:.0f}, {far[1]:.0f}) lies farthest from the rest"
+        raise InputError(expansion.path, f"node {expansion.node_at(far)}".strip(), reason)
     field = np.zeros((rows, columns), dtype=np.uint8)
     for bit, layer in enumerate(MAP_LAYERS):
         for rings in shapes[layer]:
@@ -128,20 +125,16 @@ def fill_polygon(field: np.ndarray, rings: list[np.ndarray], bit: np.uint8) -> N
     field[first_row:last_row, first_column:last_column] |= inside * bit
 
 
-def _polygons(nusc_map: NuScenesMap, layer: str) -> Iterator[list[np.ndarray]]:
+def _polygons(expansion: MapExpansion, layer: str) -> Iterator[list[np.ndarray]]:
     """Rings (n, 2) in metres of each polygon of a layer."""
-    for record in getattr(nusc_map, layer):
-        tokens = record["polygon_tokens"] if layer == "drivable_area" else [record["polygon_token"]]
-        for token in tokens:
-            polygon = nusc_map.extract_polygon(token)
-            if not polygon.is_empty and (layer == "drivable_area" or polygon.is_valid):
-                yield _rings(polygon)
+    for polygon in expansion.areas(layer):
+        if not polygon.is_empty and (layer == "drivable_area" or polygon.is_valid):
+            yield _rings(polygon)
 
 
-def _lines(nusc_map: NuScenesMap, layer: str) -> Iterator[list[np.ndarray]]:
+def _lines(expansion: MapExpansion, layer: str) -> Iterator[list[np.ndarray]]:
     """Rings (n, 2) in metres of each line of a layer, drawn ``DIVIDER_WIDTH_M`` wide."""
-    for record in getattr(nusc_map, layer):
-        line = nusc_map.extract_line(record["line_token"])
+    for line in expansion.lines(layer):
         if not line.is_empty:
             band = line.buffer(DIVIDER_WIDTH_M / 2, cap_style="flat", join_style="round")
             for polygon in getattr(band, "geoms", [band]):

@@ -59,12 +59,17 @@ class MapTiles:
 
     def require(self, location: str) -> None:
         """Raise :class:`InputError` where there are no tiles of ``location``."""
-        if location not in self._fields:
-            reason = (
-                f"there is no map of {location!r}; leave map layers out of the config, or put the map expansion "
-                "there and run create_data again"
-            )
-            raise InputError(self.root / "maps" / "expansion" / f"{location}.json", "location", reason)
+        if location in self._fields:
+            return
+        path = self.root / "maps" / "expansion" / f"{location}.json"
+        if not location:
+            path, way = self.root, "their log names no location"
+        elif path.is_file():
+            way = "the map expansion is there, but not drawn: run create_data again, without --no-maps"
+        else:
+            way = "put the map expansion there and run create_data again"
+        what = f"there is no map of {location!r}" if location else "there is no map of some scenes"
+        raise InputError(path, "location", f"{what}; {way}, or leave map layers out of the config")
 
     def layers(self, location: str, global_from_bev: np.ndarray, grid: BEVGrid) -> np.ndarray:
         """Cut the six layers around a BEV frame, taking the map cell under each BEV cell's centre.

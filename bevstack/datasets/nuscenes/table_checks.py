@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
 from nuscenes.utils.color_map import get_colormap
 
 from bevstack.datasets.nuscenes.camera_sweeps import check_camera_chains
+from bevstack.datasets.nuscenes.taxonomy import DETECTION_CLASSES
 from bevstack.errors import InputError
 
-_MICROSECONDS = (1e14, 1e17)  # 1973 to 5138: seconds, milliseconds and nanoseconds of this century fall outside
+# 1973 to 5138; a simulator's clock may start from 0, then the steps between samples tell the unit (_check_steps).
+_MICROSECONDS = (1e14, 1e17)
+_STEP_US = (1e3, 1e8)
 _COUNTS = (0, 2**31 - 1)
 _UNIT_TOLERANCE = 1e-3
 _FARTHEST_M = 1e7
@@ -26,7 +29,7 @@ _FARTHEST_M = 1e7
 TABLE_FIELDS: dict[str, dict[str, str]] = {
     "category": {"name": "text"},
     "attribute": {"name": "text"},
-    "visibility": {"level": "text"},
+    "visibility": {},
     "instance": {"category_token": "text"},
     "sensor": {"channel": "text", "modality": "text"},
     "calibrated_sensor": {
@@ -36,7 +39,7 @@ TABLE_FIELDS: dict[str, dict[str, str]] = {
         "camera_intrinsic": "list",
     },
     "ego_pose": {"translation": "vector3", "rotation": "quaternion"},
-    "log": {"location": "text", "logfile": "text"},
+    "log": {"location": "text"},
     "scene": {"name": "text", "log_token": "text", "first_sample_token": "text", "last_sample_token": "text"},
     "sample": {"scene_token": "text", "timestamp": "microseconds", "prev": "text", "next": "text"},
     "sample_data": {
@@ -62,9 +65,8 @@ TABLE_FIELDS: dict[str, dict[str, str]] = {
         "num_lidar_pts": "count",
         "num_radar_pts": "count",
     },
-    "map": {"filename": "text", "log_tokens": "list"},
 }
-MAY_BE_EMPTY = ("instance", "sample_annotation", "visibility", "attribute", "category")
+MAY_BE_EMPTY = ("instance", "sample_annotation", "visibility", "attribute", "category", "log")
 
 _TYPES = {"text": str, "list": list, "flag": bool}
 _TYPE_NAMES = {"text": "text", "list": "a list", "flag": "true or false"}
@@ -116,14 +118,17 @@ def _check_field(path: Path, records: list[dict], field: str, kind: str) -> None
     if kind in _VECTORS:
         _check_vectors(path, records, field, kind)
         return
-    low, high = _MICROSECONDS if kind == "microseconds" else _COUNTS
     for record in records:
-        value = record[field]
-        if type(value) not in (int, float):
-            _fail(path, record, field, f"must be a number, not {value!r:.60}")
-        if not low <= value <= high:
-            wrong = "is not in microseconds since 1970" if kind == "microseconds" else "must be 0 or more"
-            _fail(path, record, field, f"{value} {wrong}")
+        if type(record[field]) not in (int, float):
+            _fail(path, record, field, f"must be a number, not {record[field]!r:.60}")
+    low, high, wrong = (*_COUNTS, "must be 0 or more")
+    if kind == "microseconds":
+        since_1970 = any(_MICROSECONDS[0] <= record[field] <= _MICROSECONDS[1] for record in records)
+        low, high = _MICROSECONDS[0] if since_1970 else 0, _MICROSECONDS[1]
+        wrong = "is not in microseconds since 1970" + (", as others are" if since_1970 else ", nor since a start")
+    for record in records:
+        if not low <= record[field] <= high:
+            _fail(path, record, field, f"{record[field]} {wrong}")
 
 
 def _check_vectors(path: Path, records: list[dict], field: str, kind: str) -> None:
@@ -164,17 +169,18 @@ def _known(path: Path, records: Iterable[dict], field: str, targets: dict[str, d
             _fail(path, record, field, f"{token!r} is no token of {other}.json")
 
 
-def check_references(folder: Path, tables: dict[str, list[dict]]) -> None:
-    """Check that the tables fit together: references, chains of samples and boxes, calibrated cameras, categories.
+def check_references(folder: Path, tables: dict[str, list[dict]], own_categories: Collection[str] = ()) -> None:
+    """Check that the tables fit together: references, chains of samples and boxes, cameras, categories.
 
     Args:
         folder: where the tables' files are, for messages.
         tables: every table of ``TABLE_FIELDS``, already checked by :func:`check_records`.
+        own_categories: names of categories that are near nuScenes' own, and meant so.
     """
     files = {name: folder / f"{name}.json" for name in tables}
     rows = {name: {record["token"]: record for record in records} for name, records in tables.items()}
     for table, field, other, empty in (
-        ("scene", "log_token", "log", False),
+        ("scene", "log_token", "log", True),
         ("scene", "first_sample_token", "sample", False),
         ("scene", "last_sample_token", "sample", False),
         ("sample", "scene_token", "scene", False),
@@ -187,20 +193,17 @@ def check_references(folder: Path, tables: dict[str, list[dict]]) -> None:
         ("instance", "category_token", "category", False),
         ("sample_annotation", "sample_token", "sample", False),
         ("sample_annotation", "instance_token", "instance", False),
-        ("sample_annotation", "visibility_token", "visibility", True),
         ("sample_annotation", "prev", "sample_annotation", True),
         ("sample_annotation", "next", "sample_annotation", True),
     ):
         _known(files[table], tables[table], field, rows[other], other, empty)
     _check_sample_chains(files, tables, rows)
+    _check_steps(files["sample"], tables["sample"], rows["sample"])
     _check_box_chains(files["sample_annotation"], tables["sample_annotation"], rows)
     _check_camera_calibration(files["calibrated_sensor"], tables["calibrated_sensor"], rows["sensor"])
     check_camera_chains(files["sample_data"], tables["sample_data"], rows)
-    _check_categories(files["category"], tables["instance"], rows["category"])
-    logs_with_map = {token for record in tables["map"] for token in record["log_tokens"] if isinstance(token, str)}
-    for record in tables["log"]:
-        if record["token"] not in logs_with_map:
-            raise InputError(files["map"], "log_tokens", f"no map names log {record['token']}")
+    _check_image_sizes(files["sample_data"], tables["sample_data"], rows)
+    _check_categories(files["category"], tables["instance"], rows["category"], own_categories)
 
 
 def _check_sample_chains(files: dict[str, Path], tables: dict[str, list[dict]], rows: dict[str, dict]) -> None:
@@ -231,14 +234,21 @@ def _check_sample_chains(files: dict[str, Path], tables: dict[str, list[dict]], 
             _fail(path, sample, "prev/next", "cannot be reached from its scene's first sample")
 
 
+def _check_steps(path: Path, records: list[dict], samples: dict[str, dict]) -> None:
+    """Times are in microseconds: seconds, milliseconds and nanoseconds show in the steps from sample to sample."""
+    pairs = [(record, samples[record["next"]]) for record in records if record["next"]]
+    if pairs:
+        step = float(np.median([after["timestamp"] - record["timestamp"] for record, after in pairs]))
+        if not _STEP_US[0] <= step <= _STEP_US[1]:
+            _fail(path, pairs[0][0], "timestamp", f"samples would be {step:.6g} microseconds apart; which unit is it?")
+
+
 def _check_box_chains(path: Path, records: list[dict], rows: dict[str, dict]) -> None:
     boxes, samples, attributes = rows["sample_annotation"], rows["sample"], rows["attribute"]
     for record in records:
         for token in record["attribute_tokens"]:
             if not isinstance(token, str) or token not in attributes:
                 _fail(path, record, "attribute_tokens", f"{token!r} is no token of attribute.json")
-        if len(record["attribute_tokens"]) > 1:
-            _fail(path, record, "attribute_tokens", "holds more than one attribute")
         if record["next"]:
             after = boxes[record["next"]]
             if after["instance_token"] != record["instance_token"]:
@@ -257,15 +267,28 @@ def _check_camera_calibration(path: Path, records: list[dict], sensors: dict[str
             _fail(path, record, "camera_intrinsic", "is empty, yet the sensor is a camera")
 
 
-def _check_categories(path: Path, instances: list[dict], categories: dict[str, dict]) -> None:
+def _check_image_sizes(path: Path, records: list[dict], rows: dict[str, dict]) -> None:
+    """Key frames of cameras say how large their image is."""
+    sensor_of = {token: rows["sensor"][record["sensor_token"]] for token, record in rows["calibrated_sensor"].items()}
+    for record in records:
+        if record["is_key_frame"] and sensor_of[record["calibrated_sensor_token"]]["modality"] == "camera":
+            for field in ("height", "width"):
+                if record[field] < 1:
+                    _fail(path, record, field, f"is {record[field]}; an image's size in pixels has to be there")
+
+
+def _check_categories(
+    path: Path, instances: list[dict], categories: dict[str, dict], own_categories: Collection[str]
+) -> None:
     """Names that are nearly nuScenes' own are taken for mistakes; others are a dataset's own, said in one warning."""
     names, own = list(get_colormap()), []
     for token in dict.fromkeys(instance["category_token"] for instance in instances):
         name = categories[token]["name"]
-        if name not in names:
+        if name not in names and name not in DETECTION_CLASSES:
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.9)
-            if near:
-                _fail(path, categories[token], "name", f"{name!r} is no nuScenes category; did you mean {near[0]}?")
+            if near and name not in own_categories:
+                reason = f"{name!r} is no nuScenes category; did you mean {near[0]}? If not: --own-categories {name}"
+                _fail(path, categories[token], "name", reason)
             own.append(name)
     if own:
         warnings.warn(f"categories beyond nuScenes', for the config to name as classes: {', '.join(own)}", stacklevel=2)

@@ -21,6 +21,41 @@ DETECTION_CLASSES = (
 )
 """The ten classes of the detection task, in the order of the published BEVFormer's labels."""
 
+_CLASS_OF_CATEGORY = {
+    "movable_object.barrier": "barrier",
+    "vehicle.bicycle": "bicycle",
+    "vehicle.bus.bendy": "bus",
+    "vehicle.bus.rigid": "bus",
+    "vehicle.car": "car",
+    "vehicle.construction": "construction_vehicle",
+    "vehicle.motorcycle": "motorcycle",
+    "human.pedestrian.adult": "pedestrian",
+    "human.pedestrian.child": "pedestrian",
+    "human.pedestrian.construction_worker": "pedestrian",
+    "human.pedestrian.police_officer": "pedestrian",
+    "movable_object.trafficcone": "traffic_cone",
+    "vehicle.trailer": "trailer",
+    "vehicle.truck": "truck",
+}
+
+
+def detection_class(category: str) -> str:
+    """The class of the detection task that a category belongs to, "" for none.
+
+    nuScenes' own mapping, and a category that is called as a class (``car``) is of that class. A test holds the mapping
+    to the devkit's.
+    """
+    return category if category in DETECTION_CLASSES else _CLASS_OF_CATEGORY.get(category, "")
+
+
+def scored_category(category: str) -> str:
+    """The name under which the devkit scores a category: itself, or for one that is called as a class the first of
+    nuScenes' categories of that class."""
+    if category not in DETECTION_CLASSES:
+        return category
+    return next(name for name, label in _CLASS_OF_CATEGORY.items() if label == category)
+
+
 VEHICLE_CLASSES = ("car", "truck", "construction_vehicle", "bus", "trailer", "motorcycle", "bicycle")
 """Detection classes of nuScenes' ``vehicle.*`` categories, the "vehicle" of Lift-Splat-Shoot and PointBeV."""
 

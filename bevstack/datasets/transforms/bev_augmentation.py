@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from mmcv.transforms.base import BaseTransform
 
+from bevstack.errors import InputError
 from bevstack.geometry.boxes3d import transform_boxes
 from bevstack.registry import TRANSFORMS
 
@@ -41,7 +42,8 @@ class BEVRotateScaleFlip(BaseTransform):
             training needs it, as its memory lives in the augmented frame.
 
     Raises:
-        ValueError: a range is empty, a scale not positive; in use: rasters are there already (they would stay behind).
+        ValueError: a range is empty, a scale not positive.
+        InputError: rasters are made before it; they would stay behind.
     """
 
     def __init__(
@@ -61,6 +63,12 @@ class BEVRotateScaleFlip(BaseTransform):
         self.flip_x_probability, self.flip_y_probability = flip_x_probability, flip_y_probability
         self.constant_along_stream = constant_along_stream
 
+    def check_place(self, before: Sequence[object]) -> None:
+        """Refuse a transform before it whose rasters would stay behind."""
+        for step in before:
+            if getattr(step, "makes_rasters", False):
+                raise _too_late(type(step).__name__)
+
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """One A, (4, 4) float64: :func:`bev_similarity` of a rotation, a scale and two flips."""
         rotation, scale = rng.uniform(*self.rotation_range_deg), rng.uniform(*self.scale_range)
@@ -70,7 +78,7 @@ class BEVRotateScaleFlip(BaseTransform):
     def transform(self, results: dict) -> dict:
         """Draw A and move ``boxes``, ``past_centers``, ``frames`` and ``augmented_from_bev`` by it."""
         if results.get("rasters"):
-            raise ValueError("BEVRotateScaleFlip must come before the transforms that make rasters")
+            raise _too_late("a transform that makes rasters")
         matrix = self.draw(results["stream_rng" if self.constant_along_stream else "rng"])
         inverse = np.linalg.inv(matrix)
         for frame in results["frames"]:
@@ -83,3 +91,7 @@ class BEVRotateScaleFlip(BaseTransform):
             results["past_centers"] = results["past_centers"] @ matrix[:2, :2].T + matrix[:2, 3]
         results["augmented_from_bev"] = matrix @ results.get("augmented_from_bev", np.eye(4))
         return results
+
+
+def _too_late(what: str) -> InputError:
+    return InputError("pipeline", "BEVRotateScaleFlip", f"must come before {what}: rasters would not turn with it")

@@ -91,6 +91,8 @@ class RasteriseBoxes(BaseTransform):
         InputError: a class that the dataset does not have, or no layers at all.
     """
 
+    makes_rasters = True
+
     def __init__(
         self,
         grid: BEVGrid | Mapping,
@@ -158,6 +160,8 @@ class LoadBEVMap(BaseTransform):
     Raises:
         InputError: the map has no such layer, or the dataset no map of one of its locations.
     """
+
+    makes_rasters = True
 
     def __init__(self, grid: BEVGrid | Mapping, layers: Sequence[str] | None = None, name: str = "map") -> None:
         self.grid = BEVGrid.build(grid)

@@ -15,6 +15,8 @@ import mmcv
 import numpy as np
 from mmcv.transforms.base import BaseTransform
 
+from bevstack.datasets.transforms.names import require_images
+from bevstack.errors import InputError
 from bevstack.geometry import crop_pixels, flip_pixels, resize_pixels
 from bevstack.registry import TRANSFORMS
 
@@ -29,8 +31,14 @@ class ImageTransform(BaseTransform):
             serves the whole clip.
     """
 
+    changes_images = True
+
     def __init__(self, per_camera: bool = False) -> None:
         self.per_camera = per_camera
+
+    def check_place(self, before: Sequence[object]) -> None:
+        """Refuse a place before the images are there."""
+        require_images(self, before)
 
     @abstractmethod
     def draw(self, rng: np.random.Generator) -> Any:
@@ -141,7 +149,8 @@ class ResizeCropFlipImages(ImageTransform):
         per_camera: see :class:`ImageTransform`.
 
     Raises:
-        ValueError: none or both of scale and heights_px, an empty range, or a source crop outside the image.
+        ValueError: none or both of scale and heights_px, or an empty range.
+        InputError: in use, a source crop outside the image, or a window that shows nothing of it.
     """
 
     def __init__(
@@ -198,7 +207,8 @@ class ResizeCropFlipImages(ImageTransform):
         left, top, right, bottom = self.source_crop_px
         height, width = image.shape[:2]
         if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-            raise ValueError(f"source_crop_px: {self.source_crop_px} is not inside an image of {width}x{height}")
+            reason = f"{self.source_crop_px} is not inside an image of {width}x{height}"
+            raise InputError("pipeline", "ResizeCropFlipImages.source_crop_px", reason)
         return image[top:bottom, left:right], crop_pixels(left, top).numpy()
 
     def _cut_and_resize(self, image, row_cut, column_cut, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -223,11 +233,12 @@ def _source_cut(first: int, count: int, resized: int, source: int) -> tuple[int,
     resized axis is left to the canvas.
 
     Raises:
-        ValueError: the window shows nothing of the image.
+        InputError: the window shows nothing of the image.
     """
     start, stop = max(first, 0), min(first + count, resized)
     if start >= stop:
-        raise ValueError(f"the window [{first}, {first + count}) lies outside an image resized to {resized} pixels")
+        reason = f"the window [{first}, {first + count}) lies outside an image resized to {resized} pixels"
+        raise InputError("pipeline", "ResizeCropFlipImages", reason)
     low = min(round(start * source / resized), source - 1)
     high = max(round(stop * source / resized), low + 1)
     return low, high, start - first, stop - first

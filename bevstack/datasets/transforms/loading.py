@@ -9,9 +9,12 @@ import cv2
 import numpy as np
 from mmcv.transforms.base import BaseTransform
 
+from bevstack.datasets.transforms.names import require_images
 from bevstack.errors import InputError
 from bevstack.images import read_image
 from bevstack.registry import TRANSFORMS
+
+_PLACE_OF_SWEEPS = "must come right after LoadMultiViewImages, before all that changes images"
 
 
 @TRANSFORMS.register_module()
@@ -23,6 +26,8 @@ class LoadMultiViewImages(BaseTransform):
     Args:
         reduced: decode JPEG at half size (see :func:`read_image`: other pixels, twice as fast); intrinsics follow.
     """
+
+    loads_images = True
 
     def __init__(self, reduced: bool = False) -> None:
         self.reduced = reduced
@@ -78,8 +83,9 @@ class LoadCameraSweeps(BaseTransform):
         still_height_m: of the plane; 0.5 is the middle of the lower half of a car. None: sweeps stay as they are.
 
     Raises:
-        InputError: in use: a file is missing, broken, or of another size than the camera's image of the frame.
-        ValueError: ``num_sweeps`` below 1; in use: images are not loaded yet, or were changed already.
+        InputError: in use: a file is broken, or of another size than the camera's image of the frame.
+        InputError: images are not loaded yet, or were changed already.
+        ValueError: ``num_sweeps`` below 1.
     """
 
     def __init__(self, num_sweeps: int, reduced: bool = False, still_height_m: float | None = None) -> None:
@@ -87,11 +93,17 @@ class LoadCameraSweeps(BaseTransform):
             raise ValueError(f"LoadCameraSweeps: num_sweeps: {num_sweeps} must be at least 1")
         self.num_sweeps, self.reduced, self.still_height_m = num_sweeps, reduced, still_height_m
 
+    def check_place(self, before: Sequence[object]) -> None:
+        """Refuse a place before the images are there, or after they have changed."""
+        require_images(self, before, _PLACE_OF_SWEEPS)
+        if any(getattr(step, "changes_images", False) for step in before):
+            raise InputError("pipeline", "LoadCameraSweeps", _PLACE_OF_SWEEPS)
+
     def transform(self, results: dict) -> dict:
         """Add ``sweeps`` to every frame; nothing else changes."""
         frames = results["frames"]
         if "images" not in frames[-1] or results.get("images_changed"):
-            raise ValueError("LoadCameraSweeps must come right after LoadMultiViewImages")
+            raise InputError("pipeline", "LoadCameraSweeps", _PLACE_OF_SWEEPS)
         decoded = {
             str(path): image
             for frame in frames

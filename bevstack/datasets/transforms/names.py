@@ -13,6 +13,15 @@ def taxonomy_of(results: Mapping) -> Taxonomy:
     return results["dataset"].taxonomy if "dataset" in results else Taxonomy()
 
 
+def require_images(
+    transform: object, before: Sequence[object], reason: str = "must come after LoadMultiViewImages"
+) -> None:
+    """Refuse a transform of images before which none of this package's reads them, nor one from elsewhere may have."""
+    known = all(type(step).__module__.startswith("bevstack.") for step in before)
+    if known and not any(getattr(step, "loads_images", False) for step in before):
+        raise InputError("pipeline", type(transform).__name__, reason)
+
+
 def refuse_absent(field: str, wanted: Sequence[str], there: Sequence[str], whose: str) -> None:
     """Refuse names that are not there.
 

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from mmcv.transforms.base import BaseTransform
 
+from bevstack.datasets.base import BEVDataset
+from bevstack.datasets.transforms.names import refuse_absent
 from bevstack.geometry import BEVGrid
 from bevstack.registry import TRANSFORMS
 
@@ -67,18 +69,20 @@ class ObjectNameFilter(BaseTransform):
         classes: names to keep, in the order of the new labels.
 
     Raises:
-        ValueError: in use, a name that the dataset does not have.
+        InputError: a name that the dataset does not have.
     """
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
 
+    def check_dataset(self, dataset: BEVDataset) -> None:
+        """Refuse a dataset that lacks a class."""
+        refuse_absent("ObjectNameFilter.classes", self.classes, dataset.classes, "the dataset has the classes")
+
     def transform(self, results: dict) -> dict:
         """Filter all per-object entries, renumber ``labels``, set ``classes``."""
         known = tuple(results["classes"])
-        unknown = [name for name in self.classes if name not in known]
-        if unknown:
-            raise ValueError(f"ObjectNameFilter: {unknown} not among the dataset's classes {list(known)}")
+        refuse_absent("ObjectNameFilter.classes", self.classes, known, "the dataset has the classes")
         # The last entry serves label -1 (an object outside the detection classes).
         new_from_old = np.array([*(self.classes.index(n) if n in self.classes else -1 for n in known), -1])
         results["labels"] = new_from_old[np.asarray(results["labels"], dtype=np.int64)]

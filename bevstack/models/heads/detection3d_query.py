@@ -36,7 +36,8 @@ class BoxCriterion(Settings):
         code_weights: weights of the ten box values in the L1 loss.
         class_cost, box_cost: weights of focal and L1 cost in the matching; L1 runs on the first eight values.
         unknown_targets: what a target value that is not finite (an unknown velocity) takes out of the box loss: that
-            ``value`` alone, or, as in the reference, the whole ``row``.
+            ``value`` alone, or, as in the reference's head, the whole ``row``. A set of single key frames, where no
+            velocity is known, teaches nothing but classes by ``row``; the reference's dataset writes 0 instead.
 
     Raises:
         ValueError: not ten code weights, or another word for unknown targets.
