@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bevstack.datasets.poses import rigid_inverse
+from bevstack.structures.rigid_arrays import rigid_inverse
 
 NEAR_M = 51.2
 """Half the side of the published BEV grid."""
