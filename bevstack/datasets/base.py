@@ -182,7 +182,8 @@ class ClipRecord:
 class BEVDataset(Protocol):
     """What everything else asks of a dataset of n samples. Samples are numbered scene by scene, in order of time.
 
-    A stream is a scene, or the part of one between two pauses that are too long to carry a memory across.
+    A stream is a scene, or the part of one between two pauses that are too long to carry a memory across. What is asked
+    of a token that the dataset does not know raises ``KeyError``.
     """
 
     @property

@@ -14,13 +14,18 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from bevstack.datasets.base import BEVDataset, CameraRecords, ClipRecord, ObjectRecords, Taxonomy
 from bevstack.datasets.clips import ClipIndex
 from bevstack.errors import InputError
+from bevstack.geometry import BEVGrid
 from bevstack.registry import DATASETS
 
 
 class _ChosenSamples(Dataset):
     """Samples of other datasets in a new order, which may name one several times.
+
+    It answers as :class:`bevstack.datasets.base.BEVDataset`. Metainfo, taxonomy and source are the first dataset's;
+    what is asked of a token or a location, the first dataset that has it answers.
 
     Args:
         datasets: built, or as configs; all with the same classes.
@@ -29,8 +34,8 @@ class _ChosenSamples(Dataset):
         InputError: their classes differ.
     """
 
-    def __init__(self, datasets: Sequence[Dataset | Mapping]) -> None:
-        self.datasets = [DATASETS.build(dict(d)) if isinstance(d, Mapping) else d for d in datasets]
+    def __init__(self, datasets: Sequence[BEVDataset | Mapping]) -> None:
+        self.datasets: list[BEVDataset] = [DATASETS.build(dict(d)) if isinstance(d, Mapping) else d for d in datasets]
         lists = [tuple(dataset.metainfo.get("classes", ())) for dataset in self.datasets]
         for number, classes in enumerate(lists):
             if classes != lists[0]:
@@ -43,16 +48,25 @@ class _ChosenSamples(Dataset):
 
     def _choose(self, rows: np.ndarray, starts: np.ndarray, copies: np.ndarray) -> None:
         """Set what the samples are: (n, 2) dataset and number in it, (n,) bool stream starts, (n,) number of copy."""
-        self._rows, self.stream_starts, self._copies = rows, starts, copies
+        self._rows, self._starts, self._copies = rows, starts, copies
         self._num_copies = int(copies.max(initial=0)) + 1
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, i: int) -> Any:
+        dataset, inner = self._sample(i)
+        return dataset[inner]
+
+    def clip(self, i: int) -> ClipRecord:
+        """Sample i and the frames before it, as its dataset gives them."""
+        dataset, inner = self._sample(i)
+        return dataset.clip(inner)
+
+    def _sample(self, i: int) -> tuple[BEVDataset, ClipIndex]:
         epoch = i.epoch if isinstance(i, ClipIndex) else int(self._epoch[0])
         dataset, number = self._rows[i].tolist()
-        return self.datasets[dataset][ClipIndex(number, epoch * self._num_copies + int(self._copies[i]))]
+        return self.datasets[dataset], ClipIndex(number, epoch * self._num_copies + int(self._copies[i]))
 
     @property
     def metainfo(self) -> dict[str, Any]:
@@ -77,9 +91,70 @@ class _ChosenSamples(Dataset):
         keys = np.stack([self._rows[:, 0], self._copies, own], axis=1)
         return np.unique(keys, axis=0, return_inverse=True)[1].ravel()
 
+    @property
+    def stream_starts(self) -> np.ndarray:
+        """(n,) bool: a stream, or a piece of one, starts with the sample."""
+        return self._starts
+
+    @property
+    def taxonomy(self) -> Taxonomy:
+        """Other names that the first dataset's format brings."""
+        return self.datasets[0].taxonomy
+
+    @property
+    def scene_names(self) -> list[str]:
+        """Name of each sample's scene."""
+        names = [dataset.scene_names for dataset in self.datasets]
+        return [names[dataset][number] for dataset, number in self._rows.tolist()]
+
+    @property
+    def locations(self) -> tuple[str, ...]:
+        """The places that the datasets' scenes lie in, each once."""
+        return tuple(dict.fromkeys(place for dataset in self.datasets for place in dataset.locations))
+
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that seeds clips whose index carries none."""
         self._epoch[0] = epoch
+
+    def truth(self, token: str) -> ObjectRecords:
+        """All annotated objects at a sample (:meth:`bevstack.datasets.base.BEVDataset.truth`)."""
+        return self._dataset_of(token).truth(token)
+
+    def camera_views(self, token: str) -> CameraRecords:
+        """The cameras of a sample with their stored images."""
+        return self._dataset_of(token).camera_views(token)
+
+    def earlier_tokens(self, token: str, count: int) -> list[str]:
+        """Tokens of up to ``count`` samples before one in its stream, the newest first."""
+        return self._dataset_of(token).earlier_tokens(token, count)
+
+    def past_centers(self, tokens: Sequence[str], instance_ids: np.ndarray) -> np.ndarray:
+        """(G, M, 2) places of objects (:meth:`bevstack.datasets.base.BEVDataset.past_centers`)."""
+        return self._dataset_of(tokens[0]).past_centers(tokens, instance_ids)
+
+    def has_map(self, location: str) -> bool:
+        """Whether there is a map of a location."""
+        return self._dataset_at(location).has_map(location)
+
+    def require_map(self, location: str) -> None:
+        """Raise :class:`InputError` where there is no map of a location."""
+        self._dataset_at(location).require_map(location)
+
+    def map_raster(self, location: str, global_from_bev: np.ndarray, grid: BEVGrid) -> np.ndarray:
+        """(K, Y, X) the map around a pose (:meth:`bevstack.datasets.base.BEVDataset.map_raster`)."""
+        return self._dataset_at(location).map_raster(location, global_from_bev, grid)
+
+    def _dataset_of(self, token: str) -> BEVDataset:
+        for dataset in self.datasets[:-1]:
+            try:
+                dataset.earlier_tokens(token, 0)
+            except KeyError:
+                continue
+            return dataset
+        return self.datasets[-1]
+
+    def _dataset_at(self, location: str) -> BEVDataset:
+        return next((dataset for dataset in self.datasets if location in dataset.locations), self.datasets[0])
 
 
 @DATASETS.register_module()
@@ -103,7 +178,7 @@ class RepeatDataset(_ChosenSamples):
         ValueError: ``times`` is below 1.
     """
 
-    def __init__(self, dataset: Dataset | Mapping, times: int) -> None:
+    def __init__(self, dataset: BEVDataset | Mapping, times: int) -> None:
         if times < 1:
             raise ValueError(f"times: {times} must be at least 1")
         super().__init__([dataset])
@@ -128,7 +203,7 @@ class CBGSDataset(_ChosenSamples):
         ValueError: ``piece_length`` is below 1.
     """
 
-    def __init__(self, dataset: Dataset | Mapping, piece_length: int = 1, seed: int = 0) -> None:
+    def __init__(self, dataset: BEVDataset | Mapping, piece_length: int = 1, seed: int = 0) -> None:
         if piece_length < 1:
             raise ValueError(f"piece_length: {piece_length} must be at least 1")
         super().__init__([dataset])

@@ -220,7 +220,7 @@ def without_parts(
     """Weights of a file without those of some parts of the model, which thereby start new.
 
     Args:
-        weights: by name.
+        weights: by name, of any shape.
         parts: names as ``heads.detection`` or ``heads.detection.heatmap``; a text is one of them.
         file: named in messages.
 

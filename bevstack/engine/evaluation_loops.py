@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from mmengine.evaluator import Evaluator
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.runner.loops import TestLoop, ValLoop
@@ -16,6 +17,7 @@ class _AutocastEvaluation:
     """What validation and test share: a number format and, for streams, memory that starts empty."""
 
     runner: Runner
+    evaluator: Evaluator
     precision: Precision
 
     def _predict(self, data_batch: dict) -> list:

@@ -116,6 +116,8 @@ class ImageSteps:
         for step in self.changes:
             try:
                 results = step.transform(results)
+            except InputError as error:
+                raise InputError("images", error.field, error.reason) from error
             except ValueError as error:
                 raise InputError("images", type(step).__name__, str(error)) from error
         frame = results["frames"][-1]

@@ -35,7 +35,7 @@ def check_labels(cfg: Config, model: nn.Module, dataset: Any, part: str) -> None
     labelled = tuple((getattr(dataset, "metainfo", None) or {}).get("classes", ()))
     for name, head in object_heads(model):
         field = f"{part}_dataloader.dataset.classes"
-        require_same_classes(head.classes, f"model.{name}.classes", labelled, file, field)
+        require_same_classes(head_classes(head), f"model.{name}.classes", labelled, file, field)
         _check_ranges(cfg, head, name, file)
 
 
@@ -57,20 +57,25 @@ def object_heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Heads that give each object one of ``classes``, with their places; those of rasters name layers instead."""
     for group in ("heads", "image_heads"):
         for name, head in (getattr(model, group, None) or {}).items():
-            if getattr(head, "classes", None) and not hasattr(head, "raster"):
+            if head_classes(head) and not hasattr(head, "raster"):
                 yield f"{group}.{name}", head
+
+
+def head_classes(head: nn.Module) -> tuple[str, ...]:
+    """Names of the labels that a head gives; () of one that gives none."""
+    return tuple(getattr(head, "classes", None) or ())
 
 
 def _check_ranges(cfg: Config, head: nn.Module, name: str, file: str) -> None:
     grid = getattr(head, "grid", None)
     if grid is None:
         return
-    limits = getattr(getattr(head, "decoding", head), "post_center_range_m", None)
+    limits = getattr(getattr(head, "decoding", None), "post_center_range_m", None)
     if limits is not None:
         kept = ((limits[0], limits[3]), (limits[1], limits[4]))
         if beyond := _beyond(grid, kept):
             reason = f"{beyond} of the head's grid lies beyond {list(limits)}: boxes there would be dropped; widen it,"
-            raise InputError(file, f"model.{name}: post_center_range_m", f"{reason} or set it to None")
+            raise InputError(file, f"model.{name}.decoding.post_center_range_m", f"{reason} or set it to None")
     for place, step in components((cfg.get("train_dataloader") or {}).get("dataset"), "train_dataloader.dataset"):
         shown = step.get("grid")
         if str(step["type"]).rpartition(".")[2] == "ObjectRangeFilter" and isinstance(shown, Mapping | BEVGrid):

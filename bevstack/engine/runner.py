@@ -12,7 +12,7 @@ import os
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mmengine
 import torch
@@ -76,6 +76,7 @@ class BEVRunner(Runner):
     _val_loop: Any
     optim_wrapper: Any
     param_schedulers: Any
+    auto_scale_lr: Any
 
     def __init__(self, **kwargs) -> None:
         if kwargs.get("experiment_name") is None:  # mmengine's is the config's name and the second
@@ -176,7 +177,7 @@ class BEVRunner(Runner):
         """``compile`` of the config: the backbone, which most of the time goes into; the loops call no ``target``."""
         options = compile_options(self.cfg)
         if options is not None:
-            self.module.backbone.compile(**options)
+            cast(nn.Module, self.module.backbone).compile(**options)
             self.logger.info("the backbone is compiled by torch.compile; the first steps take longer")
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:

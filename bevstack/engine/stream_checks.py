@@ -110,10 +110,11 @@ def check_memory(cfg: Config, model: nn.Module, tests: bool = False) -> list[str
     if not frames:
         return []
     file, remembers = cfg.filename or "config", f"the model remembers {frames} frame(s)"
-    shown = {part: _history(cfg, part) for part in _DEFAULT_LOOPS if _present(cfg, part)}
+    loops = {part: loop for part in _DEFAULT_LOOPS if (loop := _loop_there(cfg, part)) is not None}
+    shown = {part: _history(cfg, part, loop) for part, loop in loops.items()}
     notes = []
     for part, history in shown.items():
-        loop, field = loop_of(cfg, part), f"{part}_cfg.type"
+        loop, field = loops[part], f"{part}_cfg.type"
         place = f"{part}_dataloader.dataset.num_frames is {_clip_length(cfg, part)}"
         if not history and loop.__module__.startswith("mmengine."):
             reason = f"{loop.__name__} carries no memory and {place}, but {remembers}"
@@ -122,7 +123,7 @@ def check_memory(cfg: Config, model: nn.Module, tests: bool = False) -> list[str
             if not history:
                 notes.append(f"{field}: {loop.__name__} carries no memory and {place}; {remembers} and sees none")
         elif "train" in shown and history != shown["train"]:
-            trained = f"train_cfg.type is {loop_of(cfg, 'train').__name__} with clips of {_clip_length(cfg, 'train')}"
+            trained = f"train_cfg.type is {loops['train'].__name__} with clips of {_clip_length(cfg, 'train')}"
             told = "with" if history else "without"
             reason = f"{loop.__name__} shows samples {told} their history, but {trained} frame(s) trained otherwise"
             if tests and part == "test":
@@ -139,13 +140,14 @@ def loop_of(cfg: Config, part: str) -> type | None:
     return kind if inspect.isclass(kind) else None
 
 
-def _present(cfg: Config, part: str) -> bool:
-    return cfg.get(f"{part}_dataloader") is not None and loop_of(cfg, part) is not None
+def _loop_there(cfg: Config, part: str) -> type | None:
+    """As :func:`loop_of`; None also where the config has no such part."""
+    return None if cfg.get(f"{part}_dataloader") is None else loop_of(cfg, part)
 
 
-def _history(cfg: Config, part: str) -> bool:
+def _history(cfg: Config, part: str, loop: type) -> bool:
     """Whether a part shows the model any history: by its loop, or by clips of several frames."""
-    return issubclass(loop_of(cfg, part), _STREAMING_LOOPS) or _clip_length(cfg, part) > 1
+    return issubclass(loop, _STREAMING_LOOPS) or _clip_length(cfg, part) > 1
 
 
 def _clip_length(cfg: Config, part: str) -> int:

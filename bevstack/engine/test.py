@@ -17,7 +17,7 @@ from bevstack.engine.compilation import compile_options
 from bevstack.engine.component_names import find_component
 from bevstack.engine.config import accepted_keys, building, check_components, load_config
 from bevstack.engine.faults import RunError
-from bevstack.engine.label_checks import check_labels, object_heads, require_same_classes
+from bevstack.engine.label_checks import check_labels, head_classes, object_heads, require_same_classes
 from bevstack.engine.processes import process_count
 from bevstack.engine.runner import BEVRunner
 from bevstack.engine.stream_checks import check_memory, check_streams
@@ -82,8 +82,8 @@ def test(
         check_labels(whole, runner.module, runner.test_loop.dataloader.dataset, "test")
     trained_on = runner.load_checkpoint(str(checkpoint), strict=True).get("meta", {}).get("dataset_meta") or {}
     for name, head in object_heads(runner.module):
-        place = f"model.{name}.classes"
-        require_same_classes(head.classes, place, trained_on.get("classes", ()), checkpoint, "dataset_meta.classes")
+        place, labels = f"model.{name}.classes", trained_on.get("classes", ())
+        require_same_classes(head_classes(head), place, labels, checkpoint, "dataset_meta.classes")
     metrics = dict(runner.test())
     if runner.rank == 0:
         metrics |= _training_seconds(checkpoint.parent, out)

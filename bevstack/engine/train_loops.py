@@ -227,7 +227,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         return model(**data, mode="loss")
 
     def told_with_losses(self) -> dict[str, torch.Tensor]:
-        """What else of a step belongs into the log's line; here nothing."""
+        """What else of a step belongs into the log's line, scalars by name; here nothing."""
         return {}
 
     def start_streams(self) -> None:
@@ -265,7 +265,7 @@ class StreamingTrainLoop(ResumableTrainLoop):
         return losses
 
     def told_with_losses(self) -> dict[str, torch.Tensor]:
-        """The part of the samples that should have met a memory and did not, where there are any that should."""
+        """The part of the samples that should have met a memory and did not: a scalar, where any should."""
         share = self._without_memory
         return {} if share is None else {"without_memory": torch.tensor(share)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ class GatheredMetric(BaseMetric):
 
     @dataset_meta.setter
     def dataset_meta(self, meta: dict[str, Any]) -> None:
+        """Hear of the dataset, and refuse one that cannot be scored (:meth:`check_dataset`)."""
         self._dataset_meta = meta
         if meta is not None:
             self.check_dataset(meta)
@@ -111,7 +113,7 @@ class GatheredMetric(BaseMetric):
             except InputError as error:
                 answer[1] = (error.file, error.field, f"{error.reason}{self._kept(results)}")
             except Exception as error:  # noqa: BLE001 - whatever a metric fails at, hours of predictions are kept
-                error.add_note(f"{type(self).__name__} failed{self._kept(results)}")
+                print(f"{type(self).__name__} failed{self._kept(results)}", file=sys.stderr, flush=True)
                 failure, answer[1] = error, (type(self).__name__, "score", repr(error))
         broadcast_object_list(answer)
         if failure is not None:

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bevstack.datasets.nuscenes.table_files import read_json
 from bevstack.datasets.nuscenes.taxonomy import detection_class
 from bevstack.errors import InputError
 from bevstack.evaluation.gathering import GatheredMetric
 from bevstack.evaluation.nuscenes_scoring import ScoredSplit
 from bevstack.evaluation.submission import MAX_BOXES_PER_SAMPLE, SubmittedBoxes, require_detection_classes
 from bevstack.files import atomic_write
+from bevstack.models.heads import DenseDetectionHead, QueryDetectionHead
 
 REFUSED_NAME = "results_refused.json"
 
@@ -112,17 +112,14 @@ class NuScenesMetric(GatheredMetric):
         """Refuse a model of other classes, or one that may predict more boxes a sample than the challenge allows.
 
         Args:
-            model: has ``heads`` by name, of which those that make boxes have ``max_boxes`` or ``max_num``.
+            model: has ``heads`` by name, of which those that make boxes have a ``decoding``.
         """
-        from bevstack.models.heads import DenseDetectionHead, QueryDetectionHead
-
         self.refuse_other_classes(model, self.classes)
         for name, head in dict(getattr(model, "heads", {})).items():
             if isinstance(head, (DenseDetectionHead, QueryDetectionHead)):
-                field = "max_boxes" if hasattr(head, "max_boxes") else "max_num"
-                if (most := getattr(head, field)) > MAX_BOXES_PER_SAMPLE:
+                if (most := head.decoding.max_num) > MAX_BOXES_PER_SAMPLE:
                     reason = f"{most} boxes a sample, but {self.name} takes {MAX_BOXES_PER_SAMPLE} at most"
-                    raise InputError("model", f"heads.{name}.{field}", reason)
+                    raise InputError("model", f"heads.{name}.decoding.max_num", reason)
 
     def keep(self, results: list) -> Path | None:
         """The submission where it is written already, else a file of the boxes as they are, to look for the fault.
@@ -142,12 +139,14 @@ class NuScenesMetric(GatheredMetric):
         return results
 
     def _require_tables(self) -> None:
+        from bevstack.datasets.nuscenes.table_files import read_json  # only here: as what follows
+
+        # only here: it imports the devkit, which no other dataset's score needs
         from bevstack.datasets.nuscenes.tables import read_splits, require_version
 
         folder = require_version(self.data_root, self.version, "version")
         scenes = read_json(folder / "scene.json")
-        named = isinstance(scenes, list) and all(isinstance(s, dict) and {"name", "token"} <= s.keys() for s in scenes)
-        if not named:
+        if not isinstance(scenes, list) or not all(_is_named(scene) for scene in scenes):
             raise InputError(folder / "scene.json", "content", "must be a list of scenes with names and tokens")
         splits = read_splits(folder, scenes)
         if self.split not in splits:
@@ -164,6 +163,10 @@ class NuScenesMetric(GatheredMetric):
             f"{what} has no annotated box to score by; format_only=True writes the submission file instead "
             "(tools/test.py --cfg-options test_evaluator.0.format_only=True)"
         )
+
+
+def _is_named(scene: object) -> bool:
+    return isinstance(scene, dict) and {"name", "token"} <= scene.keys()
 
 
 def camera_submission_meta(use_external: bool = False) -> dict[str, bool]:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from bevstack.datasets.base import BEVDataset
 from bevstack.datasets.clips import ClipIndex
 from bevstack.datasets.samplers import StreamingSampler, streams_of
 from bevstack.datasets.wrappers import CBGSDataset, ConcatDataset, RepeatDataset
@@ -29,7 +30,38 @@ class Scenes:
         return self.name, int(i), i.epoch
 
     def clip(self, i: int) -> SimpleNamespace:
-        return SimpleNamespace(objects=SimpleNamespace(labels=np.array(self.labels[i], dtype=np.int64)))
+        objects = SimpleNamespace(labels=np.array(self.labels[i], dtype=np.int64))
+        return SimpleNamespace(token=f"{self.name}{int(i)}", epoch=getattr(i, "epoch", 0), objects=objects)
+
+    @property
+    def scene_names(self) -> list[str]:
+        return [f"{self.name}-{row}" for row in self.scene_rows]
+
+    @property
+    def locations(self) -> tuple[str, ...]:
+        return ("everywhere", f"town of {self.name}")
+
+    def earlier_tokens(self, token: str, count: int) -> list[str]:
+        number = {f"{self.name}{i}": i for i in range(len(self))}[token]
+        return [f"{self.name}{i}" for i in range(number - 1, max(number - 1 - count, -1), -1)]
+
+    def truth(self, token: str) -> tuple[str, str]:
+        return self.name, token
+
+    def past_centers(self, tokens: list[str], instance_ids: np.ndarray) -> tuple[str, list[str]]:
+        return self.name, tokens
+
+    camera_views = truth
+
+    def has_map(self, location: str) -> bool:
+        return location.endswith(self.name)
+
+    def require_map(self, location: str) -> None:
+        if not self.has_map(location):
+            raise InputError(self.name, "location", location)
+
+    def map_raster(self, location: str, pose: np.ndarray, grid: object) -> tuple[str, str]:
+        return self.name, location
 
 
 def test_repeated_samples_are_augmented_anew() -> None:
@@ -49,6 +81,31 @@ def test_joined_sets_keep_their_scenes_apart() -> None:
     assert dataset.scene_rows.tolist() == [0, 0, 1, 2, 2] and dataset.classes == ("car", "bus")
     with pytest.raises(InputError, match=r"ConcatDataset: datasets.1.classes: \['bus'\], but datasets.0 has"):
         ConcatDataset([Scenes("a", (2,)), Scenes("b", (1,), classes=("bus",))])
+
+
+@pytest.mark.parametrize("kind", [ConcatDataset, RepeatDataset, CBGSDataset])
+def test_each_answers_the_whole_protocol(kind) -> None:
+    """Expected: every name that bevstack.datasets.base.BEVDataset lists."""
+    asked = {name for name, value in vars(BEVDataset).items() if callable(value) or isinstance(value, property)}
+    asked = {name for name in asked if not name.startswith("_")} | {"__len__", "__getitem__"}
+    assert {"clip", "truth", "scene_names", "map_raster"} <= asked
+    assert {name for name in asked if name not in dir(kind)} == set()
+
+
+def test_each_part_of_a_joined_set_answers_for_its_own() -> None:
+    dataset = ConcatDataset([Scenes("a", (2,)), Scenes("b", (1, 2))])
+    assert dataset.scene_names == ["a-0", "a-0", "b-0", "b-1", "b-1"]
+    assert dataset.locations == ("everywhere", "town of a", "town of b")
+    assert dataset.clip(ClipIndex(3, 2)).token == "b1" and dataset.clip(ClipIndex(3, 2)).epoch == 2
+    assert dataset.earlier_tokens("b2", 5) == ["b1", "b0"] and dataset.earlier_tokens("a1", 5) == ["a0"]
+    assert dataset.truth("a0") == dataset.camera_views("a0") == ("a", "a0") and dataset.truth("b2") == ("b", "b2")
+    assert dataset.past_centers(["b1", "b0"], np.arange(2)) == ("b", ["b1", "b0"])
+    assert dataset.has_map("town of b") and not dataset.has_map("nowhere")
+    assert dataset.map_raster("town of b", np.eye(4), None) == ("b", "town of b")
+    with pytest.raises(KeyError):
+        dataset.earlier_tokens("c0", 1)
+    with pytest.raises(InputError, match="a: location: nowhere"):
+        dataset.require_map("nowhere")
 
 
 @pytest.mark.parametrize("length", [1, 5])

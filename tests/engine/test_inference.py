@@ -367,7 +367,7 @@ def test_an_image_that_the_steps_cannot_take_is_one_line():
     cfg.test_dataloader.dataset.pipeline[1] = dict(
         type="ResizeCropFlipImages", scale=1.0, source_crop_px=(0, 0, 100, 40)
     )
-    said = r"images: ResizeCropFlipImages: source_crop_px: \(0, 0, 100, 40\) is not inside an image of 80x48"
+    said = r"images: ResizeCropFlipImages.source_crop_px: \(0, 0, 100, 40\) is not inside an image of 80x48"
     with pytest.raises(InputError, match=said):
         predictor_of(cfg).step(images_of(0), rig_of())
 

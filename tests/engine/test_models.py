@@ -96,7 +96,7 @@ def test_no_starting_weights_are_looked_for(tmp_path):
     for model in (load_model(tmp_path / "model.pth", device="cpu"), load_model(tmp_path / "model.pth", cfg, "cpu")):
         assert torch.equal(model.state_dict()["backbone.body.conv1.0.weight"], weights["backbone.body.conv1.0.weight"])
         assert model.config.model.backbone.pretrained == backbone["pretrained"]
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(InputError, match="config: TimmBackbone: .*absent.pth"):
         build_model(cfg, "cpu")
 
 

@@ -230,7 +230,7 @@ def test_hooks_of_training_in_a_test(tmp_path) -> None:
     cfg.custom_hooks = [{"type": "EarlyStoppingHook", "monitor": "mean"}]
     assert run_test(cfg, tmp_path / "iter_16.pth", tmp_path / "out")["count"] == 16
     cfg = cfg.copy()
-    cfg.custom_hooks, cfg.experiment_name = [{"type": "LooksAtTraining"}], cfg.experiment_name + "again"
+    cfg.custom_hooks = [{"type": "LooksAtTraining"}]
     cfg.test_cfg = {"type": "AutocastTestLoop"}
     with pytest.raises(InputError, match="LooksAtTraining: refuses to run here: needs a train loop"):
         run_test(cfg, tmp_path / "iter_16.pth", tmp_path / "out")

@@ -245,15 +245,16 @@ def test_wrong_results_are_refused_and_kept_apart(root, noisy_boxes, sample_of, 
     assert len(boxes["tiny-0-1"]) == len(noisy_boxes["tiny-0-1"])
 
 
-def test_predictions_stay_when_the_scoring_fails(root, noisy_boxes, sample_of, tmp_path, monkeypatch):
-    # Expected: the submission was written before; an error that is no InputError is not made one, and says where it is.
+def test_predictions_stay_when_the_scoring_fails(root, noisy_boxes, sample_of, tmp_path, monkeypatch, capsys):
+    # Expected: the submission was written before; an error that is no InputError is not made one, and a line before it
+    # says where it is.
     def fails(*arguments):
         raise MemoryError("too many boxes")
 
     monkeypatch.setattr("bevstack.evaluation.detection_metric.score_boxes", fails)
-    with pytest.raises(MemoryError) as caught:
+    with pytest.raises(MemoryError):
         score(metric_of(root, tmp_path), [sample_of(*item) for item in noisy_boxes.items()])
-    assert f"the predictions are kept in {tmp_path / 'results_nusc.json'}" in caught.value.__notes__[0]
+    assert f"the predictions are kept in {tmp_path / 'results_nusc.json'}" in capsys.readouterr().err
     assert len(json.loads((tmp_path / "results_nusc.json").read_text())["results"]) == 6
 
 
@@ -332,9 +333,9 @@ def test_tables_without_annotations_are_refused_but_for_format_only(root, tmp_pa
 def test_a_model_of_too_many_boxes_is_refused(root):
     # 500 boxes a sample is the challenge's limit.
     grid = {"shape": (8, 8), "x_range_m": (-8.0, 8.0), "y_range_m": (-8.0, 8.0)}
-    heads = {n: DenseDetectionHead(4, grid, classes=DETECTION_NAMES, max_boxes=n) for n in (500, 501)}
+    heads = {n: DenseDetectionHead(4, grid, classes=DETECTION_NAMES, decoding={"max_num": n}) for n in (500, 501)}
     metric_of(root).check_model(SimpleNamespace(heads={"detection": heads[500]}))
-    with pytest.raises(InputError, match="model: heads.detection.max_boxes: 501 boxes a sample, but .* takes 500"):
+    with pytest.raises(InputError, match="heads.detection.decoding.max_num: 501 boxes a sample, but .* takes 500"):
         metric_of(root).check_model(SimpleNamespace(heads={"detection": heads[501]}))
 
 

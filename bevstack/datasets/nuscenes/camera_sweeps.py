@@ -74,7 +74,8 @@ def sweep_arrays(nusc: NuScenes, root: Path, samples: Sequence[dict], cameras: S
         InputError: a file name leads out of the root.
     """
     table = Path(nusc.table_root) / "sample_data.json"
-    offset, found, named, folders = [0], [], 0, FolderListing(root, table)
+    offset, named, folders = [0], 0, FolderListing(root, table)
+    found: list[dict] = []
     kept = {sample["token"] for sample in samples}
     for sample in samples:
         for camera in cameras:

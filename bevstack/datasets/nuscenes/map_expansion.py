@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeGuard, cast
 
 import numpy as np
 from shapely import LineString, Polygon
@@ -86,7 +87,7 @@ class MapExpansion:
         nodes = self._shapes["node"].items()
         return next((token for token, node in nodes if (node.get("x"), node.get("y")) == tuple(place.tolist())), "")
 
-    def _ring(self, polygon: str, tokens: object, field: str) -> np.ndarray:
+    def _ring(self, polygon: object, tokens: object, field: str) -> np.ndarray:
         return self._points(f"polygon.{polygon}.{field}", tokens, least=3)
 
     def _points(self, field: str, tokens: object, least: int) -> np.ndarray:
@@ -99,10 +100,10 @@ class MapExpansion:
 
     def _place(self, token: object, field: str) -> tuple[float, float]:
         node = self._find("node", token, field)
-        place = node.get("x"), node.get("y")
-        if any(type(value) not in (int, float) or not math.isfinite(value) for value in place):
-            raise InputError(self.path, f"node.{token}", f"x and y must be numbers, not {place!r:.60}")
-        return place
+        x, y = node.get("x"), node.get("y")
+        if not _is_finite(x) or not _is_finite(y):
+            raise InputError(self.path, f"node.{token}", f"x and y must be numbers, not {(x, y)!r:.60}")
+        return x, y
 
     def _find(self, table: str, token: object, field: str) -> dict:
         if not isinstance(token, str) or token not in self._shapes[table]:
@@ -117,7 +118,11 @@ class MapExpansion:
         return value
 
 
-def _records(path: Path, content: dict, name: str) -> Sequence[dict]:
+def _is_finite(value: object) -> TypeGuard[float]:
+    return type(value) in (int, float) and math.isfinite(cast(float, value))
+
+
+def _records(path: Path, content: dict, name: str) -> list[dict]:
     records = content.get(name)
     if records is None:
         raise InputError(path, name, "this list is missing; write [] where there is nothing of it")

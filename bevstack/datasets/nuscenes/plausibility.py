@@ -163,7 +163,7 @@ def _times(arrays: Mapping[str, np.ndarray]) -> Iterator[Finding]:
         found += f"; --every {round(0.5 / middle)} makes it half a second" if _STEP_S[0] <= middle <= 0.25 else ""
         yield Finding("time between samples", found, doubt)
     off = 1e-6 * (np.asarray(arrays["camera_timestamp_us"]) - np.asarray(arrays["sample_timestamp_us"])[:, None])
-    worst = np.unravel_index(np.abs(off).argmax(), off.shape)
+    worst = divmod(int(np.abs(off).argmax()), off.shape[1])
     doubt = ""
     if abs(off[worst]) > _OFF_SAMPLE_S:
         doubt = f"sample {arrays['sample_token'][worst[0]].decode()} and its image are not of one moment"

@@ -155,7 +155,8 @@ class SampleRows:
 
     def _find_missing(self, samples: Sequence[dict]) -> None:
         """Note the samples that lack a key frame or an image in ``left_out``, or refuse them."""
-        folders, lacking, images = FolderListing(Path(self.nusc.dataroot), self.table), Counter(), 0
+        folders, images = FolderListing(Path(self.nusc.dataroot), self.table), 0
+        lacking: Counter[str] = Counter()
         by_choice = len(self.left_out)
         first: InputError | None = None
         for sample in samples:

@@ -121,7 +121,7 @@ def _check_field(path: Path, records: list[dict], field: str, kind: str) -> None
     for record in records:
         if type(record[field]) not in (int, float):
             _fail(path, record, field, f"must be a number, not {record[field]!r:.60}")
-    low, high, wrong = (*_COUNTS, "must be 0 or more")
+    low, high, wrong = float(_COUNTS[0]), float(_COUNTS[1]), "must be 0 or more"
     if kind == "microseconds":
         since_1970 = any(_MICROSECONDS[0] <= record[field] <= _MICROSECONDS[1] for record in records)
         low, high = _MICROSECONDS[0] if since_1970 else 0, _MICROSECONDS[1]

@@ -20,8 +20,12 @@ from bevstack.errors import InputError
 OPTIONAL_TABLES = ("attribute", "visibility", "log")
 """Tables that may be absent: what refers to them may be empty."""
 
-_EMPTY_TEXTS = {"sample": ("prev", "next"), "sample_data": ("prev", "next"), "scene": ("log_token", "description")}
-_EMPTY_TEXTS["sample_annotation"] = ("prev", "next", "visibility_token")
+_EMPTY_TEXTS: dict[str, tuple[str, ...]] = {
+    "sample": ("prev", "next"),
+    "sample_data": ("prev", "next"),
+    "sample_annotation": ("prev", "next", "visibility_token"),
+    "scene": ("log_token", "description"),
+}
 
 
 class NuScenesTables(NuScenes):
