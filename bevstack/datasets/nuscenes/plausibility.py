@@ -13,7 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from bevstack.datasets.nuscenes.map_tiles import MapTiles
+from bevstack.datasets.nuscenes.taxonomy import MAP_LAYERS
 from bevstack.datasets.poses import rigid_inverse
+from bevstack.geometry import BEVGrid
 
 NEAR_M = 51.2
 """Half the side of the published BEV grid."""
@@ -52,6 +55,27 @@ def findings(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> lis
         *_cameras(header, arrays),
         *_splits(header),
     ]
+
+
+def map_findings(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray], tiles: MapTiles) -> list[Finding]:
+    """Whether the ego drives on what the maps of an index call drivable.
+
+    Args:
+        header, arrays: see :func:`findings`.
+        tiles: the index's maps; there may be none.
+    """
+    on_road, total = 0, 0
+    grid = BEVGrid((1, 1), (-1.0, 1.0), (-1.0, 1.0))
+    road = MAP_LAYERS.index("drivable_area")
+    for pose, scene in zip(arrays["global_from_lidar_ego"], arrays["sample_scene"], strict=True):
+        location = header["scenes"][int(scene)]["location"]
+        if tiles.has(location):
+            total += 1
+            on_road += int(tiles.layers(location, np.asarray(pose), grid)[road].any())
+    if not total:
+        return []
+    doubt = "the map is of another place, or its metres are not those of the ego poses" if 2 * on_road < total else ""
+    return [Finding("samples on the map's drivable area", _share(on_road, total), doubt)]
 
 
 def _sample_of_box(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
