@@ -107,7 +107,7 @@ def _boxes(arrays: Mapping[str, np.ndarray], coverage: float) -> Iterator[Findin
             seen |= _in_image(arrays, n, sample[near], center[near])
         doubt = ""
         if seen.mean() < _LEAST_SEEN * coverage:
-            doubt = f"the cameras should see {100 * coverage:.0f} % around: are their axes x right, y down, z ahead?"
+            doubt = "far fewer than the cameras' directions promise: are their axes x right, y down, z ahead?"
         yield Finding("of these, centre in an image", _share(int(seen.sum()), len(seen)), doubt)
         in_ego = _moved(rigid_inverse(np.asarray(arrays["global_from_lidar_ego"]))[sample[near]], center[near])
         feet = float(np.median(in_ego[:, 2] - arrays["box_wlh"][near, 2] / 2))
