@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bevstack.datasets.nuscenes.table_files import read_json
 from bevstack.datasets.nuscenes.taxonomy import detection_class
 from bevstack.errors import InputError
 from bevstack.evaluation.gathering import GatheredMetric
@@ -114,13 +113,15 @@ class NuScenesMetric(GatheredMetric):
         Args:
             model: has ``heads`` by name, of which those that make boxes have ``max_boxes`` or ``max_num``.
         """
+        # only here: metrics do without models but for this check
         from bevstack.models.heads import DenseDetectionHead, QueryDetectionHead
 
         self.refuse_other_classes(model, self.classes)
         for name, head in dict(getattr(model, "heads", {})).items():
             if isinstance(head, (DenseDetectionHead, QueryDetectionHead)):
-                field = "max_boxes" if hasattr(head, "max_boxes") else "max_num"
-                if (most := getattr(head, field)) > MAX_BOXES_PER_SAMPLE:
+                place = getattr(head, "decoding", head)
+                field = "max_boxes" if hasattr(place, "max_boxes") else "max_num"
+                if (most := getattr(place, field)) > MAX_BOXES_PER_SAMPLE:
                     reason = f"{most} boxes a sample, but {self.name} takes {MAX_BOXES_PER_SAMPLE} at most"
                     raise InputError("model", f"heads.{name}.{field}", reason)
 
@@ -142,7 +143,9 @@ class NuScenesMetric(GatheredMetric):
         return results
 
     def _require_tables(self) -> None:
-        from bevstack.datasets.nuscenes.tables import read_splits, require_version
+        # only here: the devkit behind it takes 2 s, and other formats' metrics do without this room
+        from bevstack.datasets.nuscenes.table_files import read_json
+        from bevstack.datasets.nuscenes.tables import read_splits, require_version  # only here: as above
 
         folder = require_version(self.data_root, self.version, "version")
         scenes = read_json(folder / "scene.json")
