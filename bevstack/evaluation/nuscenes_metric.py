@@ -114,6 +114,8 @@ class NuScenesMetric(GatheredMetric):
         Args:
             model: has ``heads`` by name, of which those that make boxes have a ``decoding``.
         """
+        # only here: metrics do without models but for this check
+
         self.refuse_other_classes(model, self.classes)
         for name, head in dict(getattr(model, "heads", {})).items():
             if isinstance(head, (DenseDetectionHead, QueryDetectionHead)):
@@ -139,10 +141,9 @@ class NuScenesMetric(GatheredMetric):
         return results
 
     def _require_tables(self) -> None:
-        from bevstack.datasets.nuscenes.table_files import read_json  # only here: as what follows
-
-        # only here: it imports the devkit, which no other dataset's score needs
-        from bevstack.datasets.nuscenes.tables import read_splits, require_version
+        # only here: the devkit behind it takes 2 s, and other formats' metrics do without this room
+        from bevstack.datasets.nuscenes.table_files import read_json
+        from bevstack.datasets.nuscenes.tables import read_splits, require_version  # only here: as above
 
         folder = require_version(self.data_root, self.version, "version")
         scenes = read_json(folder / "scene.json")

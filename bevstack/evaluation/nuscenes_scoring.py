@@ -37,7 +37,7 @@ TP_ERRORS = {"trans_err": "ATE", "scale_err": "ASE", "orient_err": "AOE", "vel_e
 
 @functools.lru_cache(maxsize=2)
 def _open_tables(root: str, version: str) -> NuScenesTables:
-    # only here: it imports the devkit, see above
+    # only here: the devkit behind it takes 2 s
     from bevstack.datasets.nuscenes.tables import NuScenesTables, require_version
 
     require_version(root, version, "version")
@@ -81,7 +81,7 @@ class ScoredSplit:
         Raises:
             InputError: the split is unknown, or none of its scenes is in the tables.
         """
-        # only here: it imports the devkit, see above
+        # only here: the devkit behind it takes 2 s
         from bevstack.datasets.nuscenes.tables import read_splits
 
         tables = self.tables
@@ -105,7 +105,7 @@ class ScoredSplit:
         return boxes
 
     def _ego_place(self, token: str) -> list[float]:
-        # only here: it imports the devkit, see above
+        # only here: the devkit behind it takes 2 s
         from bevstack.datasets.nuscenes.tables import bev_lidar
 
         tables, data = self.tables, self.tables.get("sample", token)["data"]

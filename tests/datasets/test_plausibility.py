@@ -5,6 +5,7 @@ The tiny root itself is plausible in every respect; a case changes it as the sli
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tables import VERSION, build_root, edit_table, quaternion, write_json
+from tables import LOCATION, VERSION, build_root, edit_table, quaternion, write_json, write_map
 
 from bevstack.datasets.nuscenes.create_data import create_nuscenes
 from bevstack.datasets.nuscenes.index_writer import write_index
@@ -197,6 +198,25 @@ def test_the_tool_warns_and_strict_refuses(root, capsys):
     with pytest.raises(InputError, match=r"known velocities: 0 of 16 \(0 %\); a velocity needs") as caught:
         create_nuscenes(root, VERSION, maps=False, choices=IndexChoices(strict=True))
     assert "\n" not in str(caught.value) and not (root / "bevstack-index").exists()
+
+
+@pytest.mark.parametrize(("by_m", "on_it"), [(0.0, "4 of 7 (57 %)"), (100_000.0, "0 of 7 (0 %)")])
+def test_a_map_of_another_place_is_doubted(root, by_m, on_it):
+    # Expected by hand: scene-0001's four samples stand on the tiny map's road (y 190 to 210), scene-0003's at y 250.
+    write_map(root)
+    path = root / "maps" / "expansion" / f"{LOCATION}.json"
+    content = json.loads(path.read_text())
+    content["node"] = [{**node, "x": node["x"] + by_m} for node in content["node"]]
+    write_json(path, content)
+    options = {"maps": True, "progress": lambda text: None}
+    measures = {f.what: (f.found, f.doubt) for f in write_index(root, VERSION, **options)["findings"]}
+    found, doubt = measures["samples on the map's drivable area"]
+    assert found == on_it and ("of another place" in doubt) == (by_m > 0)
+    if doubt:
+        shutil.rmtree(root / "bevstack-index")
+        with pytest.raises(InputError, match="samples on the map's drivable area: 0 of 7"):
+            write_index(root, VERSION, choices=IndexChoices(strict=True), **options)
+        assert not (root / "bevstack-index").exists()
 
 
 def test_findings_are_finite_where_a_camera_is_blind(root):

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ from bevstack.datasets.nuscenes.camera_sweeps import sweep_arrays
 from bevstack.datasets.nuscenes.can_bus import read_can_bus
 from bevstack.datasets.nuscenes.index_files import INDEX_FILE, SCHEMA, SCHEMA_VERSION, index_folder
 from bevstack.datasets.nuscenes.map_rasterizer import write_map_tiles
-from bevstack.datasets.nuscenes.map_tiles import TILES_FOLDER
-from bevstack.datasets.nuscenes.plausibility import findings
+from bevstack.datasets.nuscenes.map_tiles import TILES_FOLDER, MapTiles
+from bevstack.datasets.nuscenes.plausibility import Finding, findings, map_findings
 from bevstack.datasets.nuscenes.sample_rows import IndexChoices, SampleRows
 from bevstack.datasets.nuscenes.table_files import file_sha256
 from bevstack.datasets.nuscenes.tables import CheckedTables
@@ -94,11 +94,8 @@ def write_index(
     arrays["can_bus_raw"] = np.concatenate([arrays.pop("ego_state"), bus], axis=1)
     progress("judging plausibility")
     judged = findings(header, arrays)
-    doubts = [finding for finding in judged if finding.doubt]
-    if doubts and choices.strict:
-        others = f"; {len(doubts) - 1} more: {', '.join(f.what for f in doubts[1:])}" if doubts[1:] else ""
-        reason = f"{doubts[0].found}; {doubts[0].doubt}{others} (without --strict this is a warning)"
-        raise InputError(nusc.table_root, doubts[0].what, reason)
+    if choices.strict:
+        _refuse_doubts(nusc, judged)
     header["arrays"] = {name: {"dtype": a.dtype.str, "shape": list(a.shape)} for name, a in arrays.items()}
     progress("writing")
     check_writable(folder)
@@ -109,6 +106,9 @@ def write_index(
         size = sum(file.stat().st_size for file in temporary.iterdir())
         locations = sorted({scene["location"] for scene in header["scenes"]})
         tiles = write_map_tiles(root, locations, temporary / TILES_FOLDER, progress) if maps else {}
+        judged += map_findings(header, arrays, MapTiles.open(root, temporary.name, temporary.parent))
+        if choices.strict:
+            _refuse_doubts(nusc, judged)
     categories = np.bincount(arrays["box_category"], minlength=len(header["categories"]))
     per_class: dict[str, int] = {}
     for category, count in zip(header["categories"], categories, strict=True):
@@ -127,6 +127,14 @@ def write_index(
         "findings": judged,
         "has_can_bus": bool(arrays["can_bus_valid"].any()),
     }
+
+
+def _refuse_doubts(nusc: CheckedTables, judged: Sequence[Finding]) -> None:
+    doubts = [finding for finding in judged if finding.doubt]
+    if doubts:
+        others = f"; {len(doubts) - 1} more: {', '.join(f.what for f in doubts[1:])}" if doubts[1:] else ""
+        reason = f"{doubts[0].found}; {doubts[0].doubt}{others} (without --strict this is a warning)"
+        raise InputError(nusc.table_root, doubts[0].what, reason)
 
 
 def tables_hash(table_files: dict[str, dict]) -> str:

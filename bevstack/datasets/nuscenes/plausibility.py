@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from bevstack.datasets.nuscenes.map_tiles import MapTiles
+from bevstack.datasets.nuscenes.taxonomy import MAP_LAYERS
+from bevstack.geometry import BEVGrid
 from bevstack.structures.rigid_arrays import rigid_inverse
 
 NEAR_M = 51.2
@@ -54,6 +57,27 @@ def findings(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> lis
     ]
 
 
+def map_findings(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray], tiles: MapTiles) -> list[Finding]:
+    """Whether the ego drives on what the maps of an index call drivable.
+
+    Args:
+        header, arrays: see :func:`findings`.
+        tiles: the index's maps; there may be none.
+    """
+    on_road, total = 0, 0
+    grid = BEVGrid((1, 1), (-1.0, 1.0), (-1.0, 1.0))
+    road = MAP_LAYERS.index("drivable_area")
+    for pose, scene in zip(arrays["global_from_lidar_ego"], arrays["sample_scene"], strict=True):
+        location = header["scenes"][int(scene)]["location"]
+        if tiles.has(location):
+            total += 1
+            on_road += int(tiles.layers(location, np.asarray(pose), grid)[road].any())
+    if not total:
+        return []
+    doubt = "the map is of another place, or its metres are not those of the ego poses" if 2 * on_road < total else ""
+    return [Finding("samples on the map's drivable area", _share(on_road, total), doubt)]
+
+
 def _sample_of_box(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.repeat(np.arange(len(arrays["sample_token"])), np.diff(arrays["box_offset"]))
 
@@ -83,7 +107,7 @@ def _boxes(arrays: Mapping[str, np.ndarray], coverage: float) -> Iterator[Findin
             seen |= _in_image(arrays, n, sample[near], center[near])
         doubt = ""
         if seen.mean() < _LEAST_SEEN * coverage:
-            doubt = f"the cameras should see {100 * coverage:.0f} % around: are their axes x right, y down, z ahead?"
+            doubt = "far fewer than the cameras' directions promise: are their axes x right, y down, z ahead?"
         yield Finding("of these, centre in an image", _share(int(seen.sum()), len(seen)), doubt)
         in_ego = _moved(rigid_inverse(np.asarray(arrays["global_from_lidar_ego"]))[sample[near]], center[near])
         feet = float(np.median(in_ego[:, 2] - arrays["box_wlh"][near, 2] / 2))
