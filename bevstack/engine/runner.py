@@ -151,13 +151,13 @@ class BEVRunner(Runner):
             self._val_loop = self.build_val_loop(self._val_loop)
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
-        """mmengine's; a hook that refuses the run before it begins is named in one line."""
-        if fn_name != "before_run":
+        """mmengine's; a hook that refuses a run or a test before it begins is named in one line."""
+        if fn_name not in ("before_run", "before_test"):
             super().call_hook(fn_name, **kwargs)
             return
         for hook in self.hooks:
             try:
-                hook.before_run(self)
+                getattr(hook, fn_name)(self, **kwargs)
             except InputError:
                 raise
             except (TypeError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError) as error:

@@ -269,3 +269,9 @@ def test_weights_alone_of_a_training(tmp_path, capsys):
     assert read["meta"]["dataset_meta"] == {"classes": ("car", "bus")}
     assert out.stat().st_size < 0.35 * (tmp_path / "epoch_1.pth").stat().st_size
     assert "1.4 MB -> 0.5 MB" in capsys.readouterr().out
+
+
+def test_a_config_whose_weights_are_computed_with_is_built():
+    """The demo folds BatchNorm into its packaged weights, which have no values on the meta device."""
+    model = build_on_meta(CONFIGS.parent / "demo.py")
+    assert "backbone.body.conv_stem.convolution.weight" in model.state_dict()

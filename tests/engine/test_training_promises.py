@@ -217,7 +217,7 @@ def test_length_of_the_schedule_is_told(epochs, told) -> None:
 
 @HOOKS.register_module()
 class LooksAtTraining(Hook):
-    def before_run(self, runner) -> None:
+    def before_test(self, runner) -> None:
         assert hasattr(runner.train_loop, "stop_training"), "needs a train loop"
 
 
