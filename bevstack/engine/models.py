@@ -6,7 +6,6 @@ import copy
 import inspect
 import os
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -39,9 +38,18 @@ def build_model(cfg: Config, device: torch.device | str | None = None) -> BEVPer
         raise InputError(cfg.filename or "config", "model", "absent: this config describes no model")
     init_default_scope(cfg.get("default_scope", "bevstack"))
     device = default_device() if device is None else torch.device(device)
-    with building(cfg), device if device.type == "meta" else nullcontext():
-        model = MODELS.build(cfg["model"])
+    with building(cfg):
+        model = MODELS.build(cfg["model"]) if device.type != "meta" else _without_values(cfg["model"])
     return model.to(device)
+
+
+def _without_values(config: Mapping) -> BEVPerception:
+    """A model built on the meta device; with values where it computes with them while it is built (folded norms)."""
+    try:
+        with torch.device("meta"):
+            return MODELS.build(config)
+    except RuntimeError:  # torch: no values to compute with
+        return MODELS.build(config)
 
 
 def load_model(

@@ -273,5 +273,5 @@ def test_weights_alone_of_a_training(tmp_path, capsys):
 
 def test_a_config_whose_weights_are_computed_with_is_built():
     """The demo folds BatchNorm into its packaged weights, which have no values on the meta device."""
-    model = build_on_meta(CONFIGS.parent / "demo.py")
+    model = build_model(load_config(CONFIGS.parent / "demo.py"), "meta")
     assert "backbone.body.conv_stem.convolution.weight" in model.state_dict()
