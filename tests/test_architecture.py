@@ -21,12 +21,15 @@ def named(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def imports(tree: ast.AST) -> Iterator[str]:
-    """Dotted names of everything a module imports, also inside functions, but not for type checking only."""
+def imports(tree: ast.AST, for_types: bool = False) -> Iterator[str]:
+    """Dotted names of everything a module imports, also inside functions; those for type checking only where asked."""
+    left_out: set[ast.AST] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            node.body = []
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and not for_types:
+            left_out.update(inner for statement in node.body for inner in ast.walk(statement))
     for node in ast.walk(tree):
+        if node in left_out:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -204,12 +207,12 @@ def module_of(path: Path) -> str:
 
 
 def import_graph() -> dict[str, set[str]]:
-    """Which file imports which, imports inside functions counted, those for type checking alone not."""
+    """Which file imports which; imports inside functions and for type checking alone are counted."""
     modules = {module_of(path): path for path in FILES}
     graph: dict[str, set[str]] = {}
     for name, path in modules.items():
         found = graph.setdefault(name, set())
-        for imported in imports(TREES[path]):
+        for imported in imports(TREES[path], for_types=True):
             while imported and imported not in modules:  # a name in a module
                 imported = imported.rpartition(".")[0]
             if imported not in ("", name, "bevstack"):

@@ -1,7 +1,8 @@
 """The vocabulary of the package: what one part hands to the next."""
 
 from bevstack.structures.bev import AlignedHistory, BEVFeatures, BEVMemory
-from bevstack.structures.clip import CameraRig, Clip, EgoMotion, Frame
+from bevstack.structures.clip import Clip
+from bevstack.structures.frame import CameraRig, EgoMotion, Frame
 from bevstack.structures.panoptic import PanopticMap
 from bevstack.structures.sample import BEVDataSample, BEVRaster
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,9 +10,7 @@ from torch import Tensor
 from bevstack.geometry import BEVGrid
 from bevstack.geometry.transforms import full_precision
 from bevstack.structures.batched import Batched
-
-if TYPE_CHECKING:
-    from bevstack.structures.clip import CameraRig, EgoMotion
+from bevstack.structures.frame import CameraRig, EgoMotion
 
 
 @dataclass(frozen=True)

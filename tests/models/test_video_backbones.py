@@ -113,7 +113,7 @@ def test_bfloat16(case):
         assert (a - b.float()).norm() < 0.05 * a.norm()
 
 
-def test_slowfast_trains_in_bfloat16():
+def test_slowfast_trains_in_bfloat16(threads):
     # Expected: a gradient; at this size torch's own convolution in 3 dimensions ended the process in the slow path's
     # stem (AMX), and left out the weights of the third stage, which sees two frames (AVX512-BF16).
     backbone = SlowFast(num_sweeps=SWEEPS, width=16, layers=(1, 1, 1), out_indices=(1, 2))
