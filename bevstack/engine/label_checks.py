@@ -6,6 +6,7 @@ training shows it those of another. Where the two differ, training and scores go
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,22 @@ def check_labels(cfg: Config, model: nn.Module, dataset: Any, part: str) -> None
         field = f"{part}_dataloader.dataset.classes"
         require_same_classes(head_classes(head), f"model.{name}.classes", labelled, file, field)
         _check_ranges(cfg, head, name, file)
+
+
+def check_trained_labels(model: nn.Module, meta: Mapping[str, Any], checkpoint: str | os.PathLike) -> None:
+    """Compare the classes of the heads with those of the data that a checkpoint was trained on, where it says them.
+
+    Args:
+        model: as built.
+        meta: of the checkpoint.
+        checkpoint: its file, for the message.
+
+    Raises:
+        InputError: names the head and both lists.
+    """
+    labels = (meta.get("dataset_meta") or {}).get("classes", ())
+    for name, head in object_heads(model):
+        require_same_classes(head_classes(head), f"model.{name}.classes", labels, checkpoint, "dataset_meta.classes")
 
 
 def require_same_classes(head: Sequence[str], place: str, others: Sequence[str], file: Any, field: str) -> None:

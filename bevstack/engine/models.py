@@ -15,6 +15,7 @@ from mmengine.registry import init_default_scope
 from bevstack.engine.checkpoint import checkpoint_of, load_weights, read_checkpoint
 from bevstack.engine.component_names import find_component, registered
 from bevstack.engine.config import accepted_keys, building, check_components, load_config
+from bevstack.engine.label_checks import check_trained_labels
 from bevstack.engine.stored_config import data_settings, stored_config
 from bevstack.errors import InputError
 from bevstack.interop.foreign_weights import check_box_convention
@@ -96,6 +97,7 @@ def model_of_checkpoint(
     cfg = stored_config(content, file) if config is None else _given(config)
     model = build_model(_without_starting_weights(cfg, trusted=config is not None), device)
     check_box_convention(model, content.get("meta") or {}, file)
+    check_trained_labels(model, content.get("meta") or {}, file)
     load_weights(model, content["state_dict"], file, strict=True)
     model.config, model.classes = cfg, class_names(cfg, content.get("meta") or {})
     return model.eval()

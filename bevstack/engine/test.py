@@ -17,7 +17,7 @@ from bevstack.engine.compilation import compile_options
 from bevstack.engine.component_names import find_component
 from bevstack.engine.config import accepted_keys, building, check_components, load_config
 from bevstack.engine.faults import RunError
-from bevstack.engine.label_checks import check_labels, head_classes, object_heads, require_same_classes
+from bevstack.engine.label_checks import check_labels, check_trained_labels
 from bevstack.engine.processes import process_count
 from bevstack.engine.runner import BEVRunner
 from bevstack.engine.stream_checks import check_memory, check_streams
@@ -80,10 +80,8 @@ def test(
         runner = BEVRunner.from_cfg(cfg)
         check_memory(whole, runner.module, tests=True)
         check_labels(whole, runner.module, runner.test_loop.dataloader.dataset, "test")
-    trained_on = runner.load_checkpoint(str(checkpoint), strict=True).get("meta", {}).get("dataset_meta") or {}
-    for name, head in object_heads(runner.module):
-        place, labels = f"model.{name}.classes", trained_on.get("classes", ())
-        require_same_classes(head_classes(head), place, labels, checkpoint, "dataset_meta.classes")
+    meta = runner.load_checkpoint(str(checkpoint), strict=True).get("meta", {})
+    check_trained_labels(runner.module, meta, checkpoint)
     metrics = dict(runner.test())
     if runner.rank == 0:
         metrics |= _training_seconds(checkpoint.parent, out)

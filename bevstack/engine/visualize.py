@@ -19,6 +19,7 @@ from bevstack.datasets.base import BEVDataset
 from bevstack.engine.arguments import visualize_arguments
 from bevstack.engine.checkpoint import read_checkpoint
 from bevstack.engine.config import building, check_components, load_config
+from bevstack.engine.label_checks import check_labels
 from bevstack.engine.models import model_of_checkpoint, precision_of
 from bevstack.engine.streaming import Streams
 from bevstack.errors import InputError
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         dataset = build_dataset(cfg, args.split)
     chosen = choose_samples(dataset, args.scenes, args.max_samples)
     model = None if content is None else model_of_checkpoint(content, args.checkpoint, cfg)
+    if model is not None:
+        check_labels(cfg, model, dataset, "test")
     draw_dataset(cfg, dataset, chosen, model, args)
     return 0
 

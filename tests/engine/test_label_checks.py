@@ -10,7 +10,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from bevstack.engine.config import load_config
-from bevstack.engine.label_checks import check_labels, require_same_classes
+from bevstack.engine.label_checks import check_labels, check_trained_labels, require_same_classes
 from bevstack.errors import InputError
 from bevstack.registry import MODELS
 
@@ -54,6 +54,16 @@ def test_classes_of_dataset_and_head_are_the_same(change, message) -> None:
     line = str(raised.value)
     assert "train_dataloader.dataset.classes: " in line and "model.heads.detection.classes is" in line
     assert str(list(change(classes))) in line and str(list(classes)) in line
+
+
+def test_weights_of_another_list_are_refused() -> None:
+    """What tools/test.py, tools/visualize.py and load_model ask of a checkpoint; one that says nothing is taken."""
+    cfg = config(DEMO)
+    model, classes = heads_of(cfg), tuple(cfg.model.heads.detection.classes)
+    for meta in ({}, {"dataset_meta": None}, {"dataset_meta": {"classes": list(classes)}}):
+        check_trained_labels(model, meta, "a.pth")
+    with pytest.raises(InputError, match="a.pth: dataset_meta.classes: .* the same classes in another order"):
+        check_trained_labels(model, {"dataset_meta": {"classes": classes[::-1]}}, "a.pth")
 
 
 def test_layers_of_rasters_are_not_classes_of_objects() -> None:
