@@ -264,6 +264,6 @@ def _component_of(error: BaseException) -> str:
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == "__init__" and "self" in frame.f_locals:
             cls = type(frame.f_locals["self"])
-            if not cls.__module__.startswith(("mmengine.config", "mmengine.registry", "mmengine.runner", "torch.")):
+            if not cls.__module__.startswith(("mmengine.config", "mmengine.registry", "mmengine.runner", "torch.serialization")):
                 owner = cls.__name__
     return owner
