@@ -258,12 +258,15 @@ def said(error: BaseException) -> str:
     return str(error.args[0]) if error.args else type(error).__name__
 
 
+_BUILDERS = ("mmengine.config", "mmengine.registry", "mmengine.runner", "torch.serialization")
+
+
 def _component_of(error: BaseException) -> str:
     """The class whose constructor was running, from the error's innermost frames."""
     owner = "config"
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == "__init__" and "self" in frame.f_locals:
             cls = type(frame.f_locals["self"])
-            if not cls.__module__.startswith(("mmengine.config", "mmengine.registry", "mmengine.runner", "torch.")):
+            if not cls.__module__.startswith(_BUILDERS):
                 owner = cls.__name__
     return owner
