@@ -27,3 +27,9 @@ def join_gloo(launcher: str, timeout: datetime.timedelta) -> None:
         reason = f"{', '.join(missing)} not in the environment; start with: torchrun --nproc-per-node 2 ..."
         raise InputError("--launcher", launcher, reason)
     torch.distributed.init_process_group("gloo", timeout=timeout)
+
+
+def leave_group() -> None:
+    """Leave the group of processes, if there is one: a process that ends inside it may be aborted by its threads."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

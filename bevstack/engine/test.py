@@ -18,7 +18,7 @@ from bevstack.engine.component_names import find_component
 from bevstack.engine.config import accepted_keys, building, check_components, load_config
 from bevstack.engine.faults import RunError
 from bevstack.engine.label_checks import check_labels, check_trained_labels
-from bevstack.engine.processes import process_count
+from bevstack.engine.processes import leave_group, process_count
 from bevstack.engine.runner import BEVRunner
 from bevstack.engine.stream_checks import check_memory, check_streams
 from bevstack.engine.train import SUMMARY_NAME
@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cfg = load_config(args.config, args.cfg_options)
     try:
         test(cfg, args.checkpoint, args.out, args.launcher)
+        leave_group()
     except RunError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
