@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 
 import torch
@@ -30,6 +31,11 @@ def join_gloo(launcher: str, timeout: datetime.timedelta) -> None:
 
 
 def leave_group() -> None:
-    """Leave the group of processes, if there is one: a process that ends inside it may be aborted by its threads."""
+    """Leave the group of processes together, if there is one: a process that ends inside it is aborted by its threads.
+
+    What still holds the group (the wrapped model, in the circles of a runner that is done) is let go first.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        gc.collect()
         torch.distributed.destroy_process_group()
