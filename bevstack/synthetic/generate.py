@@ -24,7 +24,7 @@ from bevstack.synthetic import tables
 from bevstack.synthetic.cameras import CAMERA_NAMES, LIDAR_NAME, NATIVE_SIZE_PX
 from bevstack.synthetic.map_expansion import write_location
 from bevstack.synthetic.plan import DISTRICT_SIZE_M
-from bevstack.synthetic.recorder import SceneTask, token_of
+from bevstack.synthetic.recorder import SCENE_TABLES, SceneTask, token_of
 from bevstack.synthetic.scene import make_scene
 
 LOCATIONS = ("singapore-onenorth", "boston-seaport", "singapore-hollandvillage", "singapore-queenstown")
@@ -187,16 +187,7 @@ def _write(
     extents: dict[str, tuple[float, float]],
 ) -> dict[str, float]:
     merged = tables.fixed_tables()
-    for name in (
-        "log",
-        "scene",
-        "sample",
-        "calibrated_sensor",
-        "ego_pose",
-        "sample_data",
-        "sample_annotation",
-        "instance",
-    ):
+    for name in SCENE_TABLES:
         merged[name] = [row for result in results for row in result["tables"][name]]
     merged["map"] = []
     for location, extent in extents.items():

@@ -24,6 +24,18 @@ from bevstack.synthetic.renderer import Renderer
 from bevstack.synthetic.things import ThingStack
 from bevstack.synthetic.traffic import Traffic
 
+SCENE_TABLES = (
+    "log",
+    "scene",
+    "sample",
+    "calibrated_sensor",
+    "ego_pose",
+    "sample_data",
+    "sample_annotation",
+    "instance",
+)
+"""Tables that each scene adds rows to; the others are the same for every dataset."""
+
 KEYFRAME_S = 0.5
 
 
@@ -76,19 +88,7 @@ class SceneRecorder:
     ) -> None:
         self.task, self.traffic, self.stack, self.renderer, self.rng = task, traffic, stack, renderer, rng
         self.lidar = Lidar()
-        self.rows: dict[str, list] = {
-            name: []
-            for name in (
-                "log",
-                "scene",
-                "sample",
-                "calibrated_sensor",
-                "ego_pose",
-                "sample_data",
-                "sample_annotation",
-                "instance",
-            )
-        }
+        self.rows: dict[str, list] = {name: [] for name in SCENE_TABLES}
         self.calibrated: dict[str, str] = {}
         self.gait = np.array([agent.stride for agent in traffic.agents])
         self.logfile = f"synthetic-{task.name}"
