@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from bevstack.errors import InputError
 from bevstack.interop.standins import compiled_mmcv_present, torchvision_stand_in_serves
 
 OK, NOTE, BAD = "ok", "note", "missing"
@@ -84,6 +85,29 @@ def check_torch() -> Iterator[Finding]:
         yield Finding("GPU", f"none ({built}); CPU: {torch.backends.cpu.get_cpu_capability()}, {support}")
     precision = choose_precision("auto")
     yield Finding("precision", f"{precision.name} ({precision.reason})")
+
+
+def check_operators() -> Finding:
+    """The backend that deformable attention takes on the CPU, or on the GPU where there is one, and why."""
+    import torch  # only here: check_torch has said whether it is installed
+
+    from bevstack.ops.backends import (  # only here: it imports torch
+        BACKENDS,
+        ENVIRONMENT,
+        backend_for,
+        selected_backend,
+        unavailable,
+    )
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen, wanted = backend_for(device, double=False), selected_backend()
+    except InputError as error:
+        return Finding("operators", str(error), BAD, f"unset {ENVIRONMENT}, or name another")
+    left_out = {name: unavailable(name) for name in BACKENDS}
+    others = "; ".join(f"{name}: {reason}" for name, reason in left_out.items() if reason is not None)
+    found = f"deformable attention on {device} by '{chosen}' ({'fastest' if wanted == 'auto' else 'asked for'})"
+    return Finding("operators", found + (f"; not here: {others}" if others else ""))
 
 
 def check_mmcv() -> Finding:
@@ -175,8 +199,12 @@ def examine(root: Path | None = None) -> list[Finding]:
     """Everything the report says, in order; ``root`` (default: the current folder) holds ``data/``."""
     root = root or Path.cwd()
     again = "pip install -c requirements/constraints.txt -e '.[mmcv-lite,timm,dev]'"
-    findings = [check_python(), check_platform(), *check_torch(), _ranged("numpy", "1.23", "2", again), check_mmcv()]
+    findings = [check_python(), check_platform(), *check_torch()]
+    if version_of("torch"):
+        findings.append(check_operators())
     findings += [
+        _ranged("numpy", "1.23", "2", again),
+        check_mmcv(),
         _ranged("mmengine", "0.10.5", "0.11", again),
         _ranged("mmdet", "3.3", "3.4", again),
         _ranged("mmdet3d", "1.4", "1.5", again),

@@ -20,6 +20,7 @@ from bevstack.engine.stored_config import data_settings, stored_config
 from bevstack.errors import InputError
 from bevstack.interop.foreign_weights import check_box_convention
 from bevstack.models import BEVPerception
+from bevstack.ops.backends import select_backend
 from bevstack.precision import Precision, choose_precision, default_device
 from bevstack.registry import MODELS
 
@@ -37,6 +38,7 @@ def build_model(cfg: Config, device: torch.device | str | None = None) -> BEVPer
     """
     if not isinstance(cfg.get("model"), Mapping):
         raise InputError(cfg.filename or "config", "model", "absent: this config describes no model")
+    select_backend(cfg.get("ops_backend"), cfg.filename or "config")
     init_default_scope(cfg.get("default_scope", "bevstack"))
     device = default_device() if device is None else torch.device(device)
     with building(cfg):

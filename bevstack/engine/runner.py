@@ -48,6 +48,7 @@ from bevstack.errors import InputError
 from bevstack.evaluation import WholeEvaluator
 from bevstack.files import atomic_write
 from bevstack.interop.foreign_weights import check_box_convention
+from bevstack.ops.backends import select_backend
 from bevstack.registry import EVALUATOR, RUNNERS
 
 _RUNS = itertools.count(1)
@@ -101,6 +102,7 @@ class BEVRunner(Runner):
         if self.distributed and not torch.cuda.is_available() and not is_distributed():
             timeout = env_cfg.get("dist_cfg", {}).get("timeout", 1800)
             join_gloo(self.launcher, datetime.timedelta(seconds=timeout))
+        select_backend(self.cfg.get("ops_backend"), self.cfg.filename or "config")
         if not torch.cuda.is_available():
             keep_freed_memory()
         if self.distributed:  # what mmengine would set with two warnings

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from bevstack.geometry.transforms import full_precision
-from bevstack.ops.deformable_attention import weighted_rows
+from bevstack.ops.weighted_rows import weighted_rows
 
 _Pair = int | tuple[int, int]
 

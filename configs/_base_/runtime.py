@@ -9,3 +9,4 @@ default_hooks = dict(
 env_cfg = dict(mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0))
 log_processor = dict(window_size=50)
 randomness = dict(seed=0)
+ops_backend = None  # of deformable attention: reference, torch, native, triton or auto; None: as BEVSTACK_OPS says

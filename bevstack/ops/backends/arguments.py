@@ -1,0 +1,35 @@
+"""What a call of deformable attention hands to its backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A checked call: sizes fit, everything but the values is float32 (float64 with double values).
+
+    Args:
+        value: (M, tokens, h, c) in float32, bfloat16, float16 or float64.
+        shapes: (H_l, W_l) of the L levels.
+        slots: (B, Q, S) int64, -1 where empty.
+        references: (B, Q, S, Z, 2) fractions (x, y).
+        offsets: (B, Q, G, h, L, P, 2) pixels.
+        logits: (B, Q, G, h, L * P).
+        slot_weights: (B, Q, S).
+    """
+
+    value: Tensor
+    shapes: tuple[tuple[int, int], ...]
+    slots: Tensor
+    references: Tensor
+    offsets: Tensor
+    logits: Tensor
+    slot_weights: Tensor
+
+    @property
+    def learned(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Value (M, tokens, h, c) and what has the shapes above: of these a gradient can be asked, in this order."""
+        return self.value, self.references, self.offsets, self.logits, self.slot_weights

@@ -1,0 +1,256 @@
+"""The loops of the native backend: deformable attention forward and backward, one query and head after another.
+
+Tables of numbers (see :func:`bevstack.ops.jit.run_parallel`), common to both; strides count elements:
+1 value, 2 slots, 3 references, 4 offsets, 5 logits, 6 slot weights, 7 level table (H, W, first token), 8 B * Q, 9 S,
+10 Z, 11 G, 12 heads, 13 L, 14 P, 15 tokens a map, 16 to 18 strides of offsets over (query, group, head), 19 to 21 of
+logits; forward: 22 result; backward: 23 gradient of the result, 24 of value (zeros at first), 25 of offsets, 26 of
+logits, 27 of references (B * Q, heads, S, Z, 2) or 0, 28 of slot weights (B * Q, heads, S) or 0, 29 heads a piece.
+
+Softmax inside; bilinear rows are summed in float32, kept in registers; nothing as large as the list of samples exists.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numba
+import numpy as np
+from numba import carray
+
+from bevstack.ops.jit import (
+    FLOAT_RULES,
+    SOURCE_STAMP,
+    TABLE_SIZE,
+    add_scaled,
+    as_float,
+    compiled,
+    draw_number,
+    fast_exp,
+    float_pointer,
+    int_pointer,
+    stack_floats,
+    value_pointer,
+)
+
+MOST_SAMPLES = 256  # L * P of one head; their weights lie on the stack
+MOST_NUMBERS = 2 * MOST_SAMPLES
+QUERIES_AT_ONCE = 32
+
+ZERO, ONE, HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
+
+
+@numba.njit(inline="always", fastmath=FLOAT_RULES, error_model="numpy")
+def _softmax(logits, first, count, weights):
+    """Weights of ``count`` logits from place ``first``."""
+    most = logits[first]
+    for i in range(1, count):
+        most = max(most, logits[first + i])
+    total = ZERO
+    for i in range(count):
+        weights[i] = fast_exp(logits[first + i] - most)
+        total += weights[i]
+    for i in range(count):
+        weights[i] *= ONE / total
+
+
+@numba.njit(inline="always", fastmath=FLOAT_RULES, error_model="numpy")
+def _corners(x, y, width, height):
+    """Four pixels around (x, y) and their shares, zero where outside; the pixel is then another, inside."""
+    left, top = np.floor(x), np.floor(y)
+    right_share, low_share = x - left, y - top
+    i, j = np.int64(left), np.int64(top)
+    x0, x1 = max(i, 0), max(min(i + 1, width - 1), 0)  # of NaN, too, a pixel inside: its share makes the result NaN
+    y0, y1 = max(j, 0), max(min(j + 1, height - 1), 0)
+    in_left = ONE if i >= 0 else ZERO
+    in_right = ONE if i + 1 < width else ZERO
+    in_top = ONE if j >= 0 else ZERO
+    in_low = ONE if j + 1 < height else ZERO
+    return (
+        (y0 * width + x0, y0 * width + x1, y1 * width + x0, y1 * width + x1),
+        (ONE - right_share, right_share, ONE - low_share, low_share),
+        (in_left, in_right, in_top, in_low),
+    )
+
+
+@cache
+def forward_kernel(channels: int, half: bool):
+    """Machine code of the forward pass for heads of c channels and values in float32, or in bfloat16 (``half``)."""
+    of_half, stamp = int(half), SOURCE_STAMP
+
+    def forward(table):
+        t = carray(table, TABLE_SIZE, np.int64)
+        if stamp == 0:  # never: it is here to be part of the code that the cache compares
+            return
+        counter = int_pointer(t.ctypes.data)
+        value, slots, references = value_pointer(t[1], of_half), int_pointer(t[2]), float_pointer(t[3])
+        offsets, logits, slot_weights = float_pointer(t[4]), float_pointer(t[5]), float_pointer(t[6])
+        level_table, result = int_pointer(t[7]), float_pointer(t[22])
+        queries, num_slots, anchors, groups, heads = t[8], t[9], t[10], t[11], t[12]
+        levels, points, tokens = t[13], t[14], t[15]
+        row = heads * channels
+        total, weights = stack_floats(channels), stack_floats(MOST_SAMPLES)
+        while True:
+            first = draw_number(counter) * QUERIES_AT_ONCE
+            if first >= queries:
+                break
+            for q in range(first, min(first + QUERIES_AT_ONCE, queries)):
+                for h in range(heads):
+                    for k in range(channels):
+                        total[k] = ZERO
+                    known = False  # whether the weights of the one group are there
+                    for s in range(num_slots):
+                        source = slots[q * num_slots + s]
+                        if source < 0:
+                            continue
+                        g = s if groups > 1 else 0
+                        if groups > 1 or not known:
+                            _softmax(logits, q * t[19] + g * t[20] + h * t[21], levels * points, weights)
+                            known = True
+                        scale = slot_weights[q * num_slots + s]
+                        place = q * t[16] + g * t[17] + h * t[18]
+                        anchor = (q * num_slots + s) * anchors * 2
+                        for level in range(levels):
+                            height, width = level_table[3 * level], level_table[3 * level + 1]
+                            base = (source * tokens + level_table[3 * level + 2]) * row + h * channels
+                            tall, wide = np.float32(height), np.float32(width)
+                            for p in range(points):
+                                z = anchor + 2 * (p % anchors)
+                                n = level * points + p
+                                x = references[z] * wide + offsets[place + 2 * n] - HALF
+                                y = references[z + 1] * tall + offsets[place + 2 * n + 1] - HALF
+                                if x <= -ONE or y <= -ONE or x >= wide or y >= tall:
+                                    continue
+                                pixels, shares, inside = _corners(x, y, width, height)
+                                (a, b, c, d), (left, right, up, low) = pixels, shares
+                                in_left, in_right, in_up, in_low = inside
+                                weight = weights[n] * scale
+                                left, right = left * in_left, right * in_right
+                                up, low = up * in_up * weight, low * in_low * weight
+                                wa, wb, wc, wd = left * up, right * up, left * low, right * low
+                                a, b, c, d = base + a * row, base + b * row, base + c * row, base + d * row
+                                for k in range(channels):
+                                    total[k] += (
+                                        wa * as_float(value[a + k])
+                                        + wb * as_float(value[b + k])
+                                        + wc * as_float(value[c + k])
+                                        + wd * as_float(value[d + k])
+                                    )
+                    for k in range(channels):
+                        result[q * row + h * channels + k] = total[k]
+
+    return compiled(forward)
+
+
+@cache
+def backward_kernel(channels: int, half: bool):
+    """Machine code of the backward pass; a piece of work is some heads of all queries: their columns are its own."""
+    of_half, stamp = int(half), SOURCE_STAMP
+
+    def backward(table):
+        t = carray(table, TABLE_SIZE, np.int64)
+        if stamp == 0:  # never: it is here to be part of the code that the cache compares
+            return
+        counter = int_pointer(t.ctypes.data)
+        value, slots, references = value_pointer(t[1], of_half), int_pointer(t[2]), float_pointer(t[3])
+        offsets, logits, slot_weights = float_pointer(t[4]), float_pointer(t[5]), float_pointer(t[6])
+        level_table = int_pointer(t[7])
+        queries, num_slots, anchors, groups, heads = t[8], t[9], t[10], t[11], t[12]
+        levels, points, tokens = t[13], t[14], t[15]
+        upstream, to_value, to_offsets, to_logits = (
+            float_pointer(t[23]),
+            float_pointer(t[24]),
+            float_pointer(t[25]),
+            float_pointer(t[26]),
+        )
+        to_references, to_slot_weights = float_pointer(t[27]), float_pointer(t[28])
+        wants_references, wants_slot_weights, share = t[27] != 0, t[28] != 0, t[29]
+        row, samples = heads * channels, levels * points
+        g_row, weights = stack_floats(channels), stack_floats(MOST_SAMPLES)
+        to_weights, to_places = stack_floats(MOST_SAMPLES), stack_floats(MOST_NUMBERS)
+        while True:
+            first = draw_number(counter) * share
+            if first >= heads:
+                break
+            last = min(first + share, heads)
+            for q in range(queries):
+                for h in range(first, last):
+                    for k in range(channels):
+                        g_row[k] = upstream[q * row + h * channels + k]
+                    known = False
+                    for s in range(num_slots):
+                        g = s if groups > 1 else 0
+                        source = slots[q * num_slots + s]
+                        if groups > 1 or s == 0:
+                            for n in range(samples):
+                                to_weights[n] = ZERO
+                            for n in range(2 * samples):
+                                to_places[n] = ZERO
+                        if source >= 0:
+                            if groups > 1 or not known:
+                                _softmax(logits, q * t[19] + g * t[20] + h * t[21], samples, weights)
+                                known = True
+                            scale = slot_weights[q * num_slots + s]
+                            place = q * t[16] + g * t[17] + h * t[18]
+                            anchor = (q * num_slots + s) * anchors * 2
+                            own = ((q * heads + h) * num_slots + s) * anchors * 2
+                            of_slot = ZERO
+                            for level in range(levels):
+                                height, width = level_table[3 * level], level_table[3 * level + 1]
+                                base = (source * tokens + level_table[3 * level + 2]) * row + h * channels
+                                tall, wide = np.float32(height), np.float32(width)
+                                for p in range(points):
+                                    z = 2 * (p % anchors)
+                                    n = level * points + p
+                                    x = references[anchor + z] * wide + offsets[place + 2 * n] - HALF
+                                    y = references[anchor + z + 1] * tall + offsets[place + 2 * n + 1] - HALF
+                                    if x <= -ONE or y <= -ONE or x >= wide or y >= tall:
+                                        continue
+                                    pixels, shares, inside = _corners(x, y, width, height)
+                                    (a, b, c, d), (left, right, up, low) = pixels, shares
+                                    in_left, in_right, in_up, in_low = inside
+                                    weight = weights[n] * scale
+                                    a, b, c, d = base + a * row, base + b * row, base + c * row, base + d * row
+                                    ga, gb, gc, gd = ZERO, ZERO, ZERO, ZERO
+                                    for k in range(channels):
+                                        ga += g_row[k] * as_float(value[a + k])
+                                        gb += g_row[k] * as_float(value[b + k])
+                                        gc += g_row[k] * as_float(value[c + k])
+                                        gd += g_row[k] * as_float(value[d + k])
+                                    ga, gb = ga * in_left * in_up, gb * in_right * in_up
+                                    gc, gd = gc * in_left * in_low, gd * in_right * in_low
+                                    weight_left, weight_right = weight * left * in_left, weight * right * in_right
+                                    share_up, share_low = up * in_up, low * in_low
+                                    # One corner after another: near the border two of them are one pixel.
+                                    add_scaled(to_value, a, g_row, weight_left * share_up, channels)
+                                    add_scaled(to_value, b, g_row, weight_right * share_up, channels)
+                                    add_scaled(to_value, c, g_row, weight_left * share_low, channels)
+                                    add_scaled(to_value, d, g_row, weight_right * share_low, channels)
+                                    seen = up * (left * ga + right * gb) + low * (left * gc + right * gd)
+                                    dx = weight * (up * (gb - ga) + low * (gd - gc))
+                                    dy = weight * (left * (gc - ga) + right * (gd - gb))
+                                    to_weights[n] += scale * seen
+                                    to_places[2 * n] += dx
+                                    to_places[2 * n + 1] += dy
+                                    of_slot += weights[n] * seen
+                                    if wants_references:
+                                        to_references[own + z] += dx * wide
+                                        to_references[own + z + 1] += dy * tall
+                            if wants_slot_weights:
+                                to_slot_weights[(q * heads + h) * num_slots + s] = of_slot
+                        if groups > 1 or s == num_slots - 1:
+                            mean = ZERO
+                            if known and (groups == 1 or source >= 0):
+                                for n in range(samples):
+                                    mean += weights[n] * to_weights[n]
+                            place = q * t[19] + g * t[20] + h * t[21]
+                            if known and (groups == 1 or source >= 0):
+                                for n in range(samples):
+                                    to_logits[place + n] = weights[n] * (to_weights[n] - mean)
+                            else:
+                                for n in range(samples):
+                                    to_logits[place + n] = ZERO
+                            place = q * t[16] + g * t[17] + h * t[18]
+                            for n in range(2 * samples):
+                                to_offsets[place + n] = to_places[n]
+
+    return compiled(backward)
