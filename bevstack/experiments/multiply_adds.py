@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from bevstack.interop.deform_conv import ModulatedDeformConv2dPack
 from bevstack.models.bev import SpatialCrossAttention, TemporalSelfAttention
 from bevstack.models.heads import BoxHead, LabelledBoxes
 from bevstack.models.layers.attention import DeformableCrossAttention, MultiHeadSelfAttention
+from bevstack.models.layers.feed_forward import FeedForward
 from bevstack.models.perception import BEVPerception
 from bevstack.structures import BEVMemory, CameraRig, EgoMotion, Frame
 
@@ -139,6 +141,8 @@ def _counting(model: BEVPerception, counts: dict[str, float], cameras_per_cell: 
             elif isinstance(module, MultiHeadSelfAttention):
                 queries, width = inputs[0].shape[1], module.value_proj.out_features
                 counts[SELF_ATTENTION] += 2 * len(inputs[0]) * queries * queries * width
+            elif isinstance(module, FeedForward):  # its first layer is one product with the activation
+                counts[part] += output[..., 0].numel() * cast("nn.Linear", module[0]).weight.numel()
             elif isinstance(module, SpatialCrossAttention):
                 samples = output.numel() * module.num_levels * module.num_points
                 counts[SAMPLING] += 5 * samples * cameras_per_cell
@@ -146,6 +150,9 @@ def _counting(model: BEVPerception, counts: dict[str, float], cameras_per_cell: 
                 counts[SAMPLING] += 5 * output.numel() * 2 * module.num_points
             elif isinstance(module, DeformableCrossAttention):
                 counts[SAMPLING] += 5 * output.numel() * module.num_levels * module.num_points
+            if isinstance(module, SpatialCrossAttention | TemporalSelfAttention | DeformableCrossAttention):
+                weights = (module.sampling_offsets.weight, module.attention_weights.weight)  # one product
+                counts[part] += output[..., 0].numel() * sum(weight.numel() for weight in weights)
 
         return count
 

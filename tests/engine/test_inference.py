@@ -15,7 +15,7 @@ from bevstack.engine.image_steps import ImageSteps
 from bevstack.engine.inference import can_bus_vector
 from bevstack.errors import InputError
 from bevstack.geometry import project_points, visible_points
-from bevstack.models.bev import encoder as encoder_module
+from bevstack.models.bev import visibility as visibility_module
 from bevstack.models.bev.visibility import plan_from_mask
 from bevstack.reference.can_bus import ReferenceCanBus
 from tests.engine.front_door import (
@@ -138,7 +138,7 @@ def test_a_camera_without_an_image_sees_nothing(predictor, monkeypatch):
     missing, _ = predictor.step([images[0], None, images[2]], rig)
     blank = [images[0], np.full_like(images[1], 7), images[2]]
 
-    def seen_by_others(rig, pillars):
+    def seen_by_others(rig, pillars, num_slots):
         uv, depth = project_points(rig.pixels_from_bev, pillars.flatten(0, 1))
         seen = visible_points(uv, depth, rig.image_size_px).unflatten(-1, pillars.shape[:2]).any(-1)
         seen[:, 1] = False
@@ -146,7 +146,8 @@ def test_a_camera_without_an_image_sees_nothing(predictor, monkeypatch):
         return plan_from_mask(seen, (uv / uv.new_tensor([width, height])).unflatten(2, pillars.shape[:2]))
 
     whole, _ = predictor.step(images, rig)
-    monkeypatch.setattr(encoder_module, "plan_visibility", seen_by_others)
+    monkeypatch.setattr(visibility_module, "plan_visibility", seen_by_others)
+    predictor.model.encoder._plans = visibility_module.PlanCache()  # which has the rig's plan otherwise
     for others in (images, blank):
         assert_same(predictor.step(others, rig)[0], missing)
     assert differ(whole, missing)

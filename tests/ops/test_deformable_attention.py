@@ -141,6 +141,27 @@ def result_and_gradients(inputs, backend, names=("value", "references", "offsets
     return [result, *torch.autograd.grad(result, [inputs[name] for name in names], upstream.to(result.dtype))]
 
 
+@pytest.mark.parametrize("backend", FAST)
+def test_offsets_and_logits_as_views_of_one_product(backend):
+    # expected value: the same numbers without gaps between them, through the reference
+    inputs = drawn_case(2, 9, 2, 6, 2, 4, False, 2, 11)
+    names = ("offsets", "logits")
+    flat = [inputs[name].detach().transpose(2, 3).flatten(2) for name in names]
+    widths = [tensor.shape[-1] for tensor in flat]
+    both = torch.cat(flat, dim=-1).requires_grad_()
+    shapes = [inputs[name].transpose(2, 3).shape[2:] for name in names]
+    views = [
+        part.unflatten(-1, shape).transpose(2, 3) for part, shape in zip(both.split(widths, -1), shapes, strict=True)
+    ]
+    result = deformable_attention(**{**inputs, **dict(zip(names, views, strict=True))}, backend=backend)
+    wanted = deformable_attention(**inputs, backend="reference")
+    torch.testing.assert_close(result, wanted, atol=1e-5, rtol=1e-5)
+    found = torch.autograd.grad(result.sum(), both)[0].split(widths, -1)
+    for name, gradient, shape in zip(names, found, shapes, strict=True):
+        expected = torch.autograd.grad(wanted.sum(), inputs[name], retain_graph=True)[0]
+        torch.testing.assert_close(gradient.unflatten(-1, shape).transpose(2, 3), expected, atol=1e-4, rtol=1e-4)
+
+
 def away_from_pixel_borders(inputs):
     """Moves offsets so that no sample lies within 1e-3 of a whole pixel, where the derivative jumps."""
     with torch.no_grad():

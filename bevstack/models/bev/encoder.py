@@ -13,7 +13,7 @@ from bevstack.errors import InputError
 from bevstack.geometry import BEVGrid
 from bevstack.models.bev.spatial_cross_attention import SpatialCrossAttention
 from bevstack.models.bev.temporal_self_attention import TemporalContext, TemporalSelfAttention
-from bevstack.models.bev.visibility import VisibilityPlan, plan_visibility
+from bevstack.models.bev.visibility import PlanCache, VisibilityPlan
 from bevstack.models.layers.feed_forward import FeedForward
 from bevstack.models.layers.initialization import SamplingStart
 from bevstack.models.layers.positional_encoding import LearnedPositionalEncoding
@@ -91,6 +91,8 @@ class BEVFormerEncoder(BaseModule):
         embedding_std: of the initial queries, camera and level embeddings. The reference draws them with 1; where a
             small model is trained from nothing, less noise lets it see the image features sooner.
         start: where the attentions sample at initialisation, or the arguments of a :class:`SamplingStart`.
+        num_slots: how many cameras may see one cell. Given, shapes depend on no values, as CUDA graphs and exports
+            want it, and a rig that needs more is an error; None: as many as each rig needs.
 
     Attributes:
         history_frames: how many past frames it reads: the previous one, or none without temporal attention.
@@ -113,9 +115,11 @@ class BEVFormerEncoder(BaseModule):
         with_checkpoint: bool = False,
         embedding_std: float = 1.0,
         start: SamplingStart | Mapping | None = None,
+        num_slots: int | None = None,
         init_cfg: Mapping | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        self.num_slots, self._plans = num_slots, PlanCache()
         self.grid, self.channels = BEVGrid.build(grid), channels
         self.num_cameras, self.num_levels, self.with_checkpoint = num_cameras, num_levels, with_checkpoint
         self.queries = nn.Embedding(self.grid.num_cells, channels)
@@ -169,7 +173,7 @@ class BEVFormerEncoder(BaseModule):
 
     def visibility(self, rig: CameraRig) -> VisibilityPlan:
         """Which cameras see which cell of the grid, and where."""
-        return plan_visibility(rig, self.pillars)
+        return self._plans.plan(rig, self.pillars, self.num_slots)
 
     def initial_queries(self, motion: EgoMotion) -> Tensor:
         """(B, Q, C) learned queries, plus the motion embedding where there is one."""
@@ -195,7 +199,7 @@ class BEVFormerEncoder(BaseModule):
         references = self.references[None, :, None].expand(query.shape[0], -1, 2, -1)
         if history is None:
             valid = torch.zeros(query.shape[0], dtype=torch.bool, device=query.device)
-            return TemporalContext(query, query, valid, references, position)
+            return TemporalContext(None, query, valid, references, position)
         valid = history.valid[:, 0]
         if history.reference_shift is not None:
             references = references + torch.where(valid[:, None, None], history.reference_shift, 0.0).unsqueeze(1)

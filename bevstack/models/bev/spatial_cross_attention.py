@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bevstack.models.bev.visibility import VisibilityPlan
 from bevstack.models.layers.initialization import SamplingStart, init_sampling_offsets
 from bevstack.ops import deformable_attention
+from bevstack.ops.linear import Linear, full_precision_linear
 
 
 class SpatialCrossAttention(nn.Module):
@@ -43,10 +44,10 @@ class SpatialCrossAttention(nn.Module):
             raise ValueError(f"{channels} channels / {num_heads} heads, {num_points} points / {num_heights} heights")
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         self.num_heights, self.start = num_heights, start or SamplingStart()
-        self.sampling_offsets = nn.Linear(channels, num_heads * num_levels * num_points * 2)
-        self.attention_weights = nn.Linear(channels, num_heads * num_levels * num_points)
-        self.value_proj = nn.Linear(channels, channels)
-        self.output_proj = nn.Linear(channels, channels)
+        self.sampling_offsets = Linear(channels, num_heads * num_levels * num_points * 2)
+        self.attention_weights = Linear(channels, num_heads * num_levels * num_points)
+        self.value_proj = Linear(channels, channels)
+        self.output_proj = Linear(channels, channels)
         self.dropout = nn.Dropout(dropout)
         self.reset_parameters()
 
@@ -79,13 +80,14 @@ class SpatialCrossAttention(nn.Module):
             (B, Q, C); a query that no camera sees gets the output projection's bias.
         """
         heads, levels, points = self.num_heads, self.num_levels, self.num_points
+        offsets, logits = full_precision_linear(query, self.sampling_offsets, self.attention_weights)
         sampled = deformable_attention(
             self.value_proj(image_tokens).unflatten(-1, (heads, -1)),
             shapes,
             plan.slots,
             plan.references,
-            self.sampling_offsets(query).unflatten(-1, (1, heads, levels, points, 2)),
-            self.attention_weights(query).unflatten(-1, (1, heads, levels * points)),
+            offsets.unflatten(-1, (1, heads, levels, points, 2)),
+            logits.unflatten(-1, (1, heads, levels * points)),
             plan.weights,
         )
         return self.dropout(self.output_proj(sampled))

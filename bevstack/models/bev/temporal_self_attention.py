@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bevstack.models.layers.initialization import SamplingStart, init_sampling_offsets
 from bevstack.ops import deformable_attention
+from bevstack.ops.linear import Linear, full_precision_linear
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class TemporalContext:
     """What every layer of one frame shares.
 
     Args:
-        previous: (B, Q, C) previous BEV, aligned to the current frame; anything where ``valid`` is False.
+        previous: (B, Q, C) previous BEV, aligned to the current frame; anything where ``valid`` is False. None: no
+            sample has history.
         initial: (B, Q, C) the queries before the first layer, the "current" value of samples with history.
         valid: (B,) bool, which samples have history.
         references: (B, Q, 2, 2) fractions (x, y) of the grid at which to look into (previous, current);
@@ -24,7 +26,7 @@ class TemporalContext:
         position: (B, Q, C) or (1, Q, C) positional encoding.
     """
 
-    previous: Tensor
+    previous: Tensor | None
     initial: Tensor
     valid: Tensor
     references: Tensor
@@ -55,10 +57,10 @@ class TemporalSelfAttention(nn.Module):
         if channels % num_heads:
             raise ValueError(f"{channels} channels cannot be split over {num_heads} heads")
         self.num_heads, self.num_points = num_heads, num_points
-        self.sampling_offsets = nn.Linear(2 * channels, num_heads * 2 * num_points * 2)
-        self.attention_weights = nn.Linear(2 * channels, num_heads * 2 * num_points)
-        self.value_proj = nn.Linear(channels, channels)
-        self.output_proj = nn.Linear(channels, channels)
+        self.sampling_offsets = Linear(2 * channels, num_heads * 2 * num_points * 2)
+        self.attention_weights = Linear(2 * channels, num_heads * 2 * num_points)
+        self.value_proj = Linear(channels, channels)
+        self.output_proj = Linear(channels, channels)
         self.dropout = nn.Dropout(dropout)
         self.start = start or SamplingStart()
         self.reset_parameters()
@@ -85,23 +87,30 @@ class TemporalSelfAttention(nn.Module):
         """
         batch, queries, _ = query.shape
         heads, points = self.num_heads, self.num_points
-        valid = context.valid[:, None, None]
-        previous = torch.where(valid, context.previous.to(query.dtype), query)
-        current = torch.where(valid, context.initial.to(query.dtype), query)
-        both = torch.cat([previous, query + context.position], dim=-1)
+        sample = torch.arange(batch, device=query.device).view(batch, 1, 1)
+        if context.previous is None:  # both entries are one map, projected once
+            value = self.value_proj(query)
+            maps = sample.expand(-1, queries, 2)
+            both = torch.cat([query, query + context.position], dim=-1)
+        else:
+            valid = context.valid[:, None, None]
+            previous = torch.where(valid, context.previous.to(query.dtype), query)
+            current = torch.where(valid, context.initial.to(query.dtype), query)
+            value = self.value_proj(torch.stack([previous, current], dim=1).flatten(0, 1))
+            maps = (2 * sample + torch.arange(2, device=query.device)).expand(-1, queries, -1)
+            both = torch.cat([previous, query + context.position], dim=-1)
+        offsets, logits = full_precision_linear(both, self.sampling_offsets, self.attention_weights)
 
         def per_entry(raw: Tensor, *sizes: int) -> Tensor:  # heads first in the layer's output, entries first in the op
             return raw.unflatten(-1, (heads, 2, *sizes)).transpose(2, 3)
 
-        value = self.value_proj(torch.stack([previous, current], dim=1).flatten(0, 1))
-        maps = torch.arange(2 * batch, device=query.device).view(batch, 1, 2).expand(-1, queries, -1)
         sampled = deformable_attention(
             value.unflatten(-1, (heads, -1)),
             [shape],
             maps,
             context.references.unsqueeze(3),
-            per_entry(self.sampling_offsets(both), 1, points, 2),
-            per_entry(self.attention_weights(both), points),
+            per_entry(offsets, 1, points, 2),
+            per_entry(logits, points),
             query.new_full((1, 1, 1), 0.5, dtype=torch.float32).expand(batch, queries, 2),
         )
         return self.dropout(self.output_proj(sampled))

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from bevstack.models.layers.initialization import init_sampling_offsets
 from bevstack.ops import deformable_attention
+from bevstack.ops.linear import Linear, full_precision_linear
 
 HEAD_WIDTHS = ("split", "replicated")
 
@@ -47,9 +48,9 @@ class MultiHeadSelfAttention(nn.Module):
         super().__init__()
         inner = inner_channels(channels, num_heads, head_width)
         self.num_heads, self.dropout = num_heads, dropout
-        self.query_key_proj = nn.Linear(channels, 2 * inner)
-        self.value_proj = nn.Linear(channels, inner)
-        self.output_proj = nn.Linear(inner, channels)
+        self.query_key_proj = Linear(channels, 2 * inner)
+        self.value_proj = Linear(channels, inner)
+        self.output_proj = Linear(inner, channels)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -104,10 +105,10 @@ class DeformableCrossAttention(nn.Module):
         if channels % num_heads:
             raise ValueError(f"num_heads: {channels} channels do not split over {num_heads} heads")
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
-        self.value_proj = nn.Linear(value_channels or channels, channels)
-        self.sampling_offsets = nn.Linear(channels, num_heads * num_levels * num_points * 2)
-        self.attention_weights = nn.Linear(channels, num_heads * num_levels * num_points)
-        self.output_proj = nn.Linear(channels, channels)
+        self.value_proj = Linear(value_channels or channels, channels)
+        self.sampling_offsets = Linear(channels, num_heads * num_levels * num_points * 2)
+        self.attention_weights = Linear(channels, num_heads * num_levels * num_points)
+        self.output_proj = Linear(channels, channels)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -136,13 +137,14 @@ class DeformableCrossAttention(nn.Module):
         batch, count, _ = queries.shape
         heads, levels, points = self.num_heads, self.num_levels, self.num_points
         slots = torch.arange(batch, device=queries.device).view(batch, 1, 1).expand(-1, count, -1)
+        offsets, logits = full_precision_linear(queries, self.sampling_offsets, self.attention_weights)
         sampled = deformable_attention(
             self.value_proj(tokens).unflatten(-1, (heads, -1)),
             shapes,
             slots,
             references[:, :, None, None],
-            self.sampling_offsets(queries).unflatten(-1, (1, heads, levels, points, 2)),
-            self.attention_weights(queries).unflatten(-1, (1, heads, levels * points)),
+            offsets.unflatten(-1, (1, heads, levels, points, 2)),
+            logits.unflatten(-1, (1, heads, levels * points)),
             torch.ones_like(slots, dtype=references.dtype),
         )
         return self.output_proj(sampled)

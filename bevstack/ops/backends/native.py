@@ -27,7 +27,7 @@ def forward(given: Arguments) -> Tensor:
     batch, queries, _ = given.slots.shape
     heads, channels = given.value.shape[2:]
     result = torch.empty(batch, queries, heads * channels)
-    _alive, half, numbers, _ = _table(given)
+    _alive, half, numbers = _table(given)
     run_parallel(forward_kernel(channels, half), [*numbers, result.data_ptr()])
     return result
 
@@ -44,9 +44,9 @@ def backward(given: Arguments, upstream: Tensor, wanted: Sequence[bool]) -> list
     maps, tokens, heads, channels = given.value.shape
     anchors = given.references.shape[3]
     upstream = upstream.float().contiguous()
-    _alive, half, numbers, (offsets, logits) = _table(given)
+    _alive, half, numbers = _table(given)
     to_value = torch.zeros(maps, tokens, heads, channels)
-    to_offsets, to_logits = torch.empty_like(offsets), torch.empty_like(logits)
+    to_offsets, to_logits = torch.empty(given.offsets.shape), torch.empty(given.logits.shape)
     to_references = torch.zeros(batch, queries, heads, num_slots, anchors, 2) if wanted[1] else None
     to_slot_weights = torch.zeros(batch, queries, heads, num_slots) if wanted[4] else None
     threads = torch.get_num_threads()
@@ -63,8 +63,8 @@ def backward(given: Arguments, upstream: Tensor, wanted: Sequence[bool]) -> list
     ]
 
 
-def _table(given: Arguments) -> tuple[tuple[Tensor, ...], bool, list[int], tuple[Tensor, Tensor]]:
-    """Tensors that must live while the kernel runs, whether values are bfloat16, the numbers, offsets and logits."""
+def _table(given: Arguments) -> tuple[tuple[Tensor, ...], bool, list[int]]:
+    """Tensors that must live while the kernel runs, whether values are bfloat16, and the numbers."""
     batch, queries, num_slots = given.slots.shape
     heads, tokens = given.value.shape[2], given.value.shape[1]
     groups, levels, points = given.offsets.shape[2], given.offsets.shape[4], given.offsets.shape[5]
@@ -82,7 +82,7 @@ def _table(given: Arguments) -> tuple[tuple[Tensor, ...], bool, list[int], tuple
         *offsets.stride()[1:4],
         *logits.stride()[1:4],
     ]
-    return (value, slots, references, slot_weights, offsets, logits), half, numbers, (offsets, logits)
+    return (value, slots, references, slot_weights, offsets, logits), half, numbers
 
 
 def _rows(tensor: Tensor, inner: int) -> Tensor:

@@ -3,8 +3,9 @@
 Tables of numbers (see :func:`bevstack.ops.jit.run_parallel`), common to both; strides count elements:
 1 value, 2 slots, 3 references, 4 offsets, 5 logits, 6 slot weights, 7 level table (H, W, first token), 8 B * Q, 9 S,
 10 Z, 11 G, 12 heads, 13 L, 14 P, 15 tokens a map, 16 to 18 strides of offsets over (query, group, head), 19 to 21 of
-logits; forward: 22 result; backward: 23 gradient of the result, 24 of value (zeros at first), 25 of offsets, 26 of
-logits, 27 of references (B * Q, heads, S, Z, 2) or 0, 28 of slot weights (B * Q, heads, S) or 0, 29 heads a piece.
+logits; forward: 22 result; backward: 23 gradient of the result, 24 of value (zeros at first), 25 of offsets and 26 of
+logits, both without gaps, 27 of references (B * Q, heads, S, Z, 2) or 0, 28 of slot weights (B * Q, heads, S) or 0,
+29 heads a piece.
 
 Softmax inside; bilinear rows are summed in float32, kept in registers; nothing as large as the list of samples exists.
 """
@@ -242,15 +243,14 @@ def backward_kernel(channels: int, half: bool):
                             if known and (groups == 1 or source >= 0):
                                 for n in range(samples):
                                     mean += weights[n] * to_weights[n]
-                            place = q * t[19] + g * t[20] + h * t[21]
+                            place = ((q * groups + g) * heads + h) * samples
                             if known and (groups == 1 or source >= 0):
                                 for n in range(samples):
                                     to_logits[place + n] = weights[n] * (to_weights[n] - mean)
                             else:
                                 for n in range(samples):
                                     to_logits[place + n] = ZERO
-                            place = q * t[16] + g * t[17] + h * t[18]
                             for n in range(2 * samples):
-                                to_offsets[place + n] = to_places[n]
+                                to_offsets[2 * place + n] = to_places[n]
 
     return compiled(backward)

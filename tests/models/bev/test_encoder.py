@@ -1,10 +1,14 @@
 """The encoder: a batch of two different samples equals two batches of one; any grid, any number of cameras."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from bevstack.errors import InputError
 from bevstack.geometry import BEVGrid
 from bevstack.models.bev import BEVFormerEncoder, plan_visibility
+from bevstack.models.bev.visibility import PlanCache, plan_from_mask
 from bevstack.structures import AlignedHistory, EgoMotion
 from tests.models.scenes import aligned, motion_of, only, pushed, rig_of, two_samples
 
@@ -124,3 +128,65 @@ def test_motion_embedding_enters_the_queries():
     frame, features = two_samples(), features_of()
     other = type(frame)(frame.images, frame.rig, motion_of([(0.0, 3.0, 5.0), (1.0, -2.0, -20.0)]))
     assert not torch.allclose(encoder(features, frame, None).features, encoder(features, other, None).features)
+
+
+SQUARE = BEVGrid(shape=(6, 6), x_range_m=(-3, 3), y_range_m=(-3, 3), z_range_m=(1.0, 2.0))
+
+
+@pytest.fixture
+def rig():
+    return rig_of([[90.0, 90.0, -90.0]], (40, 80))
+
+
+@pytest.fixture
+def grid():
+    return SQUARE
+
+
+def test_a_plan_of_fixed_slots_is_the_same_plan_with_empty_slots(rig, grid):
+    # expected value: the plan that has as many slots as this rig needs
+    pillars = grid.pillar_points(2).flatten(0, 1)
+    needed, fixed = plan_visibility(rig, pillars), plan_visibility(rig, pillars, num_slots=rig.num_cameras)
+    used = needed.slots.shape[2]
+    assert torch.equal(fixed.slots[..., :used], needed.slots) and (fixed.slots[..., used:] == -1).all()
+    assert torch.equal(fixed.weights[..., :used], needed.weights)
+    occupied = needed.slots >= 0
+    assert torch.equal(fixed.references[..., :used, :, :][occupied], needed.references[occupied])
+
+
+def test_more_cameras_than_slots_are_an_error():
+    seen = torch.ones(1, 3, 4, dtype=torch.bool)
+    places = torch.rand(1, 3, 4, 2, 2)
+    with pytest.raises(InputError, match="model: encoder.num_slots: a cell of this rig is seen by more cameras"):
+        plan_from_mask(seen, places, num_slots=2)
+    assert plan_from_mask(seen, places).slots.shape == (1, 4, 3)
+
+
+def test_the_plan_is_kept_while_the_rig_is_the_same(rig, grid):
+    pillars, cache = grid.pillar_points(2).flatten(0, 1), PlanCache()
+    first = cache.plan(rig, pillars, None)
+    again = replace(rig, camera_from_bev=rig.camera_from_bev.clone())
+    assert cache.plan(again, pillars, None) is first
+    moved = rig.camera_from_bev.clone()
+    moved[..., 2, 3] += 0.5
+    other = cache.plan(replace(rig, camera_from_bev=moved), pillars, None)
+    wanted = plan_visibility(replace(rig, camera_from_bev=moved), pillars)
+    assert other is not first and torch.equal(other.references, wanted.references)
+    # a rig that is changed in place is another rig
+    rig.camera_from_bev[..., 2, 3] += 0.5
+    assert torch.equal(cache.plan(rig, pillars, None).references, wanted.references)
+
+
+@pytest.mark.parametrize("history", ["none", "both"])
+def test_bfloat16_stays_within_two_hundredths_of_float32(history):
+    # places, offsets and logits are never in bfloat16; bound: of the largest value, as the products' 8 bits allow
+    encoder, frame, features = encoder_of().eval(), two_samples(), features_of()
+    for layer in encoder.layers:  # offsets of many pixels, where rounding them would show
+        for attention in (layer.temporal, layer.spatial):
+            torch.nn.init.normal_(attention.sampling_offsets.bias, std=4.0)
+    past = None if history == "none" else random_history(frame.motion)
+    with torch.no_grad():
+        exact = encoder(features, frame, past).features
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = encoder(features, frame, past).features
+    assert float((rough - exact).abs().max()) < 2e-2 * float(exact.abs().max())
