@@ -36,7 +36,8 @@ class PartTrace:
         self.forward: dict[str, float] = defaultdict(float)
         self.backward: dict[str, float] = defaultdict(float)
         self._stack: list[str] = []
-        self._tally, self._now, self._last = self.forward, OTHER, 0.0
+        self._tally: dict[str, float] = self.forward
+        self._now, self._last = OTHER, 0.0
 
     @contextmanager
     def recording(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -154,6 +155,18 @@ class UsualSpatialCrossAttention(nn.Module):
         return usual_sampling(value, shapes, locations.flatten(4, 5), weights)
 
 
+class LayerInputs(NamedTuple):
+    """What all layers of one frame are given; shapes as the attentions take them."""
+
+    position: Tensor
+    references: Tensor
+    bev_shape: tuple[int, int]
+    tokens: Tensor
+    shapes: list[tuple[int, int]]
+    places: Tensor
+    mask: Tensor
+
+
 class UsualLayer(nn.Module):
     """Temporal self-attention where there is one, spatial cross-attention, feed-forward, a norm after each.
 
@@ -164,11 +177,25 @@ class UsualLayer(nn.Module):
     def __init__(self, ours: BEVFormerLayer) -> None:
         super().__init__()
         self.temporal = None if ours.temporal is None else UsualTemporalSelfAttention(ours.temporal)
-        self.temporal_norm = copy.deepcopy(ours.temporal_norm)
+        self.temporal_norm = nn.Identity() if ours.temporal_norm is None else copy.deepcopy(ours.temporal_norm)
         self.spatial = UsualSpatialCrossAttention(ours.spatial)
         self.spatial_norm = copy.deepcopy(ours.spatial_norm)
         self.feed_forward = copy.deepcopy(ours.feed_forward)
         self.feed_forward_norm = copy.deepcopy(ours.feed_forward_norm)
+
+    def forward(self, query: Tensor, pair: Tensor | None, given: LayerInputs) -> Tensor:
+        """(B, Q, C) to (B, Q, C).
+
+        Args:
+            query: (B, Q, C).
+            pair: (B * 2, Q, C) as the temporal attention takes it.
+            given: what all layers share.
+        """
+        if self.temporal is not None:
+            query = self.temporal(query, pair, given.position, given.references, given.bev_shape)
+            query = self.temporal_norm(query)
+        query = self.spatial_norm(self.spatial(query, given.tokens, given.shapes, given.places, given.mask))
+        return self.feed_forward_norm(query + self.feed_forward(query))
 
 
 class UsualEncoder(nn.Module):
@@ -188,7 +215,7 @@ class UsualEncoder(nn.Module):
         self.camera_embedding = nn.Parameter(ours.camera_embedding.detach().clone())
         self.level_embedding = nn.Parameter(ours.level_embedding.detach().clone())
         self.motion_embedding = copy.deepcopy(ours.motion_embedding)
-        self.layers = nn.ModuleList(UsualLayer(layer) for layer in ours.layers)
+        self.layers = nn.ModuleList(UsualLayer(cast(BEVFormerLayer, layer)) for layer in ours.layers)
 
     def forward(
         self, image_features: Sequence[Tensor], frame: Frame, history: AlignedHistory | None
@@ -219,13 +246,10 @@ class UsualEncoder(nn.Module):
             pair = torch.stack([previous, query], 1)
             valid = None if bool(valid.all()) else valid[:, None, None, None]
         references = references.flatten(0, 1).unsqueeze(2)
+        given = LayerInputs(position, references, self.grid.shape, tokens, shapes, places, mask)
         for layer in self.layers:
-            if layer.temporal is not None:
-                seen = pair if valid is None or pair is None else torch.where(valid, pair, query.unsqueeze(1))
-                seen = None if seen is None else seen.flatten(0, 1)
-                query = layer.temporal_norm(layer.temporal(query, seen, position, references, self.grid.shape))
-            query = layer.spatial_norm(layer.spatial(query, tokens, shapes, places, mask))
-            query = layer.feed_forward_norm(query + layer.feed_forward(query))
+            seen = pair if valid is None or pair is None else torch.where(valid, pair, query.unsqueeze(1))
+            query = layer(query, None if seen is None else seen.flatten(0, 1), given)
         return BEVFeatures(query.transpose(1, 2).unflatten(2, self.grid.shape), self.grid)
 
     def image_tokens(self, image_features: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -105,13 +106,13 @@ class UsualDetectionHead(nn.Module):
 
     def __init__(self, ours: QueryDetectionHead) -> None:
         super().__init__()
-        attention = ours.layers[0].self_attention.value_proj
-        if attention.out_features != attention.in_features:
+        layers = [cast(DETRDecoderLayer, layer) for layer in ours.layers]
+        if any(layer.self_attention.value_proj.out_features != ours.in_channels for layer in layers):
             raise ValueError("the usual decoder splits its channels over the heads")
         self.grid, self.loss, self.predict = ours.grid, ours.loss, ours.predict
         self.query_embedding = nn.Parameter(torch.cat([ours.query_positions.weight, ours.query_contents.weight], 1))
         self.reference_points = copy.deepcopy(ours.reference_points)
-        self.layers = nn.ModuleList(UsualDecoderLayer(layer) for layer in ours.layers)
+        self.layers = nn.ModuleList(UsualDecoderLayer(layer) for layer in layers)
         self.cls_branches, self.reg_branches = copy.deepcopy(ours.cls_branches), copy.deepcopy(ours.reg_branches)
 
     def forward(self, bev: BEVFeatures) -> dict[str, Tensor]:

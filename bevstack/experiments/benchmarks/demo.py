@@ -30,8 +30,8 @@ def run(watch: Stopwatch, settings: Settings) -> list[Row]:
     work = products_of(model, step)
     seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
     for _ in tqdm(range(watch.rounds), desc="demo: training step by part"):
-        for key, taken in seconds_of(model, step).items():
-            seconds[key].append(taken)
+        for key, spent in seconds_of(model, step).items():
+            seconds[key].append(spent)
     rows = []
     for (part, direction), taken in sorted(seconds.items(), key=lambda entry: -Spread.of(entry[1]).median):
         number = work.get((part, direction), 0.0)

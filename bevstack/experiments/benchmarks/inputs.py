@@ -133,16 +133,16 @@ def encoder_of(size: Size, **changes: object) -> BEVFormerEncoder:
         temporal_points=TEMPORAL_POINTS,
         **changes,  # type: ignore[arg-type]  # whatever a caller wants otherwise
     )
-    return scattered(encoder)
+    scattered(encoder)
+    return encoder
 
 
-def scattered(module: nn.Module) -> nn.Module:
-    """The module, its sampling offsets and attention weights moved off their start, at which they ignore the query."""
+def scattered(module: nn.Module) -> None:
+    """Move sampling offsets and attention weights off their start, at which they ignore the query."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if "sampling_offsets.weight" in name or "attention_weights.weight" in name:
                 parameter.normal_(std=0.05)
-    return module
 
 
 def config_of(name: str) -> Config:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -166,7 +167,7 @@ def case_rows(watch: Stopwatch, name: str, case: Case) -> list[Row]:
     expected = ways["usual"](*case.leaves())
     differences = {key: difference(way(*case.leaves()), expected) for key, way in ways.items() if key[:4] == "ours"}
     slots = case.plan.slots
-    facts = {"pairs a query": round(((slots >= 0).sum() / slots[..., 0].numel()).item(), 3)}
+    facts: dict[str, Any] = {"pairs a query": round(((slots >= 0).sum() / slots[..., 0].numel()).item(), 3)}
     facts |= {f"without {backend}": reason for backend, reason in unusable.items()}
     with torch.no_grad():
         forward = {key: partial(way, case.value, case.offsets, case.logits) for key, way in ways.items()}

@@ -30,6 +30,7 @@ class StepOfTensors(nn.Module):
     def __init__(self, model: BEVPerception, frame: Frame, memory: BEVMemory) -> None:
         super().__init__()
         self.model, self.padded_size_px, self.grid = model, frame.rig.padded_size_px, memory.grid
+        self.image_size_px: Tensor
         self.register_buffer("image_size_px", frame.rig.image_size_px.contiguous(), persistent=False)
 
     def forward(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cv2.setNumThreads(args.threads)
     settings = Settings(args.against, tuple(args.sizes), args.quick, args.frames, args.dtype)
     rounds = args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS)
-    command = shlex.join(["python", "tools/benchmark.py", *(sys.argv[1:] if arguments is None else arguments)])
+    command = command_line(sys.argv[1:] if arguments is None else arguments)
     machine = description(args.allocator)
     tqdm.write(f"{args.suite}: {machine_line(machine)}", file=sys.stderr)
     suite = importlib.import_module(f"bevstack.experiments.benchmarks.{args.suite}")
@@ -68,6 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.bounds:
         write_bounds(rows, args.bounds, command)
     return 0
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """The command of these arguments, with the backend of the operators where the environment chooses it."""
+    backend = os.environ.get("BEVSTACK_OPS", "")
+    chosen = f"BEVSTACK_OPS={shlex.quote(backend)} " if backend else ""
+    return chosen + shlex.join(["python", "tools/benchmark.py", *arguments])
 
 
 def machine_line(machine: dict[str, Any]) -> str:

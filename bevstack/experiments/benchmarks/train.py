@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -33,6 +34,9 @@ from bevstack.experiments.usual_formulation import UsualEncoder
 from bevstack.experiments.usual_model import UsualDetectionHead, UsualPerception
 from bevstack.models import BEVPerception
 from bevstack.models.bev import WarpAlignment
+from bevstack.models.heads import QueryDetectionHead
+from bevstack.models.layers.attention import MultiHeadSelfAttention
+from bevstack.precision import Precision
 from bevstack.structures import AlignedHistory, BEVDataSample, BEVFeatures, BEVMemory, Clip, Frame
 
 Losses = Callable[[], dict[str, Tensor]]
@@ -68,7 +72,7 @@ class TrainingStep:
         self.wrapper = build_optim_wrapper(self.module, wrapper)
 
     @property
-    def precision(self) -> object:
+    def precision(self) -> Precision:
         """The format that the step computes in."""
         return self.wrapper.precision
 
@@ -91,7 +95,7 @@ class EncoderAndHead(nn.Module):
         encoder, head: with one interface either way.
     """
 
-    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, head: QueryDetectionHead | UsualDetectionHead) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head
 
@@ -129,7 +133,7 @@ def whole_tiny(watch: Stopwatch, dtype: str) -> Row:
     samples = samples_for(model)
     ways = {
         "usual": TrainingStep(usual, partial(usual.losses, clip, samples), cfg, dtype),
-        "ours": TrainingStep(model, partial(model, clip, samples, "loss"), cfg, dtype),
+        "ours": TrainingStep(model, partial(called, model, clip, samples, "loss"), cfg, dtype),
     }
     return compared(watch, f"whole tiny: training step of 3 frames, {dtype}", ways)
 
@@ -141,9 +145,14 @@ def demo_step(model: BEVPerception, cfg: Config, batch: int, dtype: str | None =
     memory: BEVMemory | None = memory_of(grid, model.encoder.channels, batch, frames) if frames else None
 
     def losses() -> dict[str, Tensor]:
-        return model(Clip((frame,), memory), samples, "stream_loss")[0]
+        return called(model, Clip((frame,), memory), samples, "stream_loss")[0]
 
     return TrainingStep(model, losses, cfg, dtype)
+
+
+def called(model: nn.Module, *inputs: Any) -> Any:
+    """What a model answers, losses as scalars by name where these are asked for."""
+    return model(*inputs)
 
 
 def without_dropout(module: nn.Module) -> None:
@@ -151,7 +160,7 @@ def without_dropout(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
-        elif isinstance(getattr(part, "dropout", None), float):
+        elif isinstance(part, MultiHeadSelfAttention | nn.MultiheadAttention):
             part.dropout = 0.0
 
 
