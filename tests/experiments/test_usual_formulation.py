@@ -6,9 +6,11 @@ import pytest
 import torch
 from mmengine.registry import init_default_scope
 
+from bevstack.experiments.benchmarks.peers import OUTPUTS, StepOfTensors, tensors_of
 from bevstack.experiments.usual_formulation import UsualEncoder, UsualSpatialCrossAttention, UsualTemporalSelfAttention
 from bevstack.experiments.usual_model import UsualDetectionHead, UsualPerception
 from bevstack.geometry import BEVGrid
+from bevstack.models import BEVPerception
 from bevstack.models.bev import BEVFormerEncoder, plan_visibility
 from bevstack.models.bev.temporal_self_attention import TemporalContext
 from bevstack.models.heads import QueryDetectionHead
@@ -106,8 +108,7 @@ def test_detection_head():
     assert all(close(found[name], expected[name], 1e-5) for name in found)
 
 
-def test_whole_model():
-    # expected: ours, the same weights: outputs of a second step, and the losses of a clip of three frames
+def whole_model() -> BEVPerception:
     init_default_scope("bevstack")
     torch.manual_seed(0)
     model = MODELS.build(
@@ -122,13 +123,20 @@ def test_whole_model():
                                       num_queries=9, decoder=dict(num_layers=2, num_heads=2, dropout=0.0))),
         )
     )  # fmt: skip
-    model.encoder.layers[0].feed_forward[2].p = 0.0
     scattered(model.encoder)
-    usual = UsualPerception(model).eval()
-    model.eval()
+    return model.eval()
+
+
+def clip_of_three() -> Clip:
     rig = rig_of([[90.0, -30.0, 210.0]], SIZE_PX)
     steps = [None, (0.0, 2.0, 3.0), (0.5, 2.0, -5.0)]
-    frames = tuple(Frame(torch.randn(1, 3, 3, *SIZE_PX), rig, motion_of([step])) for step in steps)
+    return Clip(tuple(Frame(torch.randn(1, 3, 3, *SIZE_PX), rig, motion_of([step])) for step in steps))
+
+
+def test_whole_model():
+    # expected: ours, the same weights: outputs of a second step, and the losses of a clip of three frames
+    model, clip = whole_model(), clip_of_three()
+    usual, frames = UsualPerception(model).eval(), clip.frames
     with torch.no_grad():
         bev, memory = model.step(frames[0])
         bev, _ = model.step(frames[1], memory)
@@ -137,6 +145,18 @@ def test_whole_model():
         found, _ = usual.step(frames[1], memory)
     assert all(close(found[name], expected[name], 1e-5) for name in expected)
     samples = labels_of(GRID, [4])
-    losses = model(Clip(frames), samples, "loss")
-    for name, value in usual.losses(Clip(frames), samples).items():
+    losses = model(clip, samples, "loss")
+    for name, value in usual.losses(clip, samples).items():
         assert losses[f"detection.{name}"].item() == pytest.approx(value.item(), rel=1e-4), name
+
+
+def test_a_step_of_tensors_is_the_step():
+    # expected: the model's own step with its memory, which is what a peer's file is exported from
+    model, frames = whole_model(), clip_of_three().frames
+    with torch.no_grad():
+        _, memory = model.step(frames[0])
+        bev, after = model.step(frames[1], memory)
+        raw = model.heads["detection"](bev)
+        found = StepOfTensors(model, frames[1], memory)(*tensors_of(frames[1], memory))
+    for name, one, other in zip(OUTPUTS, found, (raw["logits"][-1], raw["boxes"][-1], after.features), strict=True):
+        assert close(one, other, 1e-6), name

@@ -22,7 +22,8 @@ faster it is. *apart* is the largest difference of its answer from the base's, a
 *usual* is a restatement of the published formulation (`bevstack/experiments/usual_formulation.py`, `usual_model.py`,
 `usual_pipeline.py`), tested to give the same answers. The allocator is glibc's: `default` as it is, `raised` with
 `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` in the environment, `kept` as the entry points set it. Compare
-numbers of one table only: machines, and the same machine on another day, differ.
+numbers of one table only: machines, and the same machine on another day, differ. No GPU was at hand: where a table does
+not name one, nothing was measured on one.
 """
 
 

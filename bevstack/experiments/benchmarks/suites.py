@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from bevstack.engine.cpu_memory import keep_freed_memory
 from bevstack.errors import InputError
-from bevstack.experiments.arguments import benchmark_parser
+from bevstack.experiments.arguments import SUITES, benchmark_parser
 from bevstack.experiments.benchmarks.machine import description, restart_for
 from bevstack.experiments.benchmarks.measuring import QUICK_ROUNDS, ROUNDS, Stopwatch
 from bevstack.experiments.benchmarks.report import page_of, table_of
@@ -100,4 +100,6 @@ def read_record(path: Path) -> dict[str, Any]:
     missing = {"suite", "command", "machine", "rows"} - set(record if isinstance(record, dict) else ())
     if missing:
         raise InputError(path, "--report", f"not written by --json: {', '.join(sorted(missing))} absent")
+    if record["suite"] not in SUITES:
+        raise InputError(path, "suite", f"{record['suite']!r} is none of {', '.join(SUITES)}")
     return record
