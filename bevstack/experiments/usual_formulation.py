@@ -47,6 +47,17 @@ def usual_sampling(value: Tensor, shapes: Sequence[tuple[int, int]], locations: 
         return multi_scale_deformable_attn_pytorch(value.to(dtype), shapes, locations.to(dtype), weights.to(dtype))
 
 
+def plain_copy(module: nn.Module) -> nn.Module:
+    """A copy of layers one after another, its linear layers torch's own, run one by one, whatever ours are."""
+    if isinstance(module, nn.Sequential):
+        return nn.Sequential(*(plain_copy(layer) for layer in module))
+    if not isinstance(module, nn.Linear):
+        return copy.deepcopy(module)
+    plain = nn.Linear(module.in_features, module.out_features, module.bias is not None)
+    plain.load_state_dict(module.state_dict())
+    return plain
+
+
 class UsualTemporalSelfAttention(nn.Module):
     """Temporal self-attention on the stacked pair (previous, current) (docs/reference.md 4.5, TSA).
 
@@ -180,7 +191,7 @@ class UsualLayer(nn.Module):
         self.temporal_norm = nn.Identity() if ours.temporal_norm is None else copy.deepcopy(ours.temporal_norm)
         self.spatial = UsualSpatialCrossAttention(ours.spatial)
         self.spatial_norm = copy.deepcopy(ours.spatial_norm)
-        self.feed_forward = copy.deepcopy(ours.feed_forward)
+        self.feed_forward = plain_copy(ours.feed_forward)
         self.feed_forward_norm = copy.deepcopy(ours.feed_forward_norm)
 
     def forward(self, query: Tensor, pair: Tensor | None, given: LayerInputs) -> Tensor:

@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from bevstack.experiments.usual_formulation import UsualEncoder, usual_sampling
+from bevstack.experiments.usual_formulation import UsualEncoder, plain_copy, usual_sampling
 from bevstack.geometry.transforms import full_precision
 from bevstack.models.bev.memory import push_memory
 from bevstack.models.heads.detection3d_query import QueryDetectionHead
@@ -79,7 +79,7 @@ class UsualDecoderLayer(nn.Module):
         }
         self.attention.load_state_dict(merged)
         self.cross_attention = UsualCrossAttention(ours.cross_attention)
-        self.feed_forward, self.norms = copy.deepcopy(ours.feed_forward), copy.deepcopy(ours.norms)
+        self.feed_forward, self.norms = plain_copy(ours.feed_forward), copy.deepcopy(ours.norms)
         self.dropout = nn.Dropout(ours.dropout.p)
 
     def forward(
@@ -111,9 +111,10 @@ class UsualDetectionHead(nn.Module):
             raise ValueError("the usual decoder splits its channels over the heads")
         self.grid, self.loss, self.predict = ours.grid, ours.loss, ours.predict
         self.query_embedding = nn.Parameter(torch.cat([ours.query_positions.weight, ours.query_contents.weight], 1))
-        self.reference_points = copy.deepcopy(ours.reference_points)
+        self.reference_points = plain_copy(ours.reference_points)
         self.layers = nn.ModuleList(UsualDecoderLayer(layer) for layer in layers)
-        self.cls_branches, self.reg_branches = copy.deepcopy(ours.cls_branches), copy.deepcopy(ours.reg_branches)
+        self.cls_branches = nn.ModuleList(plain_copy(branch) for branch in ours.cls_branches)
+        self.reg_branches = nn.ModuleList(plain_copy(branch) for branch in ours.reg_branches)
 
     def forward(self, bev: BEVFeatures) -> dict[str, Tensor]:
         """``logits`` (D, B, Q, K) and ``boxes`` (D, B, Q, 10) of B_t, as :class:`QueryDetectionHead` gives them.
