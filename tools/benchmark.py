@@ -1,11 +1,14 @@
 #!/usr/bin/env python
-"""Time one step of a config: ``tools/benchmark.py CONFIG [--train] [--repeats N] [--cfg-options KEY=VALUE ...]``."""
+"""Time a suite, or one step of a config: ``tools/benchmark.py --suite NAME [--json FILE] | CONFIG [--train]``."""
 
-from bevstack.engine.arguments import benchmark_parser
 from bevstack.errors import run_tool
+from bevstack.experiments.arguments import benchmark_parser
 
 if __name__ == "__main__":
-    benchmark_parser().parse_args()  # --help and a mistyped flag answer before torch is imported
-    from bevstack.engine.benchmark import main
+    args = benchmark_parser().parse_args()  # --help and a mistyped flag answer before torch is imported
+    if args.config is None:
+        from bevstack.experiments.benchmarks.suites import main
+    else:
+        from bevstack.engine.benchmark import main
 
     run_tool(main)

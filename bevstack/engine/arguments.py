@@ -35,7 +35,7 @@ def test_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_config_options(parser: argparse.ArgumentParser) -> None:
+def add_config_options(parser: argparse._ActionsContainer) -> None:
     """``--cfg-options KEY=VALUE ...``: overrides of the config."""
     parser.add_argument("--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides")
 
@@ -85,14 +85,19 @@ def visualize_arguments(arguments: Sequence[str] | None = None) -> argparse.Name
 
 
 def benchmark_parser() -> argparse.ArgumentParser:
-    """Flags of ``tools/benchmark.py``."""
+    """Flags of ``tools/benchmark.py`` for one step of a config."""
     parser = argparse.ArgumentParser(prog="tools/benchmark.py", description="Time one step of a config.")
     parser.add_argument("config", help="config file")
+    add_step_options(parser)
+    return parser
+
+
+def add_step_options(parser: argparse._ActionsContainer) -> None:
+    """``--train``, ``--repeats``, ``--sample`` and ``--cfg-options`` of a timed step."""
     parser.add_argument("--train", action="store_true", help="a training step instead of an inference")
     parser.add_argument("--repeats", type=int, default=3, help="steps that count, after one that does not")
     parser.add_argument("--sample", type=int, default=0, help="index of the first sample of the batch")
     add_config_options(parser)
-    return parser
 
 
 def convert_parser() -> argparse.ArgumentParser:

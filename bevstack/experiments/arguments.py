@@ -3,7 +3,57 @@
 import argparse
 from pathlib import Path
 
-from bevstack.engine.arguments import add_config_options
+from bevstack.engine.arguments import add_config_options, add_step_options
+
+SUITES = {
+    "op": "Deformable attention alone",
+    "encoder": "Encoder, forward",
+    "model": "Whole model, inference",
+    "train": "Training steps",
+    "data": "From files to what the model takes",
+    "scaling": "Growth",
+    "latency": "A stream, frame by frame",
+    "demo": "The demo's training step, part by part",
+    "work": "Counted work",
+}
+"""Suites of ``tools/benchmark.py``, each a file of :mod:`bevstack.experiments.benchmarks`, and what they are about."""
+
+
+def benchmark_parser() -> argparse.ArgumentParser:
+    """Flags of ``tools/benchmark.py``: a suite, a page of suites' files, or one step of a config."""
+    parser = argparse.ArgumentParser(
+        prog="tools/benchmark.py",
+        description="Time a suite against what people would use instead; or one step of a config.",
+    )
+    kinds = parser.add_mutually_exclusive_group(required=True)
+    kinds.add_argument("config", nargs="?", help="config file, whose step is timed")
+    kinds.add_argument("--suite", choices=tuple(SUITES), help="what is timed or counted")
+    kinds.add_argument("--latency", dest="suite", action="store_const", const="latency", help="--suite latency")
+    kinds.add_argument("--report", nargs="+", type=Path, metavar="JSON", help="write a page from files of --json")
+    suite = parser.add_argument_group("with --suite")
+    suite.add_argument("--against", choices=("usual", "onnxruntime", "openvino"), default="usual", help="the base")
+    suite.add_argument("--json", type=Path, metavar="FILE", help="write the numbers, too")
+    suite.add_argument(
+        "--allocator",
+        choices=("default", "raised", "kept"),
+        help="glibc's thresholds: as they are, raised by the environment, or as the entry points set them "
+        "(default: what the environment says)",
+    )
+    suite.add_argument("--threads", type=int, help="of torch and of everything else (default: the environment's)")
+    suite.add_argument("--rounds", type=int, help="times that count, after one that does not (default: 9)")
+    suite.add_argument("--quick", action="store_true", help="two rounds: whether it runs, not how fast")
+    suite.add_argument(
+        "--sizes", nargs="+", default=[], choices=("tiny", "small", "base", "toy"), help="instead of the suite's own"
+    )
+    suite.add_argument("--frames", type=int, default=2000, help="of a stream (latency)")
+    suite.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of suites that run in one format"
+    )
+    suite.add_argument("--bounds", type=Path, metavar="FILE", help="write counted work as the tests' bounds (work)")
+    report = parser.add_argument_group("with --report")
+    report.add_argument("--page", type=Path, default=Path("docs/performance.md"), help="the page to write")
+    add_step_options(parser.add_argument_group("with a config"))
+    return parser
 
 
 def compare_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,136 @@
+"""Suite ``latency``: the demo as a stream, frame by frame, as a car would run it: how long, and how evenly.
+
+Image files in, boxes and rasters out, through :class:`bevstack.engine.inference.Predictor`. Four parts: decoding the
+files, what is done to images before the model, the model's step, and what is read from its answers.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from mmengine.config import Config
+from torch import nn
+from tqdm import tqdm
+
+from bevstack.engine.inference import Predictor
+from bevstack.experiments.benchmarks.inputs import demo_model, rig_of
+from bevstack.experiments.benchmarks.measuring import Row, Stopwatch
+from bevstack.experiments.benchmarks.settings import Settings
+from bevstack.images import read_image
+from bevstack.models import BEVPerception
+from bevstack.structures.moment import Motion, Rig
+
+SOURCE_PX = (252, 448)
+"""(height, width) of the demo's image files."""
+WARM_UP, QUICK_FRAMES, MOMENTS = 20, 30, 8
+
+
+def run(watch: Stopwatch, settings: Settings) -> list[Row]:
+    """A row of whole frames and one of each part."""
+    model, cfg = demo_model()
+    frames = QUICK_FRAMES if settings.quick else settings.frames
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = stream_seconds(model.eval(), cfg, settings.dtype, frames, Path(folder))
+    names = ("whole frame", "decode files", "prepare images", "step", "read answers")
+    return [Row(name, {"ours": seconds[name]}, facts=percentiles(seconds[name])) for name in names]
+
+
+def stream_seconds(model: BEVPerception, cfg: Config, dtype: str, frames: int, folder: Path) -> dict[str, list[float]]:
+    """Seconds of each frame of a stream, whole and by part, without those of the warm-up.
+
+    Args:
+        model: in evaluation mode.
+        cfg: the model's, with what is done to images.
+        dtype: "float32", "bfloat16" or "auto".
+        frames: how many count.
+        folder: for the image files.
+    """
+    predictor = Predictor(model, cfg, dtype)
+    paths, rig, motion, memory = picture_files(folder), rig_of_files(), None, None
+    spent: dict[str, float] = defaultdict(float)
+    seconds: dict[str, list[float]] = defaultdict(list)
+    with spent_in(predictor.model, "step", spent), spent_in(predictor.model, "predictions", spent):
+        for number in tqdm(range(WARM_UP + frames), desc="stream"):
+            spent.clear()
+            started = time.perf_counter()
+            images = [read_image(path) for path in paths[number % MOMENTS]]
+            decoded = time.perf_counter()
+            _, memory = predictor.step(images, rig, motion, memory)
+            ended = time.perf_counter()
+            motion = Motion(forward(), seconds=0.5)
+            if number < WARM_UP:
+                continue
+            inside = spent["step"] + spent["predictions"]
+            seconds["whole frame"].append(ended - started)
+            seconds["decode files"].append(decoded - started)
+            seconds["prepare images"].append(ended - decoded - inside)
+            seconds["step"].append(spent["step"])
+            seconds["read answers"].append(spent["predictions"])
+    return seconds
+
+
+@contextmanager
+def spent_in(owner: nn.Module, name: str, spent: dict[str, float]) -> Iterator[None]:
+    """Add the seconds of every call of a method to ``spent[name]``, for as long as the context lasts."""
+    method: Callable[..., Any] = getattr(owner, name)
+
+    def called(*arguments: Any, **named: Any) -> Any:
+        started = time.perf_counter()
+        result = method(*arguments, **named)
+        spent[name] += time.perf_counter() - started
+        return result
+
+    setattr(owner, name, called)
+    try:
+        yield
+    finally:
+        delattr(owner, name)
+
+
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    """Milliseconds: percentiles by nearest rank, worst, and jitter, the standard deviation; p99.9 over the median."""
+    ordered = sorted(seconds)
+
+    def rank(share: float) -> float:
+        return ordered[max(math.ceil(share * len(ordered)) - 1, 0)]
+
+    found = {"p50": rank(0.5), "p90": rank(0.9), "p99": rank(0.99), "p99.9": rank(0.999), "worst": ordered[-1]}
+    found["jitter"] = statistics.pstdev(seconds)
+    facts = {f"{name} (ms)": round(1000 * value, 3) for name, value in found.items()}
+    return facts | {"p99.9 / p50": round(found["p99.9"] / found["p50"], 3), "frames": len(seconds)}
+
+
+def picture_files(folder: Path) -> list[list[Path]]:
+    """Six JPEG files of smooth noise for each of some moments."""
+    generator = np.random.default_rng(0)
+    paths = []
+    for moment in range(MOMENTS):
+        paths.append([folder / f"{moment}_{camera}.jpg" for camera in range(6)])
+        for path in paths[-1]:
+            coarse = generator.integers(0, 256, (SOURCE_PX[0] // 8, SOURCE_PX[1] // 8, 3), dtype=np.uint8)
+            cv2.imwrite(str(path), cv2.resize(coarse, SOURCE_PX[::-1], interpolation=cv2.INTER_CUBIC))
+    return paths
+
+
+def rig_of_files() -> Rig:
+    """nuScenes' cameras at the size of the files."""
+    rig = rig_of(SOURCE_PX, SOURCE_PX)
+    names = tuple(f"camera {number}" for number in range(rig.num_cameras))
+    return Rig(rig.pixels_from_camera[0].double().numpy(), rig.camera_from_bev[0].double().numpy(), names)
+
+
+def forward(metres: float = 2.5) -> np.ndarray:
+    """``previous_from_current`` (4, 4) of going straight on; y is ahead."""
+    matrix = np.eye(4)
+    matrix[1, 3] = metres
+    return matrix
