@@ -198,12 +198,13 @@ class BEVFormerEncoder(BaseModule):
         position = self.position().flatten(1).transpose(0, 1).unsqueeze(0)
         references = self.references[None, :, None].expand(query.shape[0], -1, 2, -1)
         if history is None:
-            valid = torch.zeros(query.shape[0], dtype=torch.bool, device=query.device)
-            return TemporalContext(None, query, valid, references, position)
+            return TemporalContext(None, query, None, references, position)
         valid = history.valid[:, 0]
         if history.reference_shift is not None:
             references = references + torch.where(valid[:, None, None], history.reference_shift, 0.0).unsqueeze(1)
-        return TemporalContext(history.features[:, 0].flatten(2).transpose(1, 2), query, valid, references, position)
+        asked = valid.device.type == "cpu" and not torch.compiler.is_compiling()  # elsewhere, asking means waiting
+        some = None if asked and bool(valid.all()) else valid
+        return TemporalContext(history.features[:, 0].flatten(2).transpose(1, 2), query, some, references, position)
 
     def run_layers(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ class TemporalContext:
         previous: (B, Q, C) previous BEV, aligned to the current frame; anything where ``valid`` is False. None: no
             sample has history.
         initial: (B, Q, C) the queries before the first layer, the "current" value of samples with history.
-        valid: (B,) bool, which samples have history.
+        valid: (B,) bool, which samples have history; None: all of them.
         references: (B, Q, 2, 2) fractions (x, y) of the grid at which to look into (previous, current);
             docs/reference.md 4.5, hybrid_ref_2d.
         position: (B, Q, C) or (1, Q, C) positional encoding.
@@ -28,9 +29,16 @@ class TemporalContext:
 
     previous: Tensor | None
     initial: Tensor
-    valid: Tensor
+    valid: Tensor | None
     references: Tensor
     position: Tensor
+
+    @cached_property
+    def pair(self) -> Tensor:
+        """(2 B, Q, C) previous and initial BEV of every sample, where all have history: the same for every layer."""
+        if self.previous is None or self.valid is not None:
+            raise ValueError("samples without history look at each layer's own query")
+        return torch.stack([self.previous.to(self.initial.dtype), self.initial], dim=1).flatten(0, 1)
 
 
 class TemporalSelfAttention(nn.Module):
@@ -93,10 +101,14 @@ class TemporalSelfAttention(nn.Module):
             maps = sample.expand(-1, queries, 2)
             both = torch.cat([query, query + context.position], dim=-1)
         else:
-            valid = context.valid[:, None, None]
-            previous = torch.where(valid, context.previous.to(query.dtype), query)
-            current = torch.where(valid, context.initial.to(query.dtype), query)
-            value = self.value_proj(torch.stack([previous, current], dim=1).flatten(0, 1))
+            if context.valid is None:
+                previous, pair = context.previous.to(query.dtype), context.pair.to(query.dtype)
+            else:
+                valid = context.valid[:, None, None]
+                previous = torch.where(valid, context.previous.to(query.dtype), query)
+                current = torch.where(valid, context.initial.to(query.dtype), query)
+                pair = torch.stack([previous, current], dim=1).flatten(0, 1)
+            value = self.value_proj(pair)
             maps = (2 * sample + torch.arange(2, device=query.device)).expand(-1, queries, -1)
             both = torch.cat([previous, query + context.position], dim=-1)
         offsets, logits = full_precision_linear(both, self.sampling_offsets, self.attention_weights)
