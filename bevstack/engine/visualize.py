@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from bevstack.datasets.base import BEVDataset
+from bevstack.datasets.plausibility import findings, print_findings
 from bevstack.engine.arguments import visualize_arguments
 from bevstack.engine.checkpoint import read_checkpoint
 from bevstack.engine.config import building, check_components, load_config
@@ -33,7 +34,8 @@ from bevstack.visualization.files import write_clip, write_png
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw what the command line asks for and print one line on what was made.
+    """Draw what the command line asks for and print one line on what was made. Of a dataset alone, the table of what is
+    plausible comes first (:mod:`bevstack.datasets.plausibility`).
 
     Raises:
         InputError: bad configuration, checkpoint, split, scene or folder; before anything is drawn where possible.
@@ -45,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with building(cfg):
         dataset = build_dataset(cfg, args.split)
     chosen = choose_samples(dataset, args.scenes, args.max_samples)
+    if args.dataset_only:
+        print_findings(findings(dataset, chosen))
     model = None if content is None else model_of_checkpoint(content, args.checkpoint, cfg)
     if model is not None:
         check_labels(cfg, model, dataset, "test")
