@@ -56,7 +56,8 @@ class CenterDistanceMetric(GatheredMetric):
         min_points: truth with fewer lidar and radar points together is left out, where the samples count them.
 
     Raises:
-        InputError: the dataset has no box, or a class that has no distance; the model's detection heads have other classes.
+        InputError: the dataset has no box, or a class that has no distance; the model's detection heads have other
+            classes.
     """
 
     def __init__(

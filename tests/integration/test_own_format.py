@@ -272,15 +272,15 @@ def test_a_slip_of_a_format_is_doubted_by_name(root, module, tmp_path, monkeypat
 
 # What an author may answer wrongly -> method, change of its record, the line about sample a-0.
 WRONG_ANSWERS = {
-    "one calibration for all": ("cameras", dict(pixels_from_camera=np.eye(3)), "pixels_from_camera is (3, 3), not (3, 3, 3)"),
+    "one calibration": ("cameras", dict(pixels_from_camera=np.eye(3)), "pixels_from_camera is (3, 3), not (3, 3, 3)"),
     "a path": ("cameras", dict(image_paths="a.jpg"), "image_paths is (), not (3,)"),
     "images of no size": ("cameras", dict(image_size_px=np.zeros((3, 2), int)), "image_size_px must be 1 or more"),
-    "a pose of no camera": ("cameras", dict(camera_from_bev=np.full((3, 4, 4), np.nan)), "camera_from_bev is not finite"),
+    "a pose of nothing": ("cameras", dict(camera_from_bev=np.full((3, 4, 4), np.nan)), "camera_from_bev is not finite"),
     "boxes without velocity": ("objects", dict(boxes=np.ones((12, 7))), "objects.boxes is (12, 7), not (12, 9)"),
     "labels from 1": ("objects", dict(labels=np.full(12, 3)), "objects.labels: 3 is no place in the 3 classes"),
     "a label too few": ("objects", dict(labels=np.zeros(11, int)), "objects.labels are 11, but boxes 12"),
-    "a box without size": ("objects", dict(boxes=np.zeros((12, 9))), "(x, y, z, length, width, height, yaw) is no box"),
-    "a box nowhere": ("objects", dict(boxes=np.full((12, 9), np.nan)), "(x, y, z, length, width, height, yaw) is no box"),
+    "a box without size": ("objects", dict(boxes=np.zeros((12, 9))), "length, width, height, yaw) is no box"),
+    "a box nowhere": ("objects", dict(boxes=np.full((12, 9), np.nan)), "length, width, height, yaw) is no box"),
 }  # fmt: skip
 
 
