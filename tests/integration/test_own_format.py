@@ -307,6 +307,26 @@ def test_unknown_velocities_are_no_wrong_answer(clips, monkeypatch):
     np.testing.assert_array_equal(dataset.clip(0).objects.boxes, boxes)
 
 
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (dict(type="LoadPastCenters", num_frames=2), "LoadPastCenters: the dataset's objects have no instance_ids"),
+        (dict(type="RasteriseBoxes", grid=GRID, min_visibility=2), "min_visibility: the dataset does not know how visi"),
+        (dict(type="MakePanopticMap", grid=GRID, min_visibility=2, stuff=()), "min_visibility: the dataset does not kn"),
+        (dict(type="MakePanopticMap", grid=GRID, things=("boat",), stuff=()), "things: 'boat' is not there: the datase"),
+        (dict(type="MakePanopticMap", grid=GRID, stuff=("paved",)), "raster 'map' is not there: put LoadBEVMap before"),
+    ],
+)
+def test_what_a_dataset_does_not_know_is_refused_where_it_is_built(module, root, step, said):
+    class Nameless(module.FrameFolders):
+        def objects(self, row):
+            return replace(super().objects(row), instance_ids=None)
+
+    with pytest.raises(InputError) as caught:
+        Nameless(root, "train", CLASSES, pipeline=[step])
+    assert said in str(caught.value)
+
+
 def test_other_cameras_in_one_sample_are_named(clips, monkeypatch):
     dataset = clips(num_frames=2)
     cameras = dataset.cameras
