@@ -311,9 +311,9 @@ def test_unknown_velocities_are_no_wrong_answer(clips, monkeypatch):
     ("step", "said"),
     [
         (dict(type="LoadPastCenters", num_frames=2), "LoadPastCenters: the dataset's objects have no instance_ids"),
-        (dict(type="RasteriseBoxes", grid=GRID, min_visibility=2), "min_visibility: the dataset does not know how visi"),
-        (dict(type="MakePanopticMap", grid=GRID, min_visibility=2, stuff=()), "min_visibility: the dataset does not kn"),
-        (dict(type="MakePanopticMap", grid=GRID, things=("boat",), stuff=()), "things: 'boat' is not there: the datase"),
+        (dict(type="RasteriseBoxes", grid=GRID, min_visibility=2), "min_visibility: the dataset does not know how"),
+        (dict(type="MakePanopticMap", grid=GRID, min_visibility=2, stuff=()), "min_visibility: the dataset does not"),
+        (dict(type="MakePanopticMap", grid=GRID, things=("boat",), stuff=()), "things: 'boat' is not there: the"),
         (dict(type="MakePanopticMap", grid=GRID, stuff=("paved",)), "raster 'map' is not there: put LoadBEVMap before"),
     ],
 )

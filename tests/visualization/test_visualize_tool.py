@@ -107,7 +107,9 @@ def test_ground_truth_without_a_model(config, tmp_path, capsys):
     with Image.open(tmp_path / "vis" / "scene-0003.gif") as clip:
         assert clip.n_frames == 3 and clip.info["duration"] == 500
     out = capsys.readouterr().out
-    assert out == f"3 picture(s) of 1 scene(s) and 1 GIF clip(s) in {tmp_path / 'vis'}\n"
+    table, _, line = out.rstrip().rpartition("\n")
+    assert line == f"3 picture(s) of 1 scene(s) and 1 GIF clip(s) in {tmp_path / 'vis'}"
+    assert table.startswith("plausibility") and "3 of 3 (100 %)" in table  # of any dataset, before it is drawn
 
 
 def test_predictions_stream_along_each_scene(config, checkpoint, tmp_path):
