@@ -6,7 +6,7 @@ augmented by itself; where memory is carried, all samples of one copy of a strea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,15 @@ from bevstack.datasets.clips import ClipIndex
 from bevstack.errors import InputError
 from bevstack.geometry import BEVGrid
 from bevstack.registry import DATASETS
+
+
+def innermost_configs(dataset: Any) -> Iterator[Any]:
+    """The configs of the datasets that a dataset's config is made of: itself, where it wraps none."""
+    inner = [dataset["dataset"]] if "dataset" in dataset else dataset.get("datasets", ())
+    if not inner:
+        yield dataset
+    for part in inner:
+        yield from innermost_configs(part)
 
 
 class _ChosenSamples(Dataset):

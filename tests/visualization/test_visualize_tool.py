@@ -161,6 +161,19 @@ def test_cameras_see_what_the_index_says(config, root):
     assert point[2] == pytest.approx(10)
 
 
+def test_a_wrapped_dataset_is_drawn_as_what_it_wraps(config):
+    # Expected: split and test mode are those of the dataset inside; the wrapper takes neither.
+    from bevstack.engine.config import load_config
+
+    cfg = load_config(config())
+    for loader in (cfg.test_dataloader, cfg.train_dataloader):
+        loader.dataset = dict(type="RepeatDataset", times=1, dataset=loader.dataset)
+    for split, name, count in (("train", "tiny_train", 4), ("tiny_val", "tiny_val", 3), (None, "tiny_val", 3)):
+        dataset = build_dataset(cfg, split)
+        assert (dataset.datasets[0].split, dataset.datasets[0].test_mode, len(dataset)) == (name, True, count)
+    assert "test_mode" not in cfg.train_dataloader.dataset.dataset
+
+
 def test_augmented_boxes_are_seen_where_they_are(config):
     # Expected: turning the BEV frame turns boxes and cameras together; pixels stay.
     from bevstack.engine.config import load_config
