@@ -47,9 +47,11 @@ def findings(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> lis
         else finding
         for finding in judged(recordings)
     ]
+    points = next((place for place, finding in enumerate(general) if finding.what == "boxes with points"), 0)
     return [
-        *general,
+        *general[:points],
         *_feet(recordings, arrays),
+        *general[points:],
         *_rates(recordings),
         *_images_off(arrays),
         *_frames(recordings, arrays),
