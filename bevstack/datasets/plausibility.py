@@ -174,7 +174,7 @@ def print_findings(findings: Sequence[Finding], console: Console | None = None) 
 
 
 def share(count: int, total: int) -> str:
-    """``3 of 4 (75 %)``."""
+    """In words, as ``3 of 4 (75 %)``: how many of how many, and in percent."""
     return f"{count} of {total} ({100 * count / total:.0f} %)"
 
 

@@ -107,7 +107,7 @@ SLIPS = {
         edit("ego_pose", lambda r: {**r, "rotation": [0.0, 1.0, 0.0, 0.0]} if "s0k2" in r["token"] else r),
         "ego turn", "turns over at sample s0k2",
     ),
-    "key frames of 3 s": (clock(6.0), "time between samples", "max_gap_seconds, no velocities"),
+    "key frames of 3 s": (clock(6.0), "time between samples", "without the dataset's max_gap_seconds; times are"),
     "samples of 10 ms": (clock(0.02), "time between samples", "are the times in microseconds?"),
     "images of another moment": (
         edit("sample_data", lambda r: {**r, "timestamp": r["timestamp"] + 3_000_000 * ("s0k1CAM" in r["token"])}),
@@ -199,10 +199,10 @@ def test_the_tool_warns_and_strict_refuses(root, capsys):
     SLIPS["no links"][0](root)
     create_nuscenes(root, VERSION, maps=False)
     said = capsys.readouterr()
-    assert "warning: known velocities: 0 of 16 (0 %); a velocity needs prev or next" in said.err
+    assert "warning: known velocities: 0 of 16 (0 %); who moves and who stands is not learned; a velocity " in said.err
     assert "BEV's z axis off the vertical" in said.out and "tools/visualize.py --dataset-only" in said.out
     shutil.rmtree(root / "bevstack-index")
-    with pytest.raises(InputError, match=r"known velocities: 0 of 16 \(0 %\); a velocity needs") as caught:
+    with pytest.raises(InputError, match=r"known velocities: 0 of 16 \(0 %\); who moves") as caught:
         create_nuscenes(root, VERSION, maps=False, choices=IndexChoices(strict=True))
     assert "\n" not in str(caught.value) and not (root / "bevstack-index").exists()
 
