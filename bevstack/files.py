@@ -86,6 +86,18 @@ def remove_partial_files(folder: str | os.PathLike) -> None:
             leftover.unlink(missing_ok=True)
 
 
+def require_writable(folder: str | os.PathLike, field: str) -> None:
+    """Ask before long work whether a folder can be written to, or made; it is left as it is.
+
+    Raises:
+        InputError: what stands there, or the nearest folder above it, is no folder or cannot be written to.
+    """
+    path = Path(folder)
+    existing = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(path, field, "cannot be written to")
+
+
 @contextlib.contextmanager
 def _one_line(path: Path, field: str, remark: str = "") -> Iterator[None]:
     """Turn what the system says about a write into one line."""

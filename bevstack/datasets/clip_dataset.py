@@ -17,6 +17,7 @@ from bevstack.datasets.base import CameraRecords, ClipRecord, FrameRecord, Objec
 from bevstack.datasets.clips import ClipIndex, consecutive_queue, previous_rows, random_queue
 from bevstack.datasets.ego_state import CanBusForm, CorrectedCanBus
 from bevstack.datasets.format import DatasetFormat, SampleTable
+from bevstack.datasets.record_checks import check_samples, checked_cameras, checked_objects
 from bevstack.errors import InputError
 from bevstack.registry import TASK_UTILS, TRANSFORMS
 from bevstack.structures.rigid_arrays import rigid_inverse
@@ -86,8 +87,8 @@ class ClipDataset(DatasetFormat, Dataset):
         seed: of all random choices.
 
     Raises:
-        InputError: a class is named twice; a pipeline asks for a map or sweeps where there are none, or its order makes
-            no sense.
+        InputError: a class is named twice; there is no sample, or they are not in order; a pipeline asks for a map or
+            sweeps where there are none, or its order makes no sense.
         ValueError: ``num_frames`` or ``queue`` make no sense.
     """
 
@@ -117,6 +118,7 @@ class ClipDataset(DatasetFormat, Dataset):
         self.queue = "consecutive" if test_mode else queue
         self.use_valid_flag = use_valid_flag and not test_mode
         self.max_gap_seconds = max_gap_seconds
+        check_samples(samples, self.source)
         self._scene, self._timestamp_us = np.asarray(samples.scene), np.asarray(samples.timestamp_us)
         self.rows = np.arange(len(self._scene)) if samples.rows is None else samples.rows
         self.previous = previous_rows(samples.predecessors(), self._timestamp_us, max_gap_seconds)
@@ -204,11 +206,11 @@ class ClipDataset(DatasetFormat, Dataset):
 
     def truth(self, token: str) -> ObjectRecords:
         """All annotated objects of the dataset's classes at a sample."""
-        return self.objects(self.row_of[token])
+        return self._objects(self.row_of[token])
 
     def camera_views(self, token: str) -> CameraRecords:
         """The cameras of a sample with their stored images."""
-        return self.cameras(self.row_of[token])
+        return self._cameras_of(self.row_of[token])
 
     def earlier_tokens(self, token: str, count: int) -> list[str]:
         """Tokens of up to ``count`` samples before one in its stream, the newest first."""
@@ -279,6 +281,8 @@ class ClipDataset(DatasetFormat, Dataset):
             before = draw.frame_rows[t - 1] if t else int(self.previous[frame_row])
             before = -1 if t <= draw.repeated and draw.repeated else before
             frames.append(self._frame(frame_row, before, in_clip=t > 0 or self.num_frames == 1))
+            if list(frames[t].cameras.names) != list(frames[0].cameras.names):
+                raise InputError(self.source, frames[t].token, f"has other cameras than {frames[0].token}")
         return ClipRecord(
             frames=tuple(frames),
             scene=self.scene(row),
@@ -286,12 +290,18 @@ class ClipDataset(DatasetFormat, Dataset):
             next_token=self._token(self._next[row]),
             timestamp_s=float(self._timestamp_us[row]) * 1e-6,
             global_from_bev=self.global_from_bev(row),
-            objects=self._to_learn(self.objects(row)),
+            objects=self._to_learn(self._objects(row)),
             lidar_path=self.lidar_path(row),
         )
 
     def _token(self, row: int) -> str:
         return self.token(row) if row >= 0 else ""
+
+    def _objects(self, row: int) -> ObjectRecords:
+        return checked_objects(self.objects(row), self.classes, self.source, self.token(row))
+
+    def _cameras_of(self, row: int) -> CameraRecords:
+        return checked_cameras(self.cameras(row), self.source, self.token(row))
 
     def _to_learn(self, objects: ObjectRecords) -> ObjectRecords:
         """All in test mode; else without those that nothing was seen of."""
@@ -305,7 +315,7 @@ class ClipDataset(DatasetFormat, Dataset):
             seconds = float(self._timestamp_us[row] - self._timestamp_us[before]) * 1e-6
         return FrameRecord(
             token=self.token(row),
-            cameras=self.cameras(row),
+            cameras=self._cameras_of(row),
             previous_from_current=previous_from_current,
             has_previous=before >= 0,
             seconds=seconds,

@@ -6,7 +6,7 @@ augmented by itself; where memory is carried, all samples of one copy of a strea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,32 @@ from bevstack.geometry import BEVGrid
 from bevstack.registry import DATASETS
 
 
+def innermost_configs(dataset: Any) -> Iterator[Any]:
+    """The configs of the datasets that a dataset's config is made of: itself, where it wraps none."""
+    inner = [dataset["dataset"]] if "dataset" in dataset else dataset.get("datasets", ())
+    if not inner:
+        yield dataset
+    for part in inner:
+        yield from innermost_configs(part)
+
+
 class _ChosenSamples(Dataset):
     """Samples of other datasets in a new order, which may name one several times.
 
-    It answers as :class:`bevstack.datasets.base.BEVDataset`. Metainfo, taxonomy and source are the first dataset's;
-    what is asked of a token or a location, the first dataset that has it answers.
+    It answers as :class:`bevstack.datasets.base.BEVDataset`. Most of the metainfo, taxonomy and source are the first
+    dataset's; what is asked of a token or a location, the first dataset that has it answers.
 
     Args:
         datasets: built, or as configs; all with the same classes.
 
     Raises:
-        InputError: their classes differ.
+        InputError: there is none, or their classes differ.
     """
 
     def __init__(self, datasets: Sequence[BEVDataset | Mapping]) -> None:
         self.datasets: list[BEVDataset] = [DATASETS.build(dict(d)) if isinstance(d, Mapping) else d for d in datasets]
+        if not self.datasets:
+            raise InputError(type(self).__name__, "datasets", "name at least one")
         lists = [tuple(dataset.metainfo.get("classes", ())) for dataset in self.datasets]
         for number, classes in enumerate(lists):
             if classes != lists[0]:
@@ -70,8 +81,17 @@ class _ChosenSamples(Dataset):
 
     @property
     def metainfo(self) -> dict[str, Any]:
-        """Of the first dataset, whose classes are those of all."""
-        return self.datasets[0].metainfo
+        """Of the first dataset, whose classes are those of all; where they are of several splits, versions or roots,
+        these are told together, which no score of one split takes for its own."""
+        parts = [dataset.metainfo for dataset in self.datasets]
+        meta = dict(parts[0])
+        for field in ("split", "version", "data_root"):
+            values = list(dict.fromkeys(str(part[field]) for part in parts if field in part))
+            if len(values) > 1:
+                meta[field] = " + ".join(values)
+        if all("num_annotated" in part for part in parts):
+            meta["num_annotated"] = sum(part["num_annotated"] for part in parts)
+        return meta
 
     @property
     def classes(self) -> tuple[str, ...]:

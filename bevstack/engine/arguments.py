@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from bevstack.errors import InputError
+from bevstack.files import require_writable
 
 
 def train_parser() -> argparse.ArgumentParser:
@@ -78,9 +78,7 @@ def visualize_arguments(arguments: Sequence[str] | None = None) -> argparse.Name
     ):
         if value is not None and not value > 0:
             raise InputError(args.config, field, f"must be positive, not {value:g}")
-    existing = next(folder for folder in (args.out, *args.out.resolve().parents) if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise InputError(args.out, "--out", "cannot be written to")
+    require_writable(args.out, "--out")
     return args
 
 

@@ -7,7 +7,9 @@ from mmengine.evaluator import Evaluator
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.runner.loops import TestLoop, ValLoop
+from torch.utils.data import DataLoader
 
+from bevstack.engine.checkpoint import unchanged_rng
 from bevstack.engine.streaming import Streams, require_streams
 from bevstack.precision import Precision, choose_precision
 from bevstack.registry import LOOPS
@@ -17,6 +19,7 @@ class _AutocastEvaluation:
     """What validation and test share: a number format and, for streams, memory that starts empty."""
 
     runner: Runner
+    dataloader: DataLoader
     evaluator: Evaluator
     precision: Precision
 
@@ -40,6 +43,32 @@ class _AutocastEvaluation:
         for metric in self.evaluator.metrics:
             if hasattr(metric, "check_model"):
                 metric.check_model(model.module if is_model_wrapper(model) else model)
+
+
+    def rehearse(self) -> None:
+        """Let every metric take the first sample, predicted by the model as it is, and forget it again.
+
+        What a metric lacks (a raster, a head, a label) shows now instead of after an epoch of training.
+
+        Raises:
+            InputError: of a metric.
+        """
+        self.check_metrics()
+        self.start_streams()
+        model, loader = self.runner.model, self.dataloader
+        if not len(loader.dataset) or not len(self.evaluator.metrics):
+            return
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.no_grad(), unchanged_rng():
+                batch = loader.collate_fn([loader.dataset[0]])
+                self.evaluator.process(data_samples=self._predict(batch), data_batch=batch)
+        finally:
+            model.train(was_training)
+            self.start_streams()
+            for metric in self.evaluator.metrics:
+                metric.results.clear()
 
 
 class _AlongStreams:

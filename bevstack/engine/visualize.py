@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import difflib
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,8 @@ from rich.console import Console
 from rich.progress import track
 
 from bevstack.datasets.base import BEVDataset
+from bevstack.datasets.plausibility import findings, print_findings
+from bevstack.datasets.wrappers import innermost_configs
 from bevstack.engine.arguments import visualize_arguments
 from bevstack.engine.checkpoint import read_checkpoint
 from bevstack.engine.config import building, check_components, load_config
@@ -33,7 +36,8 @@ from bevstack.visualization.files import write_clip, write_png
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw what the command line asks for and print one line on what was made.
+    """Draw what the command line asks for and print one line on what was made. Of a dataset alone, the table of what is
+    plausible comes first (:mod:`bevstack.datasets.plausibility`).
 
     Raises:
         InputError: bad configuration, checkpoint, split, scene or folder; before anything is drawn where possible.
@@ -45,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with building(cfg):
         dataset = build_dataset(cfg, args.split)
     chosen = choose_samples(dataset, args.scenes, args.max_samples)
+    if args.dataset_only:
+        print_findings(findings(dataset, chosen))
     model = None if content is None else model_of_checkpoint(content, args.checkpoint, cfg)
     if model is not None:
         check_labels(cfg, model, dataset, "test")
@@ -62,11 +68,14 @@ def build_dataset(cfg: Any, split: str | None) -> BEVDataset:
     loader = cfg.get("test_dataloader") or cfg.get("val_dataloader")
     if not loader:
         raise InputError(cfg.filename or "config", "test_dataloader", "the config has neither it nor val_dataloader")
-    dataset = dict(loader["dataset"])
+    dataset = copy.deepcopy(loader["dataset"])
     if split is not None:
         named = cfg.get(f"{split}_dataloader")
-        dataset["split"] = named["dataset"].get("split", split) if named else split
-    dataset["test_mode"] = True
+        split = next(innermost_configs(named["dataset"])).get("split", split) if named else split
+    for inner in innermost_configs(dataset):
+        inner["test_mode"] = True
+        if split is not None:
+            inner["split"] = split
     return DATASETS.build(dataset)
 
 

@@ -56,7 +56,8 @@ class CenterDistanceMetric(GatheredMetric):
         min_points: truth with fewer lidar and radar points together is left out, where the samples count them.
 
     Raises:
-        InputError: a class of the dataset has no distance; the model's detection heads have other classes.
+        InputError: the dataset has no box, or a class that has no distance; the model's detection heads have other
+            classes.
     """
 
     def __init__(
@@ -75,7 +76,10 @@ class CenterDistanceMetric(GatheredMetric):
         return self.named_classes(self._classes)
 
     def check_dataset(self, meta: Mapping[str, Any]) -> None:
-        """Refuse ranges that leave out a class of the dataset."""
+        """Refuse a dataset without truth, and ranges that leave out a class of it."""
+        if meta.get("num_annotated", 1) == 0:
+            reason = f"the dataset's {meta.get('split', '')!r} has no annotated box to score by; leave the metric out"
+            raise InputError("CenterDistanceMetric", "split", reason)
         classes = self._classes or tuple(meta.get("classes", ()))
         if isinstance(self.max_distance_m, Mapping) and (absent := set(classes) - self.max_distance_m.keys()):
             reason = f"says nothing of {', '.join(sorted(absent))}; give one number, or one for each class"

@@ -14,7 +14,7 @@ from bevstack.errors import InputError
 from bevstack.evaluation.gathering import GatheredMetric
 from bevstack.evaluation.nuscenes_scoring import ScoredSplit
 from bevstack.evaluation.submission import MAX_BOXES_PER_SAMPLE, SubmittedBoxes, require_detection_classes
-from bevstack.files import atomic_write
+from bevstack.files import atomic_write, require_writable
 from bevstack.models.heads import DenseDetectionHead, QueryDetectionHead
 
 REFUSED_NAME = "results_refused.json"
@@ -35,8 +35,8 @@ class NuScenesMetric(GatheredMetric):
         format_only: only write the file, for splits without annotations.
 
     Raises:
-        InputError: no such root, version or split; no annotations to score by, and not ``format_only``; a class outside
-            nuScenes' ten.
+        InputError: no such root, version or split; nothing can be written to ``out_dir``; no annotations to score by,
+            and not ``format_only``; a class outside nuScenes' ten.
     """
 
     results_name = "results.json"
@@ -61,6 +61,8 @@ class NuScenesMetric(GatheredMetric):
         if self._classes is not None:
             require_detection_classes(self._classes, self.name)
         self._require_tables()
+        if self.out_dir is not None:
+            require_writable(self.out_dir, "out_dir")
 
     @property
     def classes(self) -> tuple[str, ...]:

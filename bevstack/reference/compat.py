@@ -20,6 +20,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from bevstack.datasets.wrappers import innermost_configs
 from bevstack.errors import InputError
 
 _ENCODERS = ("BEVFormerEncoder", "PaddingSeesEncoder")
@@ -160,17 +161,17 @@ def apply_compat(config: Config, compat: str | Mapping[str, Any] | None = None) 
         }
         for loader in _LOADERS:
             if config.get(loader) is not None:
-                config[loader]["dataset"]["can_bus_form"] = dict(form)
+                for dataset in innermost_configs(config[loader]["dataset"]):
+                    dataset["can_bus_form"] = dict(form)
     return config
 
 
 def _prepend(dataset: Any, transform: dict[str, Any]) -> None:
-    """Put a transform at the start of a dataset's pipeline, or of that of the dataset it repeats, once."""
-    while "pipeline" not in dataset and "dataset" in dataset:
-        dataset = dataset["dataset"]
-    pipeline = list(dataset.get("pipeline", ()))
-    if all(_name(step) != _name(transform) for step in pipeline):
-        dataset["pipeline"] = [transform, *pipeline]
+    """Put a transform at the start of a dataset's pipeline, or of those of the datasets it wraps, once."""
+    for inner in innermost_configs(dataset):
+        pipeline = list(inner.get("pipeline", ()))
+        if all(_name(step) != _name(transform) for step in pipeline):
+            inner["pipeline"] = [transform, *pipeline]
 
 
 def _use_reference_encoder(model: Any, switches: CompatSwitches, file: str) -> None:

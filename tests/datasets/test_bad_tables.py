@@ -152,6 +152,12 @@ CASES = {
     "CAN bus of another type": (
         lambda r: write_json(r / "can_bus" / "scene-0001_pose.json", {}), "_pose.json", "content", "list of messages",
     ),
+    "CAN bus of nested lists": (
+        lambda r: bus(r, accel=[1, [2, 3], 4]), "_pose.json", "[0]", "3 finite numbers each",
+    ),
+    "CAN bus of text": (lambda r: bus(r, vel=["1", "2", "3"]), "_pose.json", "[0]", "3 finite numbers each"),
+    "CAN bus beyond all numbers": (lambda r: bus(r, vel=[10**400, 0, 0]), "_pose.json", "[0]", "3 finite numbers each"),
+    "CAN bus without end": (lambda r: bus(r, utime=10**40), "_pose.json", "[0].utime", "microseconds"),
     "outdated map": (
         lambda r: write_json(r / MAP, {"version": "1.0"}), "onenorth", "version", "1.3",
     ),
@@ -159,6 +165,12 @@ CASES = {
         lambda r: write_json(r / MAP, {"version": "1.3"}), "onenorth", "node", "list is missing",
     ),
 }  # fmt: skip
+
+
+def bus(root: Path, **fields: object) -> None:
+    """One message of scene-0001, of which some fields are other ones."""
+    message = {"utime": 1, "accel": [0, 0, 0], "rotation_rate": [0, 0, 0], "vel": [0, 0, 0]}
+    write_json(root / "can_bus" / "scene-0001_pose.json", [{**message, **fields}])
 
 
 @pytest.mark.parametrize("case", CASES)

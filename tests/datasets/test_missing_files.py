@@ -185,6 +185,48 @@ def test_velocities_across_slow_samples(root):
     assert [dataset.clip(i).frames[0].has_previous for i in range(4)] == [False, True, True, True]
 
 
+def jump(root: Path, first: str = "s0k2", by_m: float = 20_000.0) -> None:
+    """Ego and boxes are elsewhere from sample ``first`` on to the end of its scene, as after a fault of the GPS."""
+    scene, k = first.split("k")
+    there = {f"{scene}k{n}" for n in range(int(k), 4)}
+    sample_of = {}
+    edit_table(root, "sample_data", lambda r: sample_of.update({d["ego_pose_token"]: d["sample_token"] for d in r}))
+    for table, sample in (
+        ("ego_pose", lambda record: sample_of.get(record["token"], "")),
+        ("sample_annotation", lambda record: record["sample_token"]),
+    ):
+        edit_table(root, table, lambda records, sample=sample: [
+            {**r, "translation": [r["translation"][0] + by_m * (sample(r) in there), *r["translation"][1:]]}
+            for r in records
+        ])  # fmt: skip
+
+
+@pytest.mark.parametrize(("by_m", "known"), [(20_000.0, "one side"), (20.0, "both")])
+def test_no_velocity_across_a_jump_of_the_ego(root, by_m, known):
+    # Between samples 1 and 2. The car drives 3 m per 0.5 s. Samples 0 and 3 have their neighbour on their own side; the
+    # centred differences of 1 and 2 reach across. 22 m per 0.5 s (44 m/s) can still be driven: velocities stay as told.
+    jump(root, by_m=by_m)
+    create(root)
+    index = NuScenesIndex.open(root, VERSION)
+    speeds = [index.boxes(k).velocity[0, 0] for k in range(4)]
+    if known == "one side":
+        np.testing.assert_allclose(speeds, [6.0, np.nan, np.nan, 6.0])
+        dataset = NuScenesBEVDataset(root, VERSION, "tiny_train")
+        learned = [dataset.clip(k).objects.boxes[0, 7:9] for k in range(4)]  # the BEV's y is the global x
+        np.testing.assert_allclose(learned, [[0, 6], [np.nan] * 2, [np.nan] * 2, [0, 6]], atol=1e-6)
+        assert np.isfinite([index.boxes(k).velocity[0] for k in (4, 5, 6)]).all()  # the other scene is as it was
+    else:
+        np.testing.assert_allclose(speeds, [6.0, 26.0, 26.0, 6.0])
+
+
+def test_a_jump_is_seen_across_samples_that_are_left_out(root):
+    # Every other sample alone: 0 and 2 of scene-0001; velocities are still those of all neighbours.
+    jump(root, "s0k1")
+    create(root, every=2)
+    index = NuScenesIndex.open(root, VERSION)
+    np.testing.assert_allclose([index.boxes(row).velocity[0, 0] for row in (0, 1)], [np.nan, 6.0])
+
+
 def test_one_image_may_serve_two_samples(root):
     # A camera slower than the samples: the same file and time twice; then a chain that runs in a loop at one time.
     def repeat(records):

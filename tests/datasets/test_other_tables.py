@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -189,6 +190,18 @@ def test_a_split_without_a_box_of_the_classes_is_said(root):
     create_all(root)
     with pytest.warns(UserWarning, match="split 'tiny_val' has no box of the classes; it has own0"):
         NuScenesBEVDataset(root, VERSION, "tiny_val")
+
+
+def test_a_split_without_a_point_is_said_where_it_is_learned_from(root):
+    # Boxes of no points are left out in training: nothing would be left. The test's truth keeps them.
+    edit_table(root, "sample_annotation", lambda records: [{**b, "num_lidar_pts": 0} for b in records])
+    create_nuscenes(root, VERSION, maps=False)
+    with pytest.warns(UserWarning, match="split 'tiny_train': all boxes of the classes have 0 points, so none is lea"):
+        NuScenesBEVDataset(root, VERSION, "tiny_train")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        NuScenesBEVDataset(root, VERSION, "tiny_train", use_valid_flag=False)
+        NuScenesBEVDataset(root, VERSION, "tiny_train", test_mode=True)
 
 
 # --- splits and scenes ----------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bevstack.datasets.transforms import BEVRotateScaleFlip, ObjectRangeFilter, PackBEVInputs
+from bevstack.datasets.transforms import BEVRotateScaleFlip, LoadBEVMap, ObjectRangeFilter, PackBEVInputs
 from bevstack.datasets.transforms.bev_targets import RasteriseBoxes, footprint_cells
 from bevstack.datasets.transforms.panoptic_targets import MakePanopticMap, thing_masks
 from bevstack.errors import InputError
@@ -115,3 +115,11 @@ def test_what_is_missing_is_named():
         MakePanopticMap(GRID, raster="ground")(results)
     with pytest.raises(InputError, match="raster 'map' lies on .* give both the same grid"):
         MakePanopticMap(BEVGrid((30, 50)), stuff=PRIORITY)(results)
+    # Where a dataset is built, before the first sample:
+    load, paint = LoadBEVMap(GRID), RasteriseBoxes(GRID, name="ground")
+    MakePanopticMap(GRID, stuff=PRIORITY).check_place([load])
+    MakePanopticMap(GRID, raster="ground", stuff=PRIORITY).check_place([load, paint])
+    MakePanopticMap(GRID, stuff=PRIORITY).check_place([lambda results: results])  # of elsewhere: it may make one
+    MakePanopticMap(GRID, stuff=()).check_place([])
+    with pytest.raises(InputError, match="raster 'map' is not there: put LoadBEVMap before .*there are \\['ground'\\]"):
+        MakePanopticMap(GRID, stuff=PRIORITY).check_place([paint])

@@ -68,3 +68,20 @@ def test_rules_of_ones_own():
     results = {"scene_description": "Ice between containers", "location": "yard"}
     assert LoadSceneLabels(rules).transform(results)["scene_labels"] == {"ground": "snow", "location": "yard"}
     assert LoadSceneLabels().transform({"location": "yard"})["scene_labels"] == {"location": "yard"}
+
+
+def test_what_lacks_is_refused_where_the_dataset_is_built(tmp_path):
+    # The first scene is described and the second is not: nothing is learned of the first before that is said.
+    root = build_root(tmp_path / "root")
+    table = root / VERSION / "scene.json"
+    scenes = read_json(table)
+    scenes[0]["description"] = "Night"
+    write_json(table, scenes)
+    write_index(root, VERSION, maps=False, progress=lambda line: None)
+    with pytest.raises(InputError, match="LoadSceneLabels: description: scene scene-0003 has none"):
+        NuScenesBEVDataset(root, VERSION, "all", [dict(type="LoadSceneLabels")])
+    NuScenesBEVDataset(root, VERSION, "tiny_train", [dict(type="LoadSceneLabels")])
+    NuScenesBEVDataset(root, VERSION, "all", [dict(type="LoadSceneLabels", rules={})])
+    for pattern in ("snow(", 7):
+        with pytest.raises(InputError, match=r"LoadSceneLabels.rules.ground.snow: .* is no expression"):
+            LoadSceneLabels({"ground": {"snow": pattern}})

@@ -83,6 +83,21 @@ def test_joined_sets_keep_their_scenes_apart() -> None:
         ConcatDataset([Scenes("a", (2,)), Scenes("b", (1,), classes=("bus",))])
 
 
+def test_a_joined_set_is_of_no_single_split() -> None:
+    """A score of one split refuses it at the start, and not the other split's samples at the end."""
+
+    def part(name: str, split: str, annotated: int) -> Scenes:
+        scenes = Scenes(name, (2,))
+        scenes.metainfo = {**scenes.metainfo, "split": split, "version": "v1", "num_annotated": annotated}
+        return scenes
+
+    meta = ConcatDataset([part("a", "val", 3), part("b", "test", 4)]).metainfo
+    assert meta == {"classes": ("car", "bus"), "split": "val + test", "version": "v1", "num_annotated": 7}
+    assert RepeatDataset(part("a", "val", 3), times=2).metainfo["split"] == "val"
+    with pytest.raises(InputError, match="ConcatDataset: datasets: name at least one"):
+        ConcatDataset([])
+
+
 @pytest.mark.parametrize("kind", [ConcatDataset, RepeatDataset, CBGSDataset])
 def test_each_answers_the_whole_protocol(kind) -> None:
     """Expected: every name that bevstack.datasets.base.BEVDataset lists."""

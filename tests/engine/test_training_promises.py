@@ -21,9 +21,9 @@ from bevstack.engine.schedules import schedule_notes
 from bevstack.engine.test import test as run_test
 from bevstack.engine.training_checks import check_training
 from bevstack.errors import InputError
-from bevstack.registry import HOOKS
+from bevstack.registry import HOOKS, METRICS
 from tests.engine.test_resume import end_state, same
-from tests.engine.toy import toy_config, train_toy
+from tests.engine.toy import ToyDataset, ToyMetric, toy_config, train_toy
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERY_EPOCH = {"type": "CheckpointHook", "interval": 1, "_delete_": True}
@@ -43,6 +43,44 @@ class CountValidations(Hook):
 
     def before_val(self, runner) -> None:
         self.steps.append(runner.iter)
+
+
+@METRICS.register_module()
+class ChoosyMetric(ToyMetric):
+    """Asks samples for what the toy model does not predict."""
+
+    def process(self, data_batch, data_samples) -> None:
+        raise InputError("ChoosyMetric", "pred_rasters", f"sample {data_samples[0]['token']} has none")
+
+
+@METRICS.register_module()
+class ScoredSamples(ToyMetric):
+    """How many samples each evaluation scored, and whether the model was trained then."""
+
+    counts: list[int] = []
+
+    def compute_metrics(self, results: list) -> dict:
+        self.counts.append(len(results))
+        return super().compute_metrics(results)
+
+
+def test_what_a_metric_lacks_is_said_before_anything_is_trained(tmp_path) -> None:
+    """It used to be said by the first validation, after an epoch."""
+    with pytest.raises(InputError, match="ChoosyMetric: pred_rasters: sample .* has none"):
+        train_toy(str(tmp_path), val_evaluator={"type": "ChoosyMetric", "_delete_": True})
+    assert not list(tmp_path.glob("*.pth"))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_rehearsal_leaves_nothing_behind(tmp_path, streaming) -> None:
+    """Neither in the scores (each validation counts every sample once) nor in what is trained (as without a metric)."""
+    ScoredSamples.counts = []
+    train_toy(str(tmp_path / "scored"), val_evaluator={"type": "ScoredSamples", "_delete_": True}, streaming=streaming)
+    assert len(ScoredSamples.counts) == 2 and len(set(ScoredSamples.counts)) == 1
+    assert ScoredSamples.counts[0] == len(ToyDataset(seed=7))
+    without = {"val_evaluator": None, "val_dataloader": None, "val_cfg": None}
+    train_toy(str(tmp_path / "alone"), streaming=streaming, **without)
+    assert same(end_state(tmp_path / "scored"), end_state(tmp_path / "alone")) == []
 
 
 def test_training_by_iterations_equals_epochs(tmp_path) -> None:

@@ -102,6 +102,8 @@ def test_what_does_not_fit_is_refused_before_the_first_prediction():
     with pytest.raises(InputError, match="max_distance_m: says nothing of person"):
         metric.dataset_meta = {"classes": ("forklift", "person")}
     metric = CenterDistanceMetric()
+    with pytest.raises(InputError, match="the dataset's 'test' has no annotated box to score by"):
+        metric.dataset_meta = {"classes": ("forklift", "person"), "split": "test", "num_annotated": 0}
     metric.dataset_meta = {"classes": ("forklift", "person")}
     grid = {"shape": (8, 8), "x_range_m": (-8.0, 8.0), "y_range_m": (-8.0, 8.0)}
     metric.check_model(SimpleNamespace(heads={"boxes": DenseDetectionHead(4, grid, classes=("forklift", "person"))}))

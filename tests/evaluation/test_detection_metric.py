@@ -298,6 +298,16 @@ def test_wrong_tables_are_refused_where_the_metric_is_built(root, options, said)
     assert said in str(caught.value)
 
 
+def test_a_folder_that_cannot_be_written_is_refused_where_the_metric_is_built(root, tmp_path):
+    # It used to be found after the last prediction, which was lost with it.
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match="out_dir: cannot be written to"):
+            NuScenesDetectionMetric(root, VERSION, SPLIT, out_dir=folder)
+    NuScenesDetectionMetric(root, VERSION, SPLIT, out_dir=tmp_path / "new" / "folder")
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("meta", "said"),
     [

@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bevstack.datasets import transforms
+from bevstack.datasets import ClipDataset, transforms
 from bevstack.datasets.clips import ClipIndex
+from bevstack.datasets.format import SampleTable
+from bevstack.datasets.plausibility import findings
+from bevstack.datasets.record_checks import check_samples
 from bevstack.datasets.transforms import BEVRotateScaleFlip, LoadBEVMap, LoadPastCenters, RasteriseBoxes
 from bevstack.errors import InputError
 from bevstack.geometry import BEVGrid
@@ -212,6 +215,158 @@ def test_truth_streams_and_seeds(clips):
     assert {tuple(tokens) for tokens in drawn} == {("f-0", "f-1", "f-3"), ("f-0", "f-2", "f-3"), ("f-1", "f-2", "f-3")}
     again = [[frame.token for frame in dataset.clip(ClipIndex(7, epoch)).frames] for epoch in range(12)]
     assert drawn == again
+
+
+# Slip of a format's author -> change of the module's text, the measure that doubts it, words of the doubt.
+FLAT = "np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])"  # x ahead, y left, z up
+SLIPS = {
+    "boxes of another frame": ("-y, x, z - height", "x + 500, y, z - height", "boxes within 51.2 m", "in which frame"),
+    "a camera's axes": (
+        'np.array([camera["camera_from_v', f'{FLAT} @ np.array([camera["camera_from_v',
+        "cameras' axes above the horizon", "a camera's z axis points ahead",
+    ),
+    "another image size": (
+        'np.array([camera["size"]', '4 * np.array([camera["size"]', "principal point", "of another image size?",
+    ),
+    "a clock in milliseconds": ("1e6 * seconds", "1e3 * seconds", "time between samples", "in microseconds?"),
+    "poses in millimetres": (
+        'np.array(self.frames[row]["global', '[[1, 1, 1, 1e3]] * np.array(self.frames[row]["global',
+        "ego speed", "the ego jumps 1000 m in a at sample a-1, and 11 times more",
+    ),
+    "unknown velocities": ("-vy, vx", "np.nan, np.nan", "known velocities", "who moves and who stands"),
+    "one image for all": ('camera["image"])', '"0_AHEAD.jpg")', "image files", "16 samples show one file"),
+}  # fmt: skip
+
+
+def test_it_is_plausible(clips):
+    # Expected from the page's script: 2 scenes of 4 frames, 0.5 s and 1 m apart (2 m/s) and turned by 5 degrees (10 a
+    # second); things stand; focal length of half the width: 90 degrees each, three cameras 70 apart see 230 of 360.
+    measures = {finding.what: finding for finding in findings(clips(split="val", test_mode=False))}
+    assert not any(finding.doubt for finding in measures.values())
+    assert "boxes with points" not in measures  # nobody counts them
+    for what, found in {
+        "boxes within 51.2 m": "96 of 96 (100 %)",
+        "known velocities": "96 of 96 (100 %)",
+        "ego speed": "2.0 m/s (median), 2.0 at most",
+        "ego turn": "10.0 degrees/s (median), 10.0 at most",
+        "time between samples": "0.5 s (median), 0.5 to 0.5, 0 pauses above 2 s",
+        "field of view": "90 to 90 degrees",
+        "directions that a camera sees": "64 %",
+        "image files": "24 of 24 named",
+    }.items():
+        assert measures[what].found == found
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_a_slip_of_a_format_is_doubted_by_name(root, module, tmp_path, monkeypatch, slip):
+    before, after, what, doubt = SLIPS[slip]
+    text = PAGE.files["yard/frame_folders.py"]
+    assert text.count(before) == 1
+    (tmp_path / "frame_folders.py").write_text(text.replace(before, after))
+    forget("frame_folders")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    slipped = importlib.import_module("frame_folders")
+    measures = {finding.what: finding for finding in findings(slipped.FrameFolders(root, "train", CLASSES))}
+    assert doubt in measures[what].doubt, measures
+
+
+# What an author may answer wrongly -> method, change of its record, the line about sample a-0.
+WRONG_ANSWERS = {
+    "one calibration": ("cameras", dict(pixels_from_camera=np.eye(3)), "pixels_from_camera is (3, 3), not (3, 3, 3)"),
+    "a path": ("cameras", dict(image_paths="a.jpg"), "image_paths is (), not (3,)"),
+    "images of no size": ("cameras", dict(image_size_px=np.zeros((3, 2), int)), "image_size_px must be 1 or more"),
+    "a pose of nothing": ("cameras", dict(camera_from_bev=np.full((3, 4, 4), np.nan)), "camera_from_bev is not finite"),
+    "boxes without velocity": ("objects", dict(boxes=np.ones((12, 7))), "objects.boxes is (12, 7), not (12, 9)"),
+    "labels from 1": ("objects", dict(labels=np.full(12, 3)), "objects.labels: 3 is no place in the 3 classes"),
+    "a label too few": ("objects", dict(labels=np.zeros(11, int)), "objects.labels are 11, but boxes 12"),
+    "a box without size": ("objects", dict(boxes=np.zeros((12, 9))), "length, width, height, yaw) is no box"),
+    "a box nowhere": ("objects", dict(boxes=np.full((12, 9), np.nan)), "length, width, height, yaw) is no box"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_ANSWERS)
+def test_wrong_answers_are_one_line(root, clips, monkeypatch, case):
+    dataset = clips()
+    method, fields, said = WRONG_ANSWERS[case]
+    answer = replace(getattr(dataset, method)(0), **fields)
+    monkeypatch.setattr(dataset, method, lambda row: answer)
+    asked = [lambda: dataset.clip(0), lambda: findings(dataset)]
+    asked += [lambda: dataset.truth("a-0") if method == "objects" else dataset.camera_views("a-0")]
+    for ask in asked:
+        with pytest.raises(InputError) as caught:
+            ask()
+        assert str(caught.value).startswith(f"{root}: sample a-0: ") and said in str(caught.value)
+
+
+def test_unknown_velocities_are_no_wrong_answer(clips, monkeypatch):
+    dataset = clips()
+    objects = dataset.objects(0)
+    boxes = objects.boxes.copy()
+    boxes[:, 7:] = np.nan
+    monkeypatch.setattr(dataset, "objects", lambda row: replace(objects, boxes=boxes))
+    np.testing.assert_array_equal(dataset.clip(0).objects.boxes, boxes)
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (dict(type="LoadPastCenters", num_frames=2), "LoadPastCenters: the dataset's objects have no instance_ids"),
+        (dict(type="RasteriseBoxes", grid=GRID, min_visibility=2), "min_visibility: the dataset does not know how"),
+        (dict(type="MakePanopticMap", grid=GRID, min_visibility=2, stuff=()), "min_visibility: the dataset does not"),
+        (dict(type="MakePanopticMap", grid=GRID, things=("boat",), stuff=()), "things: 'boat' is not there: the"),
+        (dict(type="MakePanopticMap", grid=GRID, stuff=("paved",)), "raster 'map' is not there: put LoadBEVMap before"),
+    ],
+)
+def test_what_a_dataset_does_not_know_is_refused_where_it_is_built(module, root, step, said):
+    class Nameless(module.FrameFolders):
+        def objects(self, row):
+            return replace(super().objects(row), instance_ids=None)
+
+    with pytest.raises(InputError) as caught:
+        Nameless(root, "train", CLASSES, pipeline=[step])
+    assert said in str(caught.value)
+
+
+def test_other_cameras_in_one_sample_are_named(clips, monkeypatch):
+    dataset = clips(num_frames=2)
+    cameras = dataset.cameras
+    monkeypatch.setattr(dataset, "cameras", lambda row: replace(cameras(row), names=["A", "B", str(row // 2)]))
+    with pytest.raises(InputError, match="a-2: has other cameras than a-1"):
+        dataset.clip(2)
+    with pytest.raises(InputError, match="a-2: has other cameras than a-"):
+        findings(dataset)
+
+
+@pytest.mark.parametrize(
+    ("scene", "seconds", "said"),
+    [
+        ([], [], "samples: there is none"),
+        ([0, 0, 1, 0], [0, 1, 0, 2], "samples: row 3: scene 0 goes on after another one"),
+        ([0, 0, 0], [0, 2, 1], "samples: row 2: its time is 1000000 microseconds, not later than 2000000"),
+        ([0, 0, 0], [0, 1, 1], "samples: row 2: its time is"),
+        ([0, 0, 0], [0, 1], "samples: scene is \\(3,\\) and timestamp_us \\(2,\\)"),
+    ],
+)
+def test_samples_out_of_order_are_refused(module, root, scene, seconds, said):
+    # Streams and memories go from a row to the next one.
+    class Other(module.FrameFolders):
+        def __init__(self):
+            self.root, self.frames, self.paths = root, [], []
+            samples = SampleTable(np.array(scene, int), (1e6 * np.array(seconds)).astype(np.int64))
+            ClipDataset.__init__(self, samples, root, "train", CLASSES)
+
+    with pytest.raises(InputError, match=said):
+        Other()
+    # Another scene may begin earlier than the one before it ends.
+    check_samples(SampleTable(np.array([5, 5, 2]), np.array([100, 200, 100])), root)
+
+
+def test_the_pictures_of_a_dataset_begin_with_the_table(frames, tmp_path, capfd):
+    options = ["--dataset-only", str(frames), "--max-samples", "2", "--format", "none", "--out", str(tmp_path / "vis")]
+    environment = {"PYTHONPATH": f"{frames.parents[1] / 'yard'}:{':'.join(sys.path)}"}
+    done = run_command("tools/visualize.py", *options, **environment)
+    assert "plausibility" in done.stdout and "24 of 24 (100 %)" in done.stdout  # 12 boxes at each of two samples
+    assert done.stdout.splitlines()[-1].startswith("2 picture(s)") and "warning" not in done.stderr
 
 
 def test_records_keep_their_objects_together(clips):

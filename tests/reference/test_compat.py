@@ -85,6 +85,20 @@ def test_one_switch_alone_changes_one_part(plain, switch):
     assert [name for name, value in changed.items() if value] == [part]
 
 
+@pytest.mark.parametrize("wrap", ["RepeatDataset", "CBGSDataset", "ConcatDataset"])
+def test_wrapped_datasets_are_changed_inside(plain, wrap):
+    # Expected: what is done to a dataset alone is done to each that is wrapped, and the wrapper stays as it was.
+    alone = apply_compat(copy.deepcopy(plain), "bevformer_v1").train_dataloader.dataset
+    cfg = copy.deepcopy(plain)
+    inner = cfg.train_dataloader.dataset
+    wrapped = dict(datasets=[inner, dict(type="RepeatDataset", times=2, dataset=copy.deepcopy(inner))])
+    cfg.train_dataloader.dataset = dict(type=wrap, **(wrapped if wrap == "ConcatDataset" else dict(dataset=inner)))
+    changed = apply_compat(cfg, "bevformer_v1").train_dataloader.dataset
+    assert set(changed) == {"type", "datasets" if wrap == "ConcatDataset" else "dataset"}
+    parts = [changed.dataset] if wrap != "ConcatDataset" else [changed.datasets[0], changed.datasets[1].dataset]
+    assert all(dict(part) == dict(alone) for part in parts)
+
+
 def test_the_published_model_builds_and_applying_twice_changes_nothing(plain):
     from mmengine.registry import init_default_scope
 

@@ -107,7 +107,9 @@ def test_ground_truth_without_a_model(config, tmp_path, capsys):
     with Image.open(tmp_path / "vis" / "scene-0003.gif") as clip:
         assert clip.n_frames == 3 and clip.info["duration"] == 500
     out = capsys.readouterr().out
-    assert out == f"3 picture(s) of 1 scene(s) and 1 GIF clip(s) in {tmp_path / 'vis'}\n"
+    table, _, line = out.rstrip().rpartition("\n")
+    assert line == f"3 picture(s) of 1 scene(s) and 1 GIF clip(s) in {tmp_path / 'vis'}"
+    assert table.startswith("plausibility") and "3 of 3 (100 %)" in table  # of any dataset, before it is drawn
 
 
 def test_predictions_stream_along_each_scene(config, checkpoint, tmp_path):
@@ -157,6 +159,19 @@ def test_cameras_see_what_the_index_says(config, root):
     point = front.pixels_from_camera @ (front.camera_from_bev @ [0, 10.5, -0.3, 1])[:3]
     np.testing.assert_allclose(point[:2] / point[2], [32, 18], atol=1e-6)
     assert point[2] == pytest.approx(10)
+
+
+def test_a_wrapped_dataset_is_drawn_as_what_it_wraps(config):
+    # Expected: split and test mode are those of the dataset inside; the wrapper takes neither.
+    from bevstack.engine.config import load_config
+
+    cfg = load_config(config())
+    for loader in (cfg.test_dataloader, cfg.train_dataloader):
+        loader.dataset = dict(type="RepeatDataset", times=1, dataset=loader.dataset)
+    for split, name, count in (("train", "tiny_train", 4), ("tiny_val", "tiny_val", 3), (None, "tiny_val", 3)):
+        dataset = build_dataset(cfg, split)
+        assert (dataset.datasets[0].split, dataset.datasets[0].test_mode, len(dataset)) == (name, True, count)
+    assert "test_mode" not in cfg.train_dataloader.dataset.dataset
 
 
 def test_augmented_boxes_are_seen_where_they_are(config):

@@ -17,6 +17,7 @@ from bevstack.errors import InputError
 
 POSE_FIELDS = ("accel", "rotation_rate", "vel")
 STALE_SECONDS = 0.5
+_MOST, _LATEST_US = 1e6, 1e17  # m/s^2, rad/s, m/s; microseconds
 
 
 def read_can_bus(root: str | Path, scenes: list[tuple[str, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -72,17 +73,21 @@ def _scene_messages(api, folder: Path, name: str) -> tuple[np.ndarray, np.ndarra
         for field in ("utime", *POSE_FIELDS):
             if field not in message:
                 raise InputError(path, f"[{row}].{field}", "is missing")
-        numbers = [v for field in POSE_FIELDS for v in np.atleast_1d(message[field]).tolist()]
-        if len(numbers) != 9 or not all(isinstance(v, (int, float)) and np.isfinite(v) for v in numbers):
+        numbers = [v for field in POSE_FIELDS for v in _listed(message[field])]
+        if len(numbers) != 9 or not all(type(v) in (int, float) and abs(v) < _MOST for v in numbers):
             raise InputError(path, f"[{row}]", "accel, rotation_rate and vel must be 3 finite numbers each")
-        if type(message["utime"]) not in (int, float):
-            raise InputError(path, f"[{row}].utime", "must be a number")
+        if type(message["utime"]) not in (int, float) or not 0 <= message["utime"] < _LATEST_US:
+            raise InputError(path, f"[{row}].utime", "must be a number of microseconds")
         times.append(message["utime"])
         rows.append(numbers)
     if not rows:
         return None
     order = np.argsort(np.array(times), kind="stable")
     return np.array(times, dtype=np.int64)[order], np.array(rows, dtype=np.float64)[order]
+
+
+def _listed(value: object) -> list:
+    return value if isinstance(value, list) else [value]
 
 
 def _newest_before(times: np.ndarray, values: np.ndarray, timestamps: np.ndarray) -> np.ndarray:

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from bevstack.datasets.nuscenes.index_writer import write_index
-from bevstack.datasets.nuscenes.plausibility import Finding
 from bevstack.datasets.nuscenes.sample_rows import IndexChoices
 from bevstack.datasets.nuscenes.table_checks import TABLE_FIELDS
+from bevstack.datasets.plausibility import print_findings
 
 _STEPS = len(TABLE_FIELDS) + 13  # the tables, the steps that write_index announces besides, four maps
 
@@ -59,22 +57,9 @@ def create_nuscenes(
     for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
     print_findings(summary["findings"], console)
+    print("look at it: python tools/visualize.py --dataset-only CONFIG --out FOLDER")
     print(summary_line(summary))
     return summary
-
-
-def print_findings(findings: Sequence[Finding], console: Console) -> None:
-    """A table of what was measured, and a warning for each measure that cannot be right."""
-    table = Table(title="plausibility", title_justify="left", box=None)
-    for column in ("measure", "found", "in doubt"):
-        table.add_column(column)
-    for finding in findings:
-        table.add_row(finding.what, finding.found, "yes" if finding.doubt else "")
-    console.print(table)
-    for finding in findings:
-        if finding.doubt:
-            print(f"warning: {finding.what}: {finding.found}; {finding.doubt}", file=sys.stderr)
-    print("look at it: python tools/visualize.py --dataset-only CONFIG --out FOLDER")
 
 
 def summary_line(summary: dict) -> str:

@@ -76,12 +76,7 @@ class NuScenesBEVDataset(ClipDataset):
             prev=arrays["sample_prev"],
         )
         super().__init__(samples, self.index.folder, split, tuple(classes), pipeline, **options)
-        annotated = self._annotated_categories()
-        if annotated and not any(self._label_of_category[category] >= 0 for category in annotated):
-            there = ", ".join(self.index.categories[category]["name"] for category in annotated)
-            warnings.warn(
-                f"{self.index.folder}: split {split!r} has no box of the classes; it has {there}", stacklevel=2
-            )
+        self._warn_of_nothing_to_learn()
 
     def __getstate__(self) -> dict:
         """Opened map tiles stay in the process that opened them."""
@@ -213,12 +208,23 @@ class NuScenesBEVDataset(ClipDataset):
         """(6, Y, X) the layers around a pose (:meth:`bevstack.datasets.nuscenes.map_tiles.MapTiles.layers`)."""
         return self._tiles.layers(location, global_from_bev, grid)
 
-    def _annotated_categories(self) -> list[int]:
-        """Rows of the categories that the split's boxes are of."""
+    def _warn_of_nothing_to_learn(self) -> None:
+        """Say so where the split has boxes, but none of the classes, or in training none with a point."""
         arrays = self.index.arrays
         in_split = np.zeros(len(arrays["sample_token"]), dtype=bool)
         in_split[self.rows] = True
-        return np.unique(arrays["box_category"][np.repeat(in_split, np.diff(arrays["box_offset"]))]).tolist()
+        boxes = np.repeat(in_split, np.diff(arrays["box_offset"]))
+        categories = arrays["box_category"][boxes]
+        of_classes = self._label_of_category[categories] >= 0
+        place = f"{self.index.folder}: split {self.split!r}"
+        if len(categories) and not of_classes.any():
+            there = ", ".join(self.index.categories[category]["name"] for category in np.unique(categories))
+            warnings.warn(f"{place} has no box of the classes; it has {there}", stacklevel=3)
+        elif len(categories) and self.use_valid_flag:
+            points = arrays["box_num_lidar_pts"][boxes] + arrays["box_num_radar_pts"][boxes]
+            if not points[of_classes].any():
+                reason = "all boxes of the classes have 0 points, so none is learned"
+                warnings.warn(f"{place}: {reason}; use_valid_flag=False keeps them", stacklevel=3)
 
     def _camera_places(self, cameras: Sequence[str] | None) -> list[int]:
         """Places of the chosen cameras in the index."""

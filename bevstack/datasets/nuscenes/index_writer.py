@@ -20,10 +20,11 @@ from bevstack.datasets.nuscenes.can_bus import read_can_bus
 from bevstack.datasets.nuscenes.index_files import INDEX_FILE, SCHEMA, SCHEMA_VERSION, index_folder
 from bevstack.datasets.nuscenes.map_rasterizer import write_map_tiles
 from bevstack.datasets.nuscenes.map_tiles import TILES_FOLDER, MapTiles
-from bevstack.datasets.nuscenes.plausibility import Finding, findings, map_findings
+from bevstack.datasets.nuscenes.plausibility import findings, map_findings
 from bevstack.datasets.nuscenes.sample_rows import IndexChoices, SampleRows
 from bevstack.datasets.nuscenes.table_files import file_sha256
 from bevstack.datasets.nuscenes.tables import CheckedTables
+from bevstack.datasets.plausibility import FASTEST_EGO_MPS, Finding
 from bevstack.errors import InputError
 from bevstack.files import atomic_folder
 
@@ -201,7 +202,7 @@ def _box_arrays(nusc: CheckedTables, rows: SampleRows) -> dict[str, np.ndarray]:
         "box_center": np.array([b["translation"] for b in boxes], dtype=np.float64).reshape(-1, 3),
         "box_wlh": np.array([b["size"] for b in boxes], dtype=np.float64).reshape(-1, 3),
         "box_quaternion": np.array([b["rotation"] for b in boxes], dtype=np.float64).reshape(-1, 4),
-        "box_velocity": _box_velocity(nusc, boxes, rows.choices.velocity_gap_s),
+        "box_velocity": _box_velocity(nusc, boxes, rows),
         "box_category": category[instance] if len(boxes) else np.zeros(0, dtype=np.int16),
         "box_attribute": np.array(
             [attribute_of[b["attribute_tokens"][0]] if b["attribute_tokens"] else -1 for b in boxes], dtype=np.int16
@@ -218,20 +219,42 @@ def _visibility(token: str) -> int:
     return int(token) if token.isdecimal() and len(token) == 1 else 0
 
 
-def _box_velocity(nusc: CheckedTables, boxes: list[dict], gap_s: float) -> np.ndarray:
+def _box_velocity(nusc: CheckedTables, boxes: list[dict], rows: SampleRows) -> np.ndarray:
     """(A, 3) m/s as the devkit's ``box_velocity`` estimates it: centred difference where both neighbours are there,
-    one-sided where one is, NaN without neighbours or where they are more than ``gap_s`` a step apart (1.5 s there).
+    one-sided where one is, NaN without neighbours or where they are more than ``velocity_gap_s`` a step apart (1.5 s
+    there). NaN also where the ego jumps from one to the other, which the devkit does not look at: boxes jump with it.
     Neighbours at samples that are left out count, too."""
-    annotated = nusc.sample_annotation
+    annotated, gap_s = nusc.sample_annotation, rows.choices.velocity_gap_s
     center = np.array([b["translation"] for b in annotated], dtype=np.float64).reshape(-1, 3)
-    times = 1e-6 * np.array([nusc.get("sample", b["sample_token"])["timestamp"] for b in annotated], dtype=np.float64)
+    sample = np.array([nusc.getind("sample", b["sample_token"]) for b in annotated], dtype=np.int64)
+    times, unbroken = 1e-6 * np.array([s["timestamp"] for s in nusc.sample]), _unbroken_ways(nusc, rows.lidar)
     here, first, last = (
         np.array([nusc.getind("sample_annotation", b[link] or b["token"]) for b in boxes], dtype=np.int64)
         for link in ("token", "prev", "next")
     )
-    seconds = times[last] - times[first]
+    seconds = times[sample[last]] - times[sample[first]]
     limit = np.where((first != here) & (last != here), 2 * gap_s, gap_s)
-    known = (first != last) & (seconds <= limit)
+    known = (first != last) & (seconds <= limit) & (unbroken[sample[first]] == unbroken[sample[last]])
     return np.where(
         known[:, None], (center[last] - center[first]) / np.where(seconds > 0, seconds, 1.0)[:, None], np.nan
     )
+
+
+def _unbroken_ways(nusc: CheckedTables, lidar: str) -> np.ndarray:
+    """A number for each record of ``sample``, the same along a scene from one jump of the ego to the next.
+
+    A sample's ego pose is that of the lidar's key frame, or of any where there is none; a sample without a key frame
+    is where its predecessor is."""
+    scene = np.array([nusc.getind("scene", s["scene_token"]) for s in nusc.sample])
+    times = 1e-6 * np.array([s["timestamp"] for s in nusc.sample], dtype=np.float64)
+    order = np.lexsort((times, scene))
+    places: list[list[float]] = []
+    for data in (nusc.sample[row]["data"] for row in order):
+        key = data.get(lidar) or next(iter(data.values()), None)
+        pose = nusc.get("ego_pose", nusc.get("sample_data", key)["ego_pose_token"]) if key else None
+        places.append(pose["translation"] if pose else (places or [[0.0] * 3])[-1])
+    way = np.linalg.norm(np.diff(np.array(places, dtype=np.float64), axis=0), axis=1)
+    broken = (way > FASTEST_EGO_MPS * np.diff(times[order])) | (np.diff(scene[order]) != 0)
+    ways = np.zeros(len(order), dtype=np.int64)
+    ways[order[1:]] = np.cumsum(broken)
+    return ways

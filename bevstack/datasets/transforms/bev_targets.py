@@ -21,6 +21,8 @@ from bevstack.geometry.boxes3d import box_footprints, points_in_footprint
 from bevstack.registry import TRANSFORMS
 from bevstack.structures import BEVRaster
 
+_NO_VISIBILITY = "the dataset does not know how visible its objects are"
+
 
 def footprint_cells(boxes: Tensor, grid: BEVGrid) -> tuple[Tensor, Tensor, Tensor]:
     """Cells whose centres lie in the boxes' footprints.
@@ -108,8 +110,9 @@ class RasteriseBoxes(BaseTransform):
         self.mark_centers = mark_centers
 
     def check_dataset(self, dataset: BEVDataset) -> None:
-        """Refuse a dataset that lacks a class."""
+        """Refuse a dataset that lacks a class, or does not know what is visible."""
         self._layers(dataset.taxonomy, dataset.classes)
+        require_visibility(dataset, self.min_visibility)
 
     def _layers(self, taxonomy: Taxonomy, classes: Sequence[str]) -> Mapping[str, Sequence[str]]:
         layers = taxonomy.object_layers if self.layers is None else self.layers
@@ -133,6 +136,12 @@ class RasteriseBoxes(BaseTransform):
         return results
 
 
+def require_visibility(dataset: BEVDataset, min_visibility: int) -> None:
+    """Refuse a dataset that does not know how visible its objects are, where that is asked (:func:`seen_enough`)."""
+    if min_visibility > 1 and dataset.clip(0).objects.visibility is None:
+        raise InputError("pipeline", "min_visibility", _NO_VISIBILITY)
+
+
 def seen_enough(results: Mapping, min_visibility: int) -> np.ndarray:
     """(G,) bool: objects whose nuScenes visibility level is at least ``min_visibility``; all for 0 or 1.
 
@@ -142,7 +151,7 @@ def seen_enough(results: Mapping, min_visibility: int) -> np.ndarray:
     if min_visibility <= 1:
         return np.ones(len(results["labels"]), dtype=bool)
     if "visibility" not in results:
-        raise InputError("pipeline", "min_visibility", "the dataset does not know how visible its objects are")
+        raise InputError("pipeline", "min_visibility", _NO_VISIBILITY)
     return np.asarray(results["visibility"]) >= min_visibility
 
 

@@ -9,7 +9,8 @@ import torch
 from mmcv.transforms.base import BaseTransform
 from torch import Tensor
 
-from bevstack.datasets.transforms.bev_targets import footprint_cells, seen_enough
+from bevstack.datasets.base import BEVDataset
+from bevstack.datasets.transforms.bev_targets import footprint_cells, require_visibility, seen_enough
 from bevstack.datasets.transforms.names import refuse_absent, taxonomy_of
 from bevstack.errors import InputError
 from bevstack.geometry import BEVGrid
@@ -53,7 +54,7 @@ class MakePanopticMap(BaseTransform):
         min_visibility: objects below this nuScenes visibility level are left out (0 or 1 keeps all).
 
     Raises:
-        InputError: in use, a raster that is not there or lies on another grid, a class or a layer that is not there.
+        InputError: a class, a raster or a layer that is not there; in use, a raster on another grid.
     """
 
     def __init__(
@@ -68,6 +69,22 @@ class MakePanopticMap(BaseTransform):
         self.things = None if things is None else tuple(things)
         self.stuff = None if stuff is None else tuple(stuff)
         self.raster, self.min_visibility = raster, min_visibility
+
+    def check_dataset(self, dataset: BEVDataset) -> None:
+        """Refuse a dataset that lacks a class, or does not know what is visible."""
+        refuse_absent("MakePanopticMap.things", self.things or (), dataset.classes, "the dataset has the classes")
+        require_visibility(dataset, self.min_visibility)
+
+    def check_place(self, before: Sequence[object]) -> None:
+        """Refuse a place before the map's raster is there, where stuff is named."""
+        known = all(type(step).__module__.startswith("bevstack.") for step in before)
+        made = [getattr(step, "name", "") for step in before if getattr(step, "makes_rasters", False)]
+        if self.stuff and known and self.raster not in made:
+            raise InputError("pipeline", "MakePanopticMap", self._no_raster(made))
+
+    def _no_raster(self, made: Sequence[str]) -> str:
+        reason = f"raster '{self.raster}' is not there: put LoadBEVMap before MakePanopticMap"
+        return f"{reason} (there are {sorted(made) or 'none'})"
 
     def transform(self, results: dict) -> dict:
         """Add ``panoptic`` from ``boxes``, ``labels``, ``classes``, ``rasters`` and, where there, ``instance_ids``."""
@@ -96,8 +113,7 @@ class MakePanopticMap(BaseTransform):
         if not stuff:
             return torch.zeros((0, *self.grid.shape), dtype=torch.uint8)
         if self.raster not in rasters:
-            reason = f"raster '{self.raster}' is not there: put LoadBEVMap before MakePanopticMap"
-            raise InputError("pipeline", "MakePanopticMap", f"{reason} (there are {sorted(rasters) or 'none'})")
+            raise InputError("pipeline", "MakePanopticMap", self._no_raster(list(rasters)))
         raster = rasters[self.raster]
         if not raster.grid.same_as(self.grid):
             reason = f"raster '{self.raster}' lies on {raster.grid}, the panoptic map on {self.grid}"

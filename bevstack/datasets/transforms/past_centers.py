@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 from mmcv.transforms.base import BaseTransform
 
+from bevstack.datasets.base import BEVDataset
 from bevstack.errors import InputError
 from bevstack.registry import TRANSFORMS
+
+_NO_IDS = "the dataset's objects have no instance_ids"
 
 
 @TRANSFORMS.register_module()
@@ -23,7 +26,7 @@ class LoadPastCenters(BaseTransform):
 
     Raises:
         ValueError: ``num_frames`` is not positive.
-        InputError: in use, the dataset does not tell objects again (no ``instance_ids``).
+        InputError: the dataset does not tell objects again (no ``instance_ids``).
     """
 
     def __init__(self, num_frames: int) -> None:
@@ -31,10 +34,15 @@ class LoadPastCenters(BaseTransform):
             raise ValueError(f"LoadPastCenters: num_frames: {num_frames} must be at least 1")
         self.num_frames = num_frames
 
+    def check_dataset(self, dataset: BEVDataset) -> None:
+        """Refuse a dataset whose objects have no ``instance_ids``."""
+        if dataset.clip(0).objects.instance_ids is None:
+            raise InputError("pipeline", "LoadPastCenters", _NO_IDS)
+
     def transform(self, results: dict) -> dict:
         """Add ``past_centers`` from ``dataset``, ``frames``, ``instance_ids`` and ``augmented_from_bev``."""
         if "instance_ids" not in results:
-            raise InputError("pipeline", "LoadPastCenters", "the dataset's objects have no instance_ids")
+            raise InputError("pipeline", "LoadPastCenters", _NO_IDS)
         tokens = self._tokens(results)
         known = results["dataset"].past_centers(tokens, results["instance_ids"])
         matrix = np.asarray(results.get("augmented_from_bev", np.eye(4)))
