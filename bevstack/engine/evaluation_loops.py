@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from mmengine.evaluator import Evaluator
 from mmengine.model import is_model_wrapper
@@ -42,6 +45,16 @@ class _AutocastEvaluation:
                 metric.check_model(model.module if is_model_wrapper(model) else model)
 
 
+def refuse_fp16(settings: Mapping[str, Any]) -> None:
+    """Refuse mmengine's ``fp16`` of its loops, which nothing here would read.
+
+    Raises:
+        ValueError: it is asked for.
+    """
+    if settings.get("fp16"):
+        raise ValueError("fp16=True: say dtype='float16' instead, or dtype='auto' for what the device is fast in")
+
+
 class _AlongStreams:
     """Predictions along scenes: memory is carried from each sample to its successor and starts empty."""
 
@@ -66,6 +79,7 @@ class AutocastValLoop(_AutocastEvaluation, ValLoop):
     """
 
     def __init__(self, dtype: str = "float32", **kwargs) -> None:
+        refuse_fp16(kwargs)
         super().__init__(**kwargs)
         self.precision = choose_precision(dtype)
 
@@ -94,6 +108,7 @@ class AutocastTestLoop(_AutocastEvaluation, TestLoop):
     """
 
     def __init__(self, dtype: str = "float32", **kwargs) -> None:
+        refuse_fp16(kwargs)
         super().__init__(**kwargs)
         self.precision = choose_precision(dtype)
 

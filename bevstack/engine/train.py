@@ -91,6 +91,8 @@ def train(
             check_labels(cfg, runner.module, runner.train_dataloader.dataset, "train")
             if runner.val_loop is not None:
                 check_labels(cfg, runner.module, runner.val_dataloader.dataset, "val")
+                if hasattr(runner.val_loop, "check_metrics"):
+                    runner.val_loop.check_metrics()
             notes += schedule_notes(cfg, runner.max_epochs, runner.max_iters)
         summary = _describe(runner, notes)
         runner.train()

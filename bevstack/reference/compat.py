@@ -14,7 +14,7 @@ in ``docs/compatibility.md``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -149,7 +149,8 @@ def apply_compat(config: Config, compat: str | Mapping[str, Any] | None = None) 
         if switches.zero_unknown_velocity:
             head["criterion"] = {**(head.get("criterion") or {}), "unknown_targets": "row"}
     if switches.zero_unknown_velocity and config.get("train_dataloader") is not None:
-        _prepend(config["train_dataloader"]["dataset"], {"type": "bevstack.ZeroUnknownVelocity"})
+        for dataset in _inner_datasets(config["train_dataloader"]["dataset"]):
+            _prepend(dataset, {"type": "bevstack.ZeroUnknownVelocity"})
     if switches.changes_can_bus:
         form = {
             "type": "bevstack.ReferenceCanBus",
@@ -160,14 +161,22 @@ def apply_compat(config: Config, compat: str | Mapping[str, Any] | None = None) 
         }
         for loader in _LOADERS:
             if config.get(loader) is not None:
-                config[loader]["dataset"]["can_bus_form"] = dict(form)
+                for dataset in _inner_datasets(config[loader]["dataset"]):
+                    dataset["can_bus_form"] = dict(form)
     return config
 
 
+def _inner_datasets(dataset: Any) -> Iterator[Any]:
+    """The datasets that read samples, inside of whatever repeats or joins them."""
+    inner = dataset.get("datasets") or ([dataset["dataset"]] if "dataset" in dataset else [])
+    for one in inner:
+        yield from _inner_datasets(one)
+    if not inner:
+        yield dataset
+
+
 def _prepend(dataset: Any, transform: dict[str, Any]) -> None:
-    """Put a transform at the start of a dataset's pipeline, or of that of the dataset it repeats, once."""
-    while "pipeline" not in dataset and "dataset" in dataset:
-        dataset = dataset["dataset"]
+    """Put a transform at the start of a dataset's pipeline, once."""
     pipeline = list(dataset.get("pipeline", ()))
     if all(_name(step) != _name(transform) for step in pipeline):
         dataset["pipeline"] = [transform, *pipeline]
