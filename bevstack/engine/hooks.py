@@ -77,7 +77,10 @@ class EMAHook(MMEngineEMAHook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Continue the checkpoint's average when resuming; otherwise wait for the model to be loaded."""
         if runner._resume:
-            with stored_state(str(runner._load_from), "ema_state_dict"):
+            average, file = checkpoint.get("ema_state_dict", {}), str(runner._load_from)
+            with stored_state(file, "ema_state_dict"):
+                if absent := [name for name in checkpoint["state_dict"] if average and f"module.{name}" not in average]:
+                    raise KeyError(f"no average of {absent[0]}")
                 super().after_load_checkpoint(runner, checkpoint)
         else:
             self._stale = True

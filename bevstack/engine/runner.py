@@ -249,7 +249,8 @@ class BEVRunner(Runner):
             weights = {name: value for name, value in weights.items() if not name.startswith("balancing.")}
             if new:  # named as the model here names them
                 weights = without_parts(dict(native_weights(weights, self.module, filename)), new, filename)
-            heads = [name for name, _ in object_heads(self.module) if not any(touches(part, name) for part in new)]
+            given = {name for name, _ in object_heads(self.module) if any(touches(key, name) for key in weights)}
+            heads = [name for name in given if not any(touches(part, name) for part in new)]
             advice = ", or start the head new: --cfg-options new_parts={}"
         message = load_weights(self.module, weights, filename, strict)
         check_trained_labels(self.module, meta, filename, heads, advice)

@@ -84,6 +84,9 @@ def test_a_start_from_heads_of_another_list_is_refused() -> None:
     runner.model, runner.cfg, runner.logger = heads_of(cfg), cfg, logging.getLogger("test")
     runner._hooks = []
     content = {"state_dict": runner.model.state_dict()}
+    without = {name: value for name, value in content["state_dict"].items() if not name.startswith("heads.detection.")}
+    reordered = {"dataset_meta": {"classes": tuple(cfg.model.heads.detection.classes)[::-1]}}
+    runner.take_weights({"state_dict": without, "meta": reordered}, "a.pth", strict=False)  # the head starts new
     for order, new, refused in ((1, None, False), (-1, None, True), (-1, "heads.map", True), (-1, HEATMAP, False)):
         labels = tuple(cfg.model.heads.detection.classes)[::order]
         cfg.new_parts = new

@@ -15,6 +15,7 @@ from PIL import Image
 from bevstack.datasets.nuscenes.index_writer import write_index
 from bevstack.engine.config import load_config
 from bevstack.engine.evaluation_loops import StreamingTestLoop
+from bevstack.engine.models import build_model
 from bevstack.engine.visualize import build_dataset, camera_views, choose_samples, main, predicted_samples
 from bevstack.errors import InputError
 from bevstack.geometry import BEVGrid
@@ -140,7 +141,7 @@ def test_a_loop_is_known_by_what_it_is(config, checkpoint, tmp_path):
 def test_samples_out_of_order_are_not_drawn_without_memory(config):
     # Expected: the predecessor of s1k2 belongs to the set and was not drawn just before.
     cfg = load_config(config())
-    model = MODELS.build(cfg.model).eval()
+    model = build_model(cfg, "cpu").eval()
     torch.nn.init.constant_(model.weight, 3.0)
     with pytest.raises(InputError, match="s1k1 comes before s1k2 in the set but was not predicted just before it"):
         list(predicted_samples(cfg, build_dataset(cfg, None), [0, 2], model))
