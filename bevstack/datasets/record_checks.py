@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,8 +31,8 @@ def check_samples(samples: SampleTable, source: Path) -> None:
     same = scene[1:] == scene[:-1]
     parts = np.flatnonzero(np.r_[True, ~same])
     if len(parts) > len(np.unique(scene)):
-        seen: set[int] = set()
-        row = next(row for row in parts.tolist() if scene[row] in seen or seen.add(scene[row]))
+        first_parts = np.unique(scene[parts], return_index=True)[1]
+        row = next(row for place, row in enumerate(parts.tolist()) if place not in first_parts)
         raise InputError(source, f"samples: row {row}", f"scene {scene[row]} goes on after another one; sort by scene")
     late = np.flatnonzero(same & (times[1:] <= times[:-1]))
     if len(late):
@@ -80,6 +81,6 @@ def checked_objects(objects: ObjectRecords, classes: Sequence[str], source: Path
     return objects
 
 
-def _require_shape(name: str, values: object, shape: tuple[int, ...], source: Path, token: str) -> None:
+def _require_shape(name: str, values: Any, shape: tuple[int, ...], source: Path, token: str) -> None:
     if np.shape(values) != shape:
         raise InputError(source, f"sample {token}", f"{name} is {np.shape(values)}, not {shape}")

@@ -37,10 +37,10 @@ class _ChosenSamples(Dataset):
     dataset's; what is asked of a token or a location, the first dataset that has it answers.
 
     Args:
-        datasets: built, or as configs; all with the same classes.
+        datasets: built, or as configs; all with the same classes, and their cameras in the same order.
 
     Raises:
-        InputError: there is none, or their classes differ.
+        InputError: there is none, their classes differ, or a camera has another number in one than in the first.
     """
 
     def __init__(self, datasets: Sequence[BEVDataset | Mapping]) -> None:
@@ -52,10 +52,19 @@ class _ChosenSamples(Dataset):
             if classes != lists[0]:
                 reason = f"{list(classes)}, but datasets.0 has {list(lists[0])}: give all the same list"
                 raise InputError(type(self).__name__, f"datasets.{number}.classes", reason)
+        self._refuse_other_cameras()
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         pieces = [np.stack([np.full(len(d), n), np.arange(len(d))], axis=1) for n, d in enumerate(self.datasets)]
         starts = [np.asarray(dataset.stream_starts) for dataset in self.datasets]
         self._choose(np.concatenate(pieces), np.concatenate(starts), np.zeros(sum(map(len, pieces)), dtype=np.int64))
+
+    def _refuse_other_cameras(self) -> None:
+        """A model knows cameras by their numbers; datasets that do not name theirs are taken."""
+        first, *others = (list(dataset.metainfo.get("cameras", ())) for dataset in self.datasets)
+        for number, cameras in enumerate(others, start=1):
+            if any(name in first and first.index(name) != place for place, name in enumerate(cameras)):
+                reason = f"{cameras}, but datasets.0 has {first}: give all the same order"
+                raise InputError(type(self).__name__, f"datasets.{number}.cameras", reason)
 
     def _choose(self, rows: np.ndarray, starts: np.ndarray, copies: np.ndarray) -> None:
         """Set what the samples are: (n, 2) dataset and number in it, (n,) bool stream starts, (n,) number of copy."""

@@ -26,6 +26,7 @@ from bevstack.files import atomic_write
 from bevstack.interop.foreign_weights import native_weights
 
 LAST_CHECKPOINT = "last_checkpoint"
+TRAINED_WITH = ("classes", "cameras")  # lists of a dataset's metainfo that stripped weights tell, too
 _PATTERNS = ("epoch_*.pth", "iter_*.pth")
 
 
@@ -94,8 +95,9 @@ def _read_safetensors(path: Path, map_location: str | torch.device) -> dict[str,
         with safe_open(path, framework="pt", device=str(map_location)) as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
             meta: dict[str, Any] = dict(file.metadata() or {})
-            if "classes" in meta:
-                meta["dataset_meta"] = {"classes": tuple(json.loads(meta["classes"]))}
+            told = {name: tuple(json.loads(meta[name])) for name in TRAINED_WITH if name in meta}
+            if told:
+                meta["dataset_meta"] = told
             return {"state_dict": weights, "meta": meta}
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(path, "checkpoint", f"truncated or damaged ({error})") from error
@@ -214,21 +216,31 @@ def load_weights(model: nn.Module, state_dict: dict[str, Tensor], file: str | os
     return "; ".join(f"{kind}: {_by_part(keys)}" for kind, keys in told if keys)
 
 
+def as_parts(parts: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Names of parts of a model, as a config states them: none, one as text, or several."""
+    return () if not parts else (parts,) if isinstance(parts, str) else tuple(parts)
+
+
+def touches(part: str, name: str) -> bool:
+    """Whether a part of a model is another one, contains it or belongs to it, by their names (``heads.detection``)."""
+    return f"{name}.".startswith(f"{part}.") or part.startswith(f"{name}.")
+
+
 def without_parts(
-    weights: dict[str, Tensor], parts: str | Sequence[str], file: str | os.PathLike
+    weights: dict[str, Tensor], parts: Sequence[str], file: str | os.PathLike
 ) -> dict[str, Tensor]:
     """Weights of a file without those of some parts of the model, which thereby start new.
 
     Args:
         weights: by name, of any shape.
-        parts: names as ``heads.detection`` or ``heads.detection.heatmap``; a text is one of them.
+        parts: names as ``heads.detection`` or ``heads.detection.heatmap``.
         file: named in messages.
 
     Raises:
         InputError: the file has no such part.
     """
     kept = dict(weights)
-    for part in [parts] if isinstance(parts, str) else parts:
+    for part in parts:
         found = [name for name in kept if f"{name.removeprefix('module.')}.".startswith(f"{part}.")]
         if not found:
             raise InputError(file, "new_parts", f"the file has no part {part!r}")

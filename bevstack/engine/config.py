@@ -251,11 +251,14 @@ def building(cfg: Config) -> Iterator[None]:
         raise InputError(cfg.filename or "config", _component_of(error), said(error)) from error
 
 
+_LONGEST = 400  # characters of a message
+
+
 def said(error: BaseException) -> str:
-    """What an error says, or its name where it says nothing."""
-    if isinstance(error, OSError):
-        return str(error) or type(error).__name__
-    return str(error.args[0]) if error.args else type(error).__name__
+    """What an error says, cut where it shows a whole model; its name where it says nothing."""
+    text = str(error) if isinstance(error, OSError) else str(error.args[0]) if error.args else ""
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+    return text or type(error).__name__
 
 
 _BUILDERS = ("mmengine.config", "mmengine.registry", "mmengine.runner", "torch.serialization")

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bevstack.engine.arguments import convert_parser
-from bevstack.engine.checkpoint import read_checkpoint
+from bevstack.engine.checkpoint import TRAINED_WITH, read_checkpoint
 from bevstack.engine.config import load_config
 from bevstack.engine.models import build_model
 from bevstack.errors import InputError
@@ -59,7 +59,8 @@ def main(config_folder: Path, arguments: Sequence[str] | None = None) -> int:
 def strip(source: Path, out: Path) -> int:
     """Write what a checkpoint's ``state_dict`` holds: with EMA the averaged weights, without optimizer and the rest.
 
-    The file says by itself which classes it was trained on. It is read wherever a checkpoint is, except to resume.
+    The file says by itself which classes it was trained on and by which cameras. It is read wherever a checkpoint is,
+    except to resume.
 
     Raises:
         InputError: not a checkpoint; the file cannot be written.
@@ -68,9 +69,9 @@ def strip(source: Path, out: Path) -> int:
     meta = checkpoint.get("meta", {})
     weights = {name.removeprefix("module."): tensor for name, tensor in checkpoint["state_dict"].items()}
     told = {"format": "bevstack", "kind": "weights", "box_convention": meta.get("box_convention", BOXES_AS_IN_FILE)}
-    classes = (meta.get("dataset_meta") or {}).get("classes")
-    if classes:
-        told["classes"] = json.dumps(list(classes))
+    for name in TRAINED_WITH:
+        if names := (meta.get("dataset_meta") or {}).get(name):
+            told[name] = json.dumps(list(names))
     write_safetensors(weights, out, told)
     before, after = (path.stat().st_size / 1e6 for path in (source, out))
     print(f"wrote {len(weights)} tensors of {source} to {out}: {before:.1f} MB -> {after:.1f} MB")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sized
+from typing import Any, cast
+
 import torch
 from mmengine.evaluator import Evaluator
 from mmengine.model import is_model_wrapper
@@ -44,7 +47,6 @@ class _AutocastEvaluation:
             if hasattr(metric, "check_model"):
                 metric.check_model(model.module if is_model_wrapper(model) else model)
 
-
     def rehearse(self) -> None:
         """Let every metric take the first sample, predicted by the model as it is, and forget it again.
 
@@ -56,7 +58,7 @@ class _AutocastEvaluation:
         self.check_metrics()
         self.start_streams()
         model, loader = self.runner.model, self.dataloader
-        if not len(loader.dataset) or not len(self.evaluator.metrics):
+        if not len(cast("Sized", loader.dataset)) or not len(self.evaluator.metrics):
             return
         was_training = model.training
         model.eval()
@@ -69,6 +71,16 @@ class _AutocastEvaluation:
             self.start_streams()
             for metric in self.evaluator.metrics:
                 metric.results.clear()
+
+
+def refuse_fp16(settings: Mapping[str, Any]) -> None:
+    """Refuse mmengine's ``fp16`` of its loops, which nothing here would read.
+
+    Raises:
+        ValueError: it is asked for.
+    """
+    if settings.get("fp16"):
+        raise ValueError("fp16=True: say dtype='float16' instead, or dtype='auto' for what the device is fast in")
 
 
 class _AlongStreams:
@@ -95,6 +107,7 @@ class AutocastValLoop(_AutocastEvaluation, ValLoop):
     """
 
     def __init__(self, dtype: str = "float32", **kwargs) -> None:
+        refuse_fp16(kwargs)
         super().__init__(**kwargs)
         self.precision = choose_precision(dtype)
 
@@ -123,6 +136,7 @@ class AutocastTestLoop(_AutocastEvaluation, TestLoop):
     """
 
     def __init__(self, dtype: str = "float32", **kwargs) -> None:
+        refuse_fp16(kwargs)
         super().__init__(**kwargs)
         self.precision = choose_precision(dtype)
 

@@ -16,8 +16,11 @@ from mmengine.hooks import Hook, IterTimerHook
 from tqdm import tqdm
 
 from bevstack.engine.checkpoint import LAST_CHECKPOINT, checkpoint_of, load_weights, read_checkpoint
+from bevstack.engine.label_checks import check_trained_labels, object_heads
+from bevstack.engine.resume_check import stored_state
 from bevstack.errors import InputError
 from bevstack.files import atomic_write
+from bevstack.interop.foreign_weights import check_box_convention
 from bevstack.registry import HOOKS
 
 
@@ -74,7 +77,11 @@ class EMAHook(MMEngineEMAHook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Continue the checkpoint's average when resuming; otherwise wait for the model to be loaded."""
         if runner._resume:
-            super().after_load_checkpoint(runner, checkpoint)
+            average, file = checkpoint.get("ema_state_dict", {}), str(runner._load_from)
+            with stored_state(file, "ema_state_dict"):
+                if absent := [name for name in checkpoint["state_dict"] if average and f"module.{name}" not in average]:
+                    raise KeyError(f"no average of {absent[0]}")
+                super().after_load_checkpoint(runner, checkpoint)
         else:
             self._stale = True
 
@@ -111,7 +118,7 @@ class LoadPartsHook(Hook):
         parts: of the model, as ``encoder`` or ``heads.detection``.
 
     Raises:
-        InputError: when training starts: no such file or part, or a shape that does not fit.
+        InputError: when training starts: no such file or part, a shape that does not fit, or a head of other classes.
     """
 
     priority = "VERY_HIGH"
@@ -124,14 +131,19 @@ class LoadPartsHook(Hook):
         if runner.iter > 0:
             return
         path = checkpoint_of(self.checkpoint)
-        weights = read_checkpoint(path)["state_dict"]
+        content = read_checkpoint(path)
+        weights, meta = content["state_dict"], content.get("meta") or {}
         for part in self.parts:
             if not any(name.startswith(f"{part}.") for name in weights):
                 raise InputError(path, part, "the file has no such part of a model")
         chosen = {
             name: weight for name, weight in weights.items() if name.startswith(tuple(f"{p}." for p in self.parts))
         }
+        check_box_convention(runner.module, meta, path, weights)
         load_weights(runner.module, chosen, path, strict=False)
+        heads = [name for name, _ in object_heads(runner.module)]
+        whole = [name for name in heads if any(f"{name}.".startswith(f"{part}.") for part in self.parts)]
+        check_trained_labels(runner.module, meta, path, whole, ", or name only those of its layers that know no class")
         runner.logger.info(f"loaded {', '.join(self.parts)} ({len(chosen)} weights) of {path}")
 
 

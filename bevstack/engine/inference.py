@@ -19,6 +19,7 @@ from mmengine.dataset import pseudo_collate
 from bevstack.datasets.ego_state import CanBusForm, CorrectedCanBus, EgoState
 from bevstack.datasets.transforms.packing import PackBEVInputs
 from bevstack.engine.image_steps import ImageSteps, as_image
+from bevstack.engine.label_checks import check_trained_cameras
 from bevstack.engine.models import class_names, precision_of
 from bevstack.engine.prediction import BEVPrediction
 from bevstack.engine.stored_config import data_settings
@@ -186,6 +187,8 @@ class Predictor:
 
     def _batch(self, moment: Moment, motion: Motion, place: Mapping[str, Any]) -> dict[str, Any]:
         """A moment as the model's preprocessor leaves a batch of one sample."""
+        trained = {"dataset_meta": {"cameras": getattr(self.model, "cameras", ())}}
+        check_trained_cameras(self.model, trained, moment.rig.names, "rig")
         moment = with_all_cameras(moment, getattr(getattr(self.model, "encoder", None), "num_cameras", 0))
         frame = self.steps(moment.images, moment.rig, moment.sweeps)
         frame |= {

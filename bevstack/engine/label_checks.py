@@ -40,23 +40,57 @@ def check_labels(cfg: Config, model: nn.Module, dataset: Any, part: str) -> None
         _check_ranges(cfg, head, name, file)
 
 
-def check_trained_labels(model: nn.Module, meta: Mapping[str, Any], checkpoint: str | os.PathLike) -> None:
+def check_trained_labels(
+    model: nn.Module,
+    meta: Mapping[str, Any],
+    checkpoint: str | os.PathLike,
+    heads: Sequence[str] | None = None,
+    advice: str = "",
+) -> None:
     """Compare the classes of the heads with those of the data that a checkpoint was trained on, where it says them.
 
     Args:
         model: as built.
         meta: of the checkpoint.
         checkpoint: its file, for the message.
+        heads: places of those whose weights are all taken, as ``heads.detection``; None for every head.
+        advice: what else there is to do, with ``{}`` for the head's place.
 
     Raises:
         InputError: names the head and both lists.
     """
     labels = (meta.get("dataset_meta") or {}).get("classes", ())
     for name, head in object_heads(model):
-        require_same_classes(head_classes(head), f"model.{name}.classes", labels, checkpoint, "dataset_meta.classes")
+        if heads is None or name in heads:
+            own, told = f"model.{name}.classes", advice.format(name)
+            require_same_classes(head_classes(head), own, labels, checkpoint, "dataset_meta.classes", told)
 
 
-def require_same_classes(head: Sequence[str], place: str, others: Sequence[str], file: Any, field: str) -> None:
+def check_trained_cameras(model: nn.Module, meta: Mapping[str, Any], cameras: Sequence[str], file: Any) -> None:
+    """Refuse cameras in another order than a model was trained with: what it learned of each belongs to its place.
+
+    Args:
+        model: as built; one whose encoder has no ``num_cameras`` takes them in any order.
+        meta: of the checkpoint, which may say the cameras of its data.
+        cameras: names of those whose images it is to see, in their order; a name that it never met stands anywhere.
+        file: named in the message.
+
+    Raises:
+        InputError: names the camera and both orders.
+    """
+    trained = list((meta.get("dataset_meta") or {}).get("cameras") or ())
+    if not hasattr(getattr(model, "encoder", None), "num_cameras"):
+        return
+    for place, name in enumerate(cameras):
+        if name in trained and trained.index(name) != place:
+            reason = f"{trained} in training, but {list(cameras)} now: {name} is number {place} instead of"
+            reason += f" {trained.index(name)}, and the model knows cameras by their numbers; give both the same order"
+            raise InputError(file, "cameras", reason)
+
+
+def require_same_classes(
+    head: Sequence[str], place: str, others: Sequence[str], file: Any, field: str, advice: str = ""
+) -> None:
     """Refuse two lists that share names without being the same; a head of names all its own is not about these labels.
 
     Raises:
@@ -67,7 +101,7 @@ def require_same_classes(head: Sequence[str], place: str, others: Sequence[str],
         return
     kind = "the same classes in another order" if set(head) == set(others) else "other classes"
     reason = f"{list(others)}, but {place} is {list(head)}: {kind}; give both the same list in the same order"
-    raise InputError(file, field, reason)
+    raise InputError(file, field, f"{reason}{advice}")
 
 
 def object_heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -87,12 +121,6 @@ def _check_ranges(cfg: Config, head: nn.Module, name: str, file: str) -> None:
     grid = getattr(head, "grid", None)
     if grid is None:
         return
-    limits = getattr(getattr(head, "decoding", None), "post_center_range_m", None)
-    if limits is not None:
-        kept = ((limits[0], limits[3]), (limits[1], limits[4]))
-        if beyond := _beyond(grid, kept):
-            reason = f"{beyond} of the head's grid lies beyond {list(limits)}: boxes there would be dropped; widen it,"
-            raise InputError(file, f"model.{name}.decoding.post_center_range_m", f"{reason} or set it to None")
     for place, step in components((cfg.get("train_dataloader") or {}).get("dataset"), "train_dataloader.dataset"):
         shown = step.get("grid")
         if str(step["type"]).rpartition(".")[2] == "ObjectRangeFilter" and isinstance(shown, Mapping | BEVGrid):

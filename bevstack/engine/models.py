@@ -73,7 +73,8 @@ def load_model(
         device: the GPU where there is one, else the CPU, by default.
 
     Returns:
-        The model in evaluation mode; ``model.config`` is its config, ``model.classes`` the names of its labels.
+        The model in evaluation mode; ``model.config`` is its config, ``model.classes`` the names of its labels,
+        ``model.cameras`` those of the cameras that it was trained with, in their order; () where the file does not say.
 
     Raises:
         InputError: the file cannot be read, carries no config or one that names unknown parts, or its weights do not
@@ -98,10 +99,12 @@ def model_of_checkpoint(
     """
     cfg = stored_config(content, file) if config is None else _given(config)
     model = build_model(_without_starting_weights(cfg, trusted=config is not None), device)
-    check_box_convention(model, content.get("meta") or {}, file)
-    check_trained_labels(model, content.get("meta") or {}, file)
+    meta = content.get("meta") or {}
+    check_box_convention(model, meta, file, content["state_dict"])
+    check_trained_labels(model, meta, file)
     load_weights(model, content["state_dict"], file, strict=True)
-    model.config, model.classes = cfg, class_names(cfg, content.get("meta") or {})
+    model.config, model.classes = cfg, class_names(cfg, meta)
+    model.cameras = tuple((meta.get("dataset_meta") or {}).get("cameras") or ())
     return model.eval()
 
 

@@ -27,11 +27,15 @@ from torch import nn
 
 from bevstack.engine.checkpoint import (
     LAST_CHECKPOINT,
+    as_parts,
     load_weights,
     message_hub_state,
     plain,
     read_checkpoint,
+    restore_rng_state,
     rng_state,
+    touches,
+    unchanged_rng,
     without_parts,
     write_checkpoint,
 )
@@ -39,15 +43,23 @@ from bevstack.engine.compilation import compile_options
 from bevstack.engine.config import said
 from bevstack.engine.console import WithoutNoise
 from bevstack.engine.cpu_memory import keep_freed_memory
+from bevstack.engine.label_checks import check_trained_cameras, check_trained_labels, object_heads
 from bevstack.engine.processes import join_gloo
-from bevstack.engine.resume_check import changed_settings, changes_rates, require_continuable, run_settings
+from bevstack.engine.resume_check import (
+    changed_settings,
+    changes_rates,
+    require_continuable,
+    require_state,
+    run_settings,
+    stored_state,
+)
 from bevstack.engine.schedules import advance, load_optimizer
 from bevstack.engine.stored_config import plain_config
 from bevstack.engine.train_loops import ResumableTrainLoop
 from bevstack.errors import InputError
 from bevstack.evaluation import WholeEvaluator
 from bevstack.files import atomic_write
-from bevstack.interop.foreign_weights import check_box_convention
+from bevstack.interop.foreign_weights import check_box_convention, native_weights
 from bevstack.ops.backends import select_backend
 from bevstack.registry import EVALUATOR, RUNNERS
 
@@ -216,18 +228,38 @@ class BEVRunner(Runner):
         if revise_keys:
             raise InputError(filename, "revise_keys", "not supported: convert the checkpoint instead")
         checkpoint = read_checkpoint(filename, map_location)
+        self.take_weights(checkpoint, filename, strict)
+        return checkpoint
+
+    def take_weights(self, checkpoint: dict, filename: str | os.PathLike, strict: bool) -> None:
+        """:meth:`load_checkpoint` of a file that is read already.
+
+        Args:
+            checkpoint: of :func:`read_checkpoint`; hooks may change it.
+            filename: the file, for messages.
+            strict: whether keys that are new or left over are an error.
+
+        Raises:
+            InputError: see :func:`load_weights`; or the weights are of heads of other classes, or of another order.
+        """
+        meta = checkpoint.get("meta") or {}
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        check_box_convention(self.module, checkpoint.get("meta", {}), filename)
-        weights = checkpoint["state_dict"]
+        weights, heads, advice = checkpoint["state_dict"], None, ""
+        check_box_convention(self.module, meta, filename, weights)
         if not strict:  # another training starts, maybe of other heads: their losses are weighed from the beginning
+            new = as_parts(self.cfg.get("new_parts"))
             weights = {name: value for name, value in weights.items() if not name.startswith("balancing.")}
-            weights = without_parts(weights, self.cfg.get("new_parts") or (), filename)
+            if new:  # named as the model here names them
+                weights = without_parts(dict(native_weights(weights, self.module, filename)), new, filename)
+            given = {name for name, _ in object_heads(self.module) if any(touches(key, name) for key in weights)}
+            heads = [name for name in given if not any(touches(part, name) for part in new)]
+            advice = ", or start the head new: --cfg-options new_parts={}"
         message = load_weights(self.module, weights, filename, strict)
+        check_trained_labels(self.module, meta, filename, heads, advice)
         if message:
             self.logger.warning(f"{filename}: {message}")
         self._has_loaded = True
         self.logger.info(f"loaded weights of {filename}")
-        return checkpoint
 
     def resume(
         self,
@@ -245,14 +277,13 @@ class BEVRunner(Runner):
             map_location: device to read to; "default" is the run's.
 
         Raises:
-            InputError: it cannot be read, was not written by training, or was written under another config (what
-                changed is listed).
+            InputError: it cannot be read, was not written by training, lacks what this version goes on from, or was
+                written under another config (what changed is listed).
         """
         device = get_device() if map_location == "default" else map_location
-        checkpoint = self.load_checkpoint(filename, map_location=device, strict=True)
-        meta = checkpoint.get("meta", {})
-        if "optimizer" not in checkpoint or "iter" not in meta:
-            raise InputError(filename, "--resume", "holds weights only; load them with --cfg-options load_from=...")
+        checkpoint = read_checkpoint(filename, device)
+        meta = checkpoint.get("meta") or {}
+        require_state(checkpoint, filename, isinstance(self.train_loop, ResumableTrainLoop))
         changes = changed_settings(meta.get("settings", {}), self._settings())
         if changes and not self.cfg.get("resume_changed", False):
             listed = "; ".join(changes[:8]) + ("; ..." if len(changes) > 8 else "")
@@ -262,17 +293,22 @@ class BEVRunner(Runner):
             self.logger.warning(f"resuming although changed: {change}")
         new_rates = changes_rates(changes)
         require_continuable(changes, meta, len(self.train_dataloader), filename)
-        self._resume_loop(meta)
-        self.message_hub.load_state_dict(message_hub_state(checkpoint["message_hub"]))
+        cameras = (getattr(self.train_dataloader.dataset, "metainfo", None) or {}).get("cameras", ())
+        check_trained_cameras(self.module, meta, cameras, filename)
+        self.take_weights(checkpoint, filename, strict=True)
+        with stored_state(filename, "rank_states"):
+            self._resume_loop(meta)
+        with stored_state(filename, "message_hub"):
+            self.message_hub.load_state_dict(message_hub_state(checkpoint["message_hub"]))
         if resume_optimizer:
             load_optimizer(self.optim_wrapper, checkpoint["optimizer"], filename, keep_settings=new_rates)
         if resume_param_scheduler and self.param_schedulers is not None:
             if new_rates:
                 advance(self.param_schedulers, self.iter, self.epoch)
             else:
-                states = checkpoint.get("param_schedulers", [])
-                for scheduler, state in zip(self.param_schedulers, states, strict=True):
-                    scheduler.load_state_dict(state)
+                with stored_state(filename, "param_schedulers"):
+                    for scheduler, state in zip(self.param_schedulers, checkpoint["param_schedulers"], strict=True):
+                        scheduler.load_state_dict(state)
         self._has_loaded = True
         self.logger.info(f"resumed {filename} at epoch {self.epoch}, iteration {self.iter}")
 
@@ -285,6 +321,9 @@ class BEVRunner(Runner):
             parameter.grad = gradient.to(parameter.device)
         if isinstance(loop, ResumableTrainLoop):
             epoch, iteration, seconds = int(meta["epoch"]), int(meta["iter"]), float(meta.get("train_seconds", 0))
+            if own.get("rng") is not None:
+                with unchanged_rng():  # whether it can be restored, asked for now
+                    restore_rng_state(own["rng"])
             loop.resume_at(epoch, iteration, int(meta["batch_in_epoch"]), seconds, own.get("rng"))
             if hasattr(loop, "resume_streams"):
                 loop.resume_streams(own.get("streams"), torch.device(get_device()))

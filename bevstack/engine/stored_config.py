@@ -127,10 +127,13 @@ def stored_config(checkpoint: Mapping[str, Any], file: str | os.PathLike) -> Con
 def data_settings(cfg: Mapping) -> Mapping:
     """What a config says of the data that its model is tested on: the test loader's dataset, else another loader's.
 
-    Empty where the config has no data.
+    Of datasets that are repeated or joined the first that reads samples; empty where the config has no data.
     """
     loaders = (cfg.get(f"{part}_dataloader") for part in ("test", "val", "train"))
-    return next((loader["dataset"] for loader in loaders if loader and loader.get("dataset")), {})
+    data: Mapping = next((loader["dataset"] for loader in loaders if loader and loader.get("dataset")), {})
+    while inner := data.get("dataset") or (data.get("datasets") or [None])[0]:
+        data = inner
+    return data
 
 
 def require_registered(cfg: Config) -> None:

@@ -41,7 +41,7 @@ def check_streams(cfg: Config, part: str, processes: int = 1) -> None:
     """
     file, loader = cfg.filename or "config", cfg.get(f"{part}_dataloader")
     loop = loop_of(cfg, part)
-    if loader is None or loop is None or not issubclass(loop, _STREAMING_LOOPS):
+    if loader is None or loop is None or not carries_memory(cfg, part):
         return
     place, title = f"{part}_dataloader", loop.__name__
     for name, dataset in _datasets(loader, place):
@@ -138,6 +138,12 @@ def loop_of(cfg: Config, part: str) -> type | None:
     settings = cfg.get(f"{part}_cfg") or {}
     kind = find_component(settings["type"]) if settings.get("type") is not None else _DEFAULT_LOOPS[part]
     return kind if inspect.isclass(kind) else None
+
+
+def carries_memory(cfg: Config, part: str) -> bool:
+    """Whether the loop of a part carries memory from sample to sample."""
+    loop = loop_of(cfg, part)
+    return loop is not None and issubclass(loop, _STREAMING_LOOPS)
 
 
 def _loop_there(cfg: Config, part: str) -> type | None:

@@ -17,7 +17,7 @@ from bevstack.engine.compilation import compile_options
 from bevstack.engine.component_names import find_component
 from bevstack.engine.config import accepted_keys, building, check_components, load_config
 from bevstack.engine.faults import RunError
-from bevstack.engine.label_checks import check_labels, check_trained_labels
+from bevstack.engine.label_checks import check_labels, check_trained_cameras
 from bevstack.engine.processes import leave_group, process_count
 from bevstack.engine.runner import BEVRunner
 from bevstack.engine.stream_checks import check_memory, check_streams
@@ -70,7 +70,7 @@ def test(
     for part in ("test_dataloader", "test_cfg", "test_evaluator"):
         if cfg.get(part) is None:
             raise InputError(cfg.filename or "config", part, "absent: this config has no test")
-    read_checkpoint(checkpoint)  # before anything is built or written
+    content = read_checkpoint(checkpoint)  # before anything is built or written
     check_components(cfg)
     compile_options(cfg)
     check_streams(cfg, "test", process_count(launcher))
@@ -80,9 +80,12 @@ def test(
     with building(cfg):
         runner = BEVRunner.from_cfg(cfg)
         check_memory(whole, runner.module, tests=True)
-        check_labels(whole, runner.module, runner.test_loop.dataloader.dataset, "test")
-    meta = runner.load_checkpoint(str(checkpoint), strict=True).get("meta", {})
-    check_trained_labels(runner.module, meta, checkpoint)
+        dataset = runner.test_loop.dataloader.dataset
+        check_labels(whole, runner.module, dataset, "test")
+    cameras = (getattr(dataset, "metainfo", None) or {}).get("cameras", ())
+    check_trained_cameras(runner.module, content.get("meta") or {}, cameras, checkpoint)
+    runner.take_weights(content, checkpoint, strict=True)
+    del content  # the optimizer's state is as large as the model
     metrics = dict(runner.test())
     if runner.rank == 0:
         metrics |= _training_seconds(checkpoint.parent, out)

@@ -175,15 +175,10 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         if state is not None and not skip:
             restore_rng_state(state)
         iterator: Iterator[dict] = iter(self._without_first(skip) if skip else self.dataloader)
-        if self._never_ends():
-            iterator = islice(iterator, len(self.dataloader) - skip)
+        iterator = islice(iterator, len(self.dataloader) - skip)  # a sampler of one's own may go on for ever
         if state is not None and skip:  # making the iterator has drawn a number, as it had before the checkpoint
             restore_rng_state(state)
         return enumerate(iterator, start=skip)
-
-    def _never_ends(self) -> bool:
-        """Whether a sampler goes on after an epoch; it is then begun anew with each."""
-        return bool(getattr(self.dataloader.sampler, "infinite", False))
 
     def _without_first(self, skip: int) -> DataLoader:
         """The same loader without its first ``skip`` batches, which are never loaded."""

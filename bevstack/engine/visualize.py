@@ -22,9 +22,10 @@ from bevstack.datasets.wrappers import innermost_configs
 from bevstack.engine.arguments import visualize_arguments
 from bevstack.engine.checkpoint import read_checkpoint
 from bevstack.engine.config import building, check_components, load_config
-from bevstack.engine.label_checks import check_labels
+from bevstack.engine.label_checks import check_labels, check_trained_cameras
 from bevstack.engine.models import model_of_checkpoint, precision_of
-from bevstack.engine.streaming import Streams
+from bevstack.engine.stream_checks import carries_memory, check_memory
+from bevstack.engine.streaming import Streams, require_streams
 from bevstack.errors import InputError
 from bevstack.images import read_image
 from bevstack.registry import DATASETS, TASK_UTILS, VISUALIZERS
@@ -53,7 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_findings(findings(dataset, chosen))
     model = None if content is None else model_of_checkpoint(content, args.checkpoint, cfg)
     if model is not None:
+        meta = (content or {}).get("meta") or {}
         check_labels(cfg, model, dataset, "test")
+        check_memory(cfg, model, tests=True)
+        check_trained_cameras(model, meta, dataset.metainfo.get("cameras", ()), args.checkpoint)
     draw_dataset(cfg, dataset, chosen, model, args)
     return 0
 
@@ -111,17 +115,20 @@ def predicted_samples(
 
     The model's memory travels from each sample to its successor, as in the streaming test loop, where the config
     tests along streams.
+
+    Raises:
+        InputError: a sample's predecessor is chosen, too, but was not drawn just before it.
     """
     if model is None:
         yield from (dataset[number]["data_samples"] for number in chosen)
         return
-    loop = cfg.get("test_cfg") or cfg.get("val_cfg") or {}
-    streaming = str(loop.get("type", "")).rpartition(".")[2].startswith("Streaming")
+    streaming = carries_memory(cfg, "test" if cfg.get("test_cfg") else "val")
     precision, streams = precision_of(cfg), Streams()
     for number in chosen:
         with torch.no_grad(), precision.autocast():
             data = model.data_preprocessor(pseudo_collate([dataset[number]]), False)
             if streaming:
+                require_streams(data["data_samples"], streams)
                 predicted, streams = streams.step(model, data, "predict")
             else:
                 predicted = model(**data, mode="predict")

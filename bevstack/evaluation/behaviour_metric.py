@@ -51,12 +51,12 @@ class BehaviourMetric(GatheredMetric):
     def __init__(self, max_distance_m: float = 2.0, classes: Sequence[str] | None = None) -> None:
         super().__init__()
         self.max_distance_m = max_distance_m
-        self.classes = None if classes is None else tuple(classes)
+        self._classes = None if classes is None else tuple(classes)
 
     def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
         """Keep the attributes of one batch's boxes, true, predicted and by the default rule, side by side."""
         for sample in map(as_dict, data_samples):
-            classes = self.named_classes(self.classes or sample.get("classes"))
+            classes = self.named_classes(self._classes or sample.get("classes"))
             found = self._of_detections(sample, classes)
             self.results.append((sample["token"], found, self._of_truth(sample, classes)))
 

@@ -25,6 +25,8 @@ class GatheredMetric(BaseMetric):
     prediction, and keep what was predicted where it cannot be scored (:meth:`keep`).
     """
 
+    _classes: tuple[str, ...] | None = None  # names of the labels, where the metric is told its own
+
     def __init__(self) -> None:
         super().__init__(collect_device="cpu", prefix="flat")  # a prefix spares mmengine's warning ...
         self.prefix = None  # ... but the keys stay flat
@@ -39,7 +41,19 @@ class GatheredMetric(BaseMetric):
         """Hear of the dataset, and refuse one that cannot be scored (:meth:`check_dataset`)."""
         self._dataset_meta = meta
         if meta is not None:
+            self._refuse_other_names(meta.get("classes"))
             self.check_dataset(meta)
+
+    def _refuse_other_names(self, labelled: Sequence[str] | None) -> None:
+        """Refuse a dataset that numbers the metric's own classes otherwise; one of names all its own is taken.
+
+        Raises:
+            InputError: names both lists.
+        """
+        own = tuple(self._classes or ())
+        if labelled is not None and set(own) & set(labelled) and own != tuple(labelled):
+            reason = f"{list(own)}, but the dataset labels by {list(labelled)}: leave it out to take the dataset's"
+            raise InputError(type(self).__name__, "classes", reason)
 
     def check_dataset(self, meta: Mapping[str, Any]) -> None:
         """Raise :class:`InputError` where this metric cannot score a dataset of such metainfo."""

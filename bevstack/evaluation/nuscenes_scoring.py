@@ -21,8 +21,6 @@ import numpy as np
 from bevstack.errors import InputError
 from bevstack.evaluation.submission import (
     SubmittedBoxes,
-    check_submission,
-    read_submission,
     with_default_attributes,
 )
 
@@ -205,19 +203,6 @@ def _evaluated(scored: ScoredSplit, truth: _Truth, submitted: Mapping[str, Submi
         warnings.simplefilter("ignore", RuntimeWarning)  # means over nothing but NaN (velocities) are expected
         metrics, _ = LoadedDetectionEval(truth.boxes, predicted).evaluate()
     return metrics
-
-
-def score_submission(
-    path: str | os.PathLike, data_root: str | os.PathLike, version: str, split: str
-) -> dict[str, float]:
-    """Official scores of a submission file; keys as :func:`score_boxes`.
-
-    Raises:
-        InputError: the file, the tables or the split are not right.
-    """
-    submitted = read_submission(path)
-    scored = ScoredSplit(str(Path(data_root).resolve()), version, split)
-    return score_boxes(scored, check_submission(submitted, scored.tokens(), split, path))
 
 
 def _flat(metrics, counts: Counter) -> dict[str, float]:

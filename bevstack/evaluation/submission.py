@@ -1,4 +1,4 @@
-"""Predicted boxes as the nuScenes detection challenge wants them: converted, checked, written and read.
+"""Predicted boxes as the nuScenes detection challenge wants them: converted, checked and written.
 
 Format: https://www.nuscenes.org/object-detection; boxes in the global frame, size (width, length, height), rotation as
 a quaternion (w, x, y, z), at most 500 boxes a sample, every sample of the split exactly once.
@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -178,65 +177,3 @@ def write_submission(
         for number, (token, boxes) in enumerate(submitted.items()):
             file.write((",\n" if number else "\n") + json.dumps(token) + ": " + json.dumps(boxes.records()))
         file.write("\n}}\n")
-
-
-def read_submission(path: str | os.PathLike) -> list[SubmittedBoxes]:
-    """Read an official submission JSON (a token that is there twice comes back twice).
-
-    Raises:
-        InputError: the file is missing, truncated or not of the format.
-    """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_Pairs)
-    except OSError as error:
-        raise InputError(path, "file", error.strerror or str(error)) from None
-    except ValueError as error:
-        raise InputError(path, "file", f"is not complete JSON ({error})") from None
-    results = data.get("results") if isinstance(data, _Pairs) else None
-    if not isinstance(results, _Pairs):
-        raise InputError(path, "results", "must be an object with one list of boxes per sample token")
-    return [_boxes_of_records(path, token, records) for token, records in results.pairs]
-
-
-class _Pairs(dict):
-    """A JSON object that remembers keys given twice."""
-
-    def __init__(self, pairs: list[tuple[str, object]]) -> None:
-        super().__init__(pairs)
-        self.pairs = pairs
-
-
-_LENGTHS = {"translation": 3, "size": 3, "rotation": 4, "velocity": 2}
-
-
-def _boxes_of_records(path: str | os.PathLike, token: str, records: object) -> SubmittedBoxes:
-    place = f"results/{token}"
-    if not isinstance(records, list):
-        raise InputError(path, place, "must be a list of boxes")
-    rows: dict[str, list] = {field: [] for field in (*_LENGTHS, "detection_score", "detection_name", "attribute_name")}
-    for number, record in enumerate(records):
-        where = f"{place}[{number}]"
-        if not isinstance(record, dict):
-            raise InputError(path, where, "must be an object")
-        if (own := record.get("sample_token")) != token:
-            raise InputError(path, f"{where}.sample_token", f"is {own!r}, not its sample's token")
-        for field in rows:
-            value = record.get(field)
-            numbers = value if field in _LENGTHS else [value]
-            kind = str if field.endswith("_name") else (int, float)
-            right = isinstance(numbers, list) and len(numbers) == _LENGTHS.get(field, 1)
-            if not right or not all(isinstance(item, kind) and not isinstance(item, bool) for item in numbers or ()):
-                what = "a string" if kind is str else f"{_LENGTHS.get(field, 1)} number(s)"
-                raise InputError(path, f"{where}.{field}", f"must be {what}, not {value!r:.60}")
-            rows[field].append(value)
-    arrays = {field: np.asarray(rows[field], float).reshape(-1, length) for field, length in _LENGTHS.items()}
-    return SubmittedBoxes(
-        token=token,
-        translation=arrays["translation"],
-        size_wlh=arrays["size"],
-        rotation=arrays["rotation"],
-        velocity=arrays["velocity"],
-        scores=np.asarray(rows["detection_score"], float),
-        names=tuple(rows["detection_name"]),
-        attributes=tuple(rows["attribute_name"]),
-    )

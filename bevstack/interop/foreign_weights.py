@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -142,13 +143,17 @@ def check_complete(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], fil
         raise InputError(file, "state_dict", "; ".join(text for text in problems if text))
 
 
-def check_box_convention(model: nn.Module, metadata: Mapping[str, str], file: str | os.PathLike) -> None:
-    """Refuse weights whose boxes were turned already for a head that would turn them again.
+def check_box_convention(
+    model: nn.Module, metadata: Mapping[str, Any], file: str | os.PathLike, state: Mapping[str, Tensor] | None = None
+) -> None:
+    """Refuse weights whose boxes were turned already for a head that would turn them again, and published ones for a
+    head that would not turn them.
 
     Args:
         model: that is to receive them.
-        metadata: what the file says about itself (``box_convention``).
+        metadata: what the file says about itself (``box_convention`` and ``kind``).
         file: named in messages.
+        state: its weights, of any shape, whose names tell a published model.
 
     Raises:
         InputError: says what to change.
@@ -157,6 +162,14 @@ def check_box_convention(model: nn.Module, metadata: Mapping[str, str], file: st
     if metadata.get("box_convention") == CURRENT_BOXES and conventions - {CURRENT_BOXES}:
         reason = "its boxes are in today's convention: set compat.old_boxes=False in the config"
         raise InputError(file, "box_convention", reason)
+    published = metadata.get("kind") == "bevformer" and metadata.get("box_convention") != CURRENT_BOXES
+    head = getattr(model, "heads", {})[head_name(model)] if head_name(model) in getattr(model, "heads", {}) else None
+    if (published or is_published(state or {})) and hasattr(head, "query_positions"):
+        if getattr(head, "box_convention", CURRENT_BOXES) == CURRENT_BOXES:
+            reason = f"published weights speak mmdet3d 0.17's boxes, heads.{head_name(model)} today's: set"
+            reason += " compat=bevformer_v1 (all that they were trained with), or turn them first: "
+            reason += "tools/convert_checkpoint.py bevformer FILE OUT --boxes current"
+            raise InputError(file, "box_convention", reason)
 
 
 def _listed(what: str, names: Sequence[str]) -> str:

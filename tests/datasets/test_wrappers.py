@@ -98,6 +98,18 @@ def test_a_joined_set_is_of_no_single_split() -> None:
         ConcatDataset([])
 
 
+def test_joined_datasets_number_their_cameras_alike():
+    """Fewer, others or none are taken; one that both have stands at the same place."""
+    first, second = Scenes("a", (2,)), Scenes("b", (1,))
+    first.metainfo["cameras"] = ("FRONT", "BACK")
+    for cameras in (("FRONT",), ("FRONT", "BACK"), ("a", "BACK"), ("a", "b", "c")):
+        second.metainfo["cameras"] = cameras
+        assert len(ConcatDataset([first, second, Scenes("c", (1,))])) == 4
+    second.metainfo["cameras"] = ("BACK", "FRONT")
+    with pytest.raises(InputError, match=r"datasets.1.cameras: \['BACK', .* datasets.0 has \['FRONT'"):
+        ConcatDataset([first, second])
+
+
 @pytest.mark.parametrize("kind", [ConcatDataset, RepeatDataset, CBGSDataset])
 def test_each_answers_the_whole_protocol(kind) -> None:
     """Expected: every name that bevstack.datasets.base.BEVDataset lists."""

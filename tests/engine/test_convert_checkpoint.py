@@ -8,7 +8,7 @@ import torch
 from bevstack.engine.checkpoint import load_weights, read_checkpoint
 from bevstack.engine.config import load_config
 from bevstack.engine.convert_checkpoint import convert, main, published_config, write_safetensors
-from bevstack.engine.models import build_model
+from bevstack.engine.models import build_model, model_of_checkpoint
 from bevstack.errors import InputError
 from bevstack.interop.foreign_weights import check_box_convention
 from bevstack.interop.reference_keys import our_names
@@ -93,6 +93,18 @@ def test_turned_boxes_are_not_turned_again(tiny_model, tmp_path):
     check_box_convention(published, {}, out)
     with pytest.raises(InputError, match="old_boxes=False"):
         check_box_convention(published, meta, out)
+
+
+def test_published_boxes_are_turned_or_refused(tiny_state, tiny_model, tmp_path):
+    """A config without the preset would read (w, l) as (l, w), and another yaw; of a file that kept them, too."""
+    published = build_model(apply_compat(load_config(CONFIGS / "bevformer_tiny.py"), "bevformer_v1"), "meta")
+    for meta, state in (({}, tiny_state), ({"kind": "bevformer", "box_convention": "as in the source"}, {})):
+        check_box_convention(published, meta, "a.pth", state)
+        with pytest.raises(InputError, match="a.pth: box_convention: .*detection today's: .*compat=bevformer_v1"):
+            check_box_convention(tiny_model, meta, "a.pth", state)
+    check_box_convention(tiny_model, {"kind": "weights", "box_convention": "as in the source"}, "a.pth", {})
+    with pytest.raises(InputError, match="box_convention: .* today's"):
+        model_of_checkpoint({"state_dict": tiny_state}, "a.pth", load_config(CONFIGS / "bevformer_tiny.py"), "meta")
 
 
 def changed(state, **changes):

@@ -357,6 +357,17 @@ def test_a_mistake_is_one_line(predictor, changes, said):
     assert str(caught.value) == said
 
 
+def test_cameras_in_another_order_are_one_line(tmp_path):
+    """The checkpoint says in which order it met them; without a name for them nobody knows."""
+    told = {"dataset_meta": {"cameras": CAMERAS}}
+    predictor = Predictor(load_model(saved(tmp_path / "a.pth", small_config(), **told), device="cpu"))
+    assert predictor.model.cameras == CAMERAS
+    for names in (CAMERAS, ("a", "b", "c")):
+        predictor.step([IMAGE] * 3, rig_of(names=names))
+    with pytest.raises(InputError, match="rig: cameras: .*CAM_RIGHT is number 1 instead of 2"):
+        predictor.step([IMAGE] * 3, rig_of(names=("CAM_FRONT", "CAM_RIGHT", "CAM_LEFT")))
+
+
 def test_a_memory_without_a_motion_is_one_line(predictor):
     _, memory = predictor.step(images_of(0), rig_of())
     with pytest.raises(InputError, match="step: motion: absent, though there is a memory"):

@@ -137,6 +137,20 @@ def test_test_loop_scores_every_sample_once(tmp_path, streaming) -> None:
     assert means[0] == pytest.approx(means[1], rel=1e-5)
 
 
+def test_a_checkpoint_is_read_once(tmp_path, monkeypatch) -> None:
+    """Large files are read from slow disks; expected: one reading a test."""
+    from bevstack.engine.test import test
+
+    train_toy(str(tmp_path))
+    read, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda path, **options: read.append(path) or load(path, **options))
+    cfg = toy_config(tmp_path)
+    cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
+    cfg.test_cfg = {"type": "AutocastTestLoop"}
+    test(cfg, tmp_path / "iter_16.pth", tmp_path / "out")
+    assert read == [tmp_path / "iter_16.pth"]
+
+
 def test_memory_matters_in_streaming_test(tmp_path) -> None:
     """With and without streams the toy model answers differently, so that the test above can fail."""
     from bevstack.engine.test import test

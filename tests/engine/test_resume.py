@@ -171,6 +171,48 @@ def test_changed_settings_are_refused(tmp_path, straight) -> None:
     assert "resume_changed=True" in message
 
 
+def _without(*place: str | int):
+    """A change that takes an entry out of a nested checkpoint."""
+
+    def change(checkpoint: dict) -> None:
+        *way, last = place
+        for key in way:
+            checkpoint = checkpoint[key]
+        del checkpoint[last]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (_without("meta", "batch_in_epoch"), "batch_in_epoch"),
+        (_without("meta", "epoch"), "epoch"),
+        (lambda checkpoint: checkpoint["meta"].update(batch_in_epoch="two"), "batch_in_epoch"),
+        (_without("message_hub"), "message_hub"),
+        (_without("message_hub", "log_scalars"), "message_hub"),
+        (_without("param_schedulers"), "param_schedulers"),
+        (_without("param_schedulers", 1), "param_schedulers"),
+        (_without("meta", "rank_states", 0, "rng", "torch"), "rank_states"),
+        (_without("meta", "rank_states", 0, "streams", "augmented_from_bev"), "rank_states"),
+        (_without("ema_state_dict", "module.out.bias"), "ema_state_dict"),
+        (_without("optimizer", "param_groups"), "optimizer"),
+        (_without("optimizer"), "--resume"),
+    ],
+)
+def test_checkpoints_of_other_versions_are_one_line(tmp_path, straight, change, field) -> None:
+    """What a run goes on from and is not there, or of another form, is named; nothing is trained."""
+    run = straight(streaming=True, default_hooks__checkpoint__interval=3)
+    checkpoint = read_checkpoint(run / "iter_6.pth")
+    change(checkpoint)
+    path = tmp_path / "iter_6.pth"
+    torch.save(checkpoint, path)
+    with pytest.raises(InputError) as raised:
+        train_toy(str(tmp_path), str(path), streaming=True)
+    assert str(raised.value).startswith(f"{path}: {field}: ") and "load_from=" in str(raised.value)
+    assert sorted(file.name for file in tmp_path.glob("*.pth")) == ["iter_6.pth"]
+
+
 def test_one_run_per_work_dir(tmp_path, run_process) -> None:
     """R17: the second refuses and names the first; a dead one's lock file means nothing."""
     from bevstack.engine.work_dir import LOCK_NAME, WorkDirLock

@@ -182,3 +182,12 @@ def test_what_is_registered_is_found_by_every_name_of_it():
     for name in ("torch.nn.Linear.forward", "os.path.join", "bevstack.engine.models.load_model", "", "."):
         assert registered(name) is None, name
     assert {"bevstack", "mmdet", "mmdet3d", "mmengine"} <= known_scopes()
+
+
+def test_data_inside_of_wrappers_is_found():
+    # Expected: the first dataset that reads samples, of the test's data before the training's.
+    inner = {"type": "NuScenesBEVDataset", "pipeline": []}
+    pair = {"type": "ConcatDataset", "datasets": [{"type": "RepeatDataset", "dataset": inner}, {"type": "Other"}]}
+    loaders = {"train_dataloader": {"dataset": {"type": "Other"}}, "val_dataloader": {"dataset": pair}}
+    assert data_settings(loaders) is inner
+    assert data_settings({"model": {}}) == {}

@@ -10,18 +10,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import DefaultSampler
 from mmengine.hooks import Hook
 from torch import nn
 
 from bevstack.engine.checkpoint import newest_checkpoint, read_checkpoint
 from bevstack.engine.compilation import compile_options
 from bevstack.engine.config import building, load_config
+from bevstack.engine.evaluation_loops import AutocastTestLoop, AutocastValLoop, StreamingTestLoop
 from bevstack.engine.runner import BEVRunner
 from bevstack.engine.schedules import schedule_notes
 from bevstack.engine.test import test as run_test
 from bevstack.engine.training_checks import check_training
 from bevstack.errors import InputError
-from bevstack.registry import HOOKS, METRICS
+from bevstack.registry import DATA_SAMPLERS, HOOKS, METRICS
 from tests.engine.test_resume import end_state, same
 from tests.engine.toy import ToyDataset, ToyMetric, toy_config, train_toy
 
@@ -272,6 +274,47 @@ def test_hooks_of_training_in_a_test(tmp_path) -> None:
     cfg.test_cfg = {"type": "AutocastTestLoop"}
     with pytest.raises(InputError, match="LooksAtTraining: refuses to run here: needs a train loop"):
         run_test(cfg, tmp_path / "iter_16.pth", tmp_path / "out")
+
+
+@pytest.mark.parametrize("loop", [AutocastValLoop, AutocastTestLoop, StreamingTestLoop])
+def test_a_number_format_that_nobody_would_read_is_refused(loop) -> None:
+    """mmengine's ``fp16`` of a loop; here ``dtype`` says it."""
+    with pytest.raises(ValueError, match="fp16=True: say dtype='float16'"):
+        loop(fp16=True, runner=None, dataloader=None, evaluator=None)
+
+
+def test_what_validation_would_refuse_is_refused_before_training(tmp_path, monkeypatch) -> None:
+    """A metric that cannot score the model, found at the start instead of after the first epoch."""
+
+    def refuse(metric, model) -> None:
+        raise InputError("ToyMetric", "classes", "other ones")
+
+    monkeypatch.setattr(ToyMetric, "check_model", refuse, raising=False)
+    with pytest.raises(InputError, match="ToyMetric: classes: other ones"):
+        train_toy(str(tmp_path))
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_a_message_that_shows_a_whole_model_is_cut() -> None:
+    """As of mmengine's registry, which prints all that it was given."""
+    with pytest.raises(InputError) as raised, building(Config({})):
+        raise ValueError(f"cannot take {nn.Sequential(*(nn.Linear(n, 1) for n in range(1, 99)))}")
+    assert "cannot take Sequential(" in str(raised.value) and len(str(raised.value)) < 500
+
+
+@DATA_SAMPLERS.register_module()
+class NeverEnds(DefaultSampler):
+    """Somebody's own sampler, that begins again and again."""
+
+    def __iter__(self):
+        while True:
+            yield from super().__iter__()
+
+
+def test_an_epoch_is_as_long_as_the_loader_says(tmp_path) -> None:
+    """Expected: two epochs of eight batches of the 16 samples, whatever the sampler would go on to give."""
+    sampler = {"type": "NeverEnds", "shuffle": True}
+    assert train_toy(str(tmp_path), train_dataloader__sampler=sampler)["steps"] == 16
 
 
 @pytest.mark.parametrize("error", [ImportError("torch_npu is not there"), FileNotFoundError(2, "gone", "x.pth")])

@@ -18,7 +18,7 @@ from pyquaternion import Quaternion
 
 from bevstack.errors import InputError
 from bevstack.evaluation import NuScenesDetectionMetric, WholeEvaluator
-from bevstack.evaluation.nuscenes_scoring import open_tables, score_submission
+from bevstack.evaluation.nuscenes_scoring import open_tables
 from bevstack.models.heads import DenseDetectionHead
 from bevstack.registry import METRICS
 from tests.evaluation.nuscenes_root import SPLIT, VERSION
@@ -115,10 +115,6 @@ def test_noisy_answer_scores_as_the_devkit_scores_it(root, tables, noisy_boxes, 
     own = devkit_summary(tables, tmp_path / "out" / "results_nusc.json", tmp_path / "devkit2")
     assert own["nd_score"] == metrics["NDS"]
     assert own["mean_dist_aps"] == {name: metrics[f"AP/{name}"] for name in DETECTION_NAMES}
-    again = score_submission(tmp_path / "out" / "results_nusc.json", root, VERSION, SPLIT)
-    assert {key: value for key, value in again.items() if value == value} == {
-        key: value for key, value in metrics.items() if value == value
-    }
 
 
 def test_order_of_samples_does_not_matter(root, noisy_boxes, sample_of, tmp_path):

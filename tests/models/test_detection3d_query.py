@@ -86,7 +86,8 @@ def test_every_parameter_gets_a_finite_gradient_also_without_boxes():
         for parameter in head.parameters():
             nn.init.normal_(parameter, std=0.2)
         losses = head.loss(head(_bev()), samples)
-        assert set(losses) == {"loss_cls", "loss_bbox", "d0.loss_cls", "d0.loss_bbox", "unknown_target_values"}
+        counts = {"unknown_target_values", "objects_beyond_grid"}
+        assert set(losses) == {"loss_cls", "loss_bbox", "d0.loss_cls", "d0.loss_bbox"} | counts
         _total(losses).backward()
         for name, parameter in head.named_parameters():
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
@@ -189,7 +190,8 @@ def test_decode_keeps_the_best_pairs_of_query_and_class():
 
 
 def test_decode_filters_centres_before_they_sink_to_the_bottom():
-    head = _head(decoding=dict(post_center_range_m=(-10, -10, -1, 10, 10, 1)))
+    volume = BEVGrid((6, 10), (-10.0, 10.0), (-10.0, 10.0), (-1.0, 1.0))
+    head = _head(grid=volume, decoding=dict(post_center_range_m=(-10, -10, -1, 10, 10, 1)))
     codes = torch.zeros(3, 10)
     codes[:, 5] = math.log(4.0)  # bottom at -2, outside; centre at 0, inside
     codes[1, 4], codes[2, 1] = 1.5, -10.0
@@ -241,6 +243,23 @@ def test_a_few_steps_find_the_boxes():
     order = found.labels_3d.argsort()
     assert found.labels_3d[order].tolist() == [0, 2] and (found.scores_3d > 0.3).all()
     torch.testing.assert_close(found.bboxes_3d.tensor[order][:, :3], torch.tensor(BOXES)[:, :3], rtol=0, atol=0.5)
+
+
+@pytest.mark.parametrize(
+    ("axis", "grid"),
+    [
+        ("x", dict(x_range_m=(-61.3, 51.2))),
+        ("y", dict(y_range_m=(-102.4, 102.4))),
+        ("z", dict(z_range_m=(-5.0, 10.5))),
+    ],
+)
+def test_a_volume_beyond_the_kept_range_is_refused(axis, grid):
+    """The published range ends at 61.2 m and at 10 m up and down: a volume up to there is kept whole, none beyond."""
+    edge = dict(shape=(6, 10), x_range_m=(-61.2, 61.2), y_range_m=(-61.2, 61.2), z_range_m=(-10.0, 10.0))
+    _head(grid=edge)
+    with pytest.raises(ValueError, match=rf"decoding.post_center_range_m: {axis} ends at .* the head's grid at"):
+        _head(grid={**edge, **grid})
+    _head(grid={**edge, **grid}, decoding=dict(post_center_range_m=None))
 
 
 def test_built_from_a_config_and_mistakes_are_named():

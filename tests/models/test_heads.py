@@ -223,6 +223,17 @@ def test_losses_are_finite_scalars_also_without_boxes(case, counts):
     assert all(p.grad is None or p.grad.isfinite().all() for p in head.parameters())
 
 
+@pytest.mark.parametrize("name", ["DenseDetectionHead", "KeypointHead", "QueryDetectionHead"])
+def test_objects_that_nothing_is_learned_from_are_counted(name):
+    """Of boxes spread over a grid, those of which the head's own grid of half the size holds no centre."""
+    head, samples = build((name, 0), FINER), labels_of(BEV_GRID, [6, 9])
+    centres = torch.cat([sample.gt_instances_3d.bboxes_3d.tensor[:, :2] for sample in samples]).abs()
+    beyond = ((centres[:, 0] > 20) | (centres[:, 1] > 10)).sum().item()
+    assert beyond > 0 and head.loss(raw_of(head, bev_of()), samples)["objects_beyond_grid"].item() == beyond
+    inside = labels_of(FINER, [6, 9])
+    assert head.loss(raw_of(head, bev_of()), inside)["objects_beyond_grid"].item() == 0
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_every_parameter_gets_a_finite_gradient(case):
     head, bev = build(case), bev_of()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bevstack.engine.config import load_config
+from bevstack.engine.config import check_components, load_config
 from bevstack.errors import InputError
 from bevstack.geometry import BEVGrid
 from bevstack.reference.compat import PRESETS, CompatSwitches, apply_compat, compat_switches
@@ -131,6 +131,20 @@ def test_a_wrong_entry_is_one_line(compat, named):
     with pytest.raises(InputError, match=named) as error:
         compat_switches(compat)
     assert "\n" not in str(error.value)
+
+
+def test_datasets_inside_of_wrappers_are_changed(plain):
+    # Expected: as without RepeatDataset, ConcatDataset and CBGSDataset around it, which take neither of the two keys.
+    cfg, expected = copy.deepcopy(plain), apply_compat(copy.deepcopy(plain), "bevformer_v1")
+    inner = cfg.train_dataloader.dataset
+    twice = dict(type="RepeatDataset", times=2, dataset=copy.deepcopy(inner))
+    pair = dict(type="ConcatDataset", datasets=[inner, twice])
+    cfg.train_dataloader.dataset = dict(type="CBGSDataset", dataset=pair)
+    apply_compat(apply_compat(cfg, "bevformer_v1"), "bevformer_v1")
+    check_components(cfg)
+    first, second = cfg.train_dataloader.dataset.dataset.datasets
+    for found in (first, second.dataset):
+        assert found == expected.train_dataloader.dataset
 
 
 def test_a_model_without_the_part_is_an_error(plain):

@@ -13,10 +13,13 @@ from mmengine.structures import InstanceData
 from PIL import Image
 
 from bevstack.datasets.nuscenes.index_writer import write_index
-from bevstack.engine.visualize import build_dataset, camera_views, choose_samples, main
+from bevstack.engine.config import load_config
+from bevstack.engine.evaluation_loops import StreamingTestLoop
+from bevstack.engine.models import build_model
+from bevstack.engine.visualize import build_dataset, camera_views, choose_samples, main, predicted_samples
 from bevstack.errors import InputError
 from bevstack.geometry import BEVGrid
-from bevstack.registry import MODELS, VISUALIZERS
+from bevstack.registry import LOOPS, MODELS, VISUALIZERS
 from bevstack.structures import BEVMemory
 from bevstack.visualization import PanelPainter
 from tests.datasets.tables import VERSION, build_root
@@ -123,6 +126,27 @@ def test_predictions_stream_along_each_scene(config, checkpoint, tmp_path):
     assert {"scene-0001.mp4", "scene-0003.mp4"} <= set(files(tmp_path / "vis"))
     picture = np.asarray(Image.open(tmp_path / "vis" / "scene-0001" / "0000_s0k0.png"))
     assert 0.8 * 122 * 122 < (np.abs(picture.astype(int) - MAGENTA).sum(-1) < 9).sum() <= 122 * 122
+
+
+@LOOPS.register_module()
+class OwnLoop(StreamingTestLoop):
+    """Somebody's own loop along streams, whose name says nothing."""
+
+
+def test_a_loop_is_known_by_what_it_is(config, checkpoint, tmp_path):
+    # Expected: memory as with StreamingTestLoop, from which it is made.
+    seen.clear()
+    main([config("OwnLoop"), checkpoint, "--out", str(tmp_path / "vis"), "--max-samples", "2"])
+    assert seen == [("s1k0", ""), ("s1k1", "s1k0")]
+
+
+def test_samples_out_of_order_are_not_drawn_without_memory(config):
+    # Expected: the predecessor of s1k2 belongs to the set and was not drawn just before.
+    cfg = load_config(config())
+    model = build_model(cfg, "cpu").eval()
+    torch.nn.init.constant_(model.weight, 3.0)
+    with pytest.raises(InputError, match="s1k1 comes before s1k2 in the set but was not predicted just before it"):
+        list(predicted_samples(cfg, build_dataset(cfg, None), [0, 2], model))
 
 
 def test_a_tracker_in_the_config_makes_a_panel(config, checkpoint, tmp_path):

@@ -76,6 +76,16 @@ class BEVHead(_Head):
             samples: B, with the predictions of the heads that this one ``requires``.
         """
 
+    def objects_beyond_grid(self, boxes: Sequence[Tensor]) -> Tensor:
+        """How many true objects a head on objects learns nothing from, as their centres are off its grid: a scalar.
+
+        ``ObjectRangeFilter`` leaves them out beforehand; any other number than 0 says that it has another range.
+
+        Args:
+            boxes: per sample (G, 9), metres of the BEV frame.
+        """
+        return (~self.grid.contains(torch.cat(list(boxes))[:, :2])).sum().float()
+
     def resampled(self, bev: BEVFeatures) -> Tensor:
         """B_t on this head's grid, by metres: (B, C, Y, X); bilinear, zero where B_t does not reach."""
         return resample_bev(bev, self.grid)

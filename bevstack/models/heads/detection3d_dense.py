@@ -113,7 +113,7 @@ class DenseDetectionHead(BEVHead):
             samples: B, with ``gt_instances_3d`` (:meth:`targets`).
 
         Returns:
-            Two weighted scalars.
+            Two weighted scalars, and ``objects_beyond_grid``, the count of those that ask nothing.
         """
         device = raw["heatmap"].device
         heatmaps, cells, codes, shares = zip(*(self.targets(s.gt_instances_3d, device) for s in samples), strict=True)
@@ -127,6 +127,9 @@ class DenseDetectionHead(BEVHead):
         return {
             "loss_heatmap": self.criterion.heatmap_weight * heatmap_loss,
             "loss_box": self.criterion.box_weight * box_loss.sum() / number,
+            "objects_beyond_grid": self.objects_beyond_grid(
+                [sample.gt_instances_3d.bboxes_3d.tensor.to(device) for sample in samples]
+            ),
         }
 
     def targets(self, instances: InstanceData, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:

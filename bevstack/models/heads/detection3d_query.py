@@ -25,6 +25,7 @@ from bevstack.structures.boxes import lidar_boxes
 
 UNKNOWN_TARGETS = ("value", "row")
 LOWEST_THRESHOLD = 0.01
+_ROUNDING_M = 1e-6
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,22 @@ class BoxDecoding(Settings):
         if self.post_center_range_m is not None and len(self.post_center_range_m) != 6:
             raise ValueError(f"post_center_range_m: {len(self.post_center_range_m)} values, a range has 6")
 
+    def require_whole(self, grid: BEVGrid) -> None:
+        """Refuse a range that ends within the volume of a grid: boxes would be learned and then dropped.
+
+        Raises:
+            ValueError: names the axis and both ranges.
+        """
+        if self.post_center_range_m is None:
+            return
+        limits = [float(value) for value in self.post_center_range_m]
+        volume = (grid.x_range_m, grid.y_range_m, grid.z_range_m)
+        for axis, (low, high), lowest, highest in zip("xyz", volume, limits[:3], limits[3:], strict=True):
+            if low < lowest - _ROUNDING_M or high > highest + _ROUNDING_M:
+                reason = f"{axis} ends at ({lowest:g}, {highest:g}) m, the head's grid at ({low:g}, {high:g}) m"
+                advice = "boxes beyond would be dropped; widen it, or set it to None"
+                raise ValueError(f"decoding.post_center_range_m: {reason}: {advice}")
+
 
 @MODELS.register_module()
 class QueryDetectionHead(BEVHead):
@@ -99,7 +116,7 @@ class QueryDetectionHead(BEVHead):
         prior_probability: class probability that an untrained head predicts.
 
     Raises:
-        ValueError: an argument does not fit another.
+        ValueError: an argument does not fit another; the grid reaches further than boxes are kept.
     """
 
     def __init__(
@@ -120,6 +137,7 @@ class QueryDetectionHead(BEVHead):
         self.classes, self.prior_probability = tuple(classes), prior_probability
         self.criterion = BoxCriterion.build(criterion, "criterion")
         self.decoding = BoxDecoding.build(decoding, "decoding")
+        self.decoding.require_whole(self.grid)
         code_weights = torch.tensor(self.criterion.code_weights, dtype=torch.float32)
         self.register_buffer("code_weights", code_weights, persistent=False)
         costs: list[MatchCost] = [FocalClassCost(self.criterion.class_cost), BoxL1Cost(self.criterion.box_cost)]
@@ -185,7 +203,8 @@ class QueryDetectionHead(BEVHead):
 
         Returns:
             Scalars: ``loss_cls`` and ``loss_bbox`` of the last layer, ``d<i>.loss_cls`` and ``d<i>.loss_bbox`` of the
-            others, and ``unknown_target_values``, the count of matched target values that were left out.
+            others; ``unknown_target_values``, the count of matched target values that were left out, and
+            ``objects_beyond_grid``, which no query can reach.
         """
         boxes = [sample.gt_instances_3d.bboxes_3d.tensor for sample in samples]
         return self.loss_of_boxes(raw, boxes, [sample.gt_instances_3d.labels_3d for sample in samples])
@@ -217,7 +236,8 @@ class QueryDetectionHead(BEVHead):
         count = mean_across_ranks(number, device).clamp_min(1)
         focal = sigmoid_focal_loss(logits, target_labels).sum((1, 2, 3))
         distance = (masked_l1_loss(codes, target_codes, used) * self.code_weights).sum((1, 2, 3))
-        losses = {"unknown_target_values": (is_matched & ~used)[-1].sum().float()}
+        unknown = (is_matched & ~used)[-1].sum().float()
+        losses = {"unknown_target_values": unknown, "objects_beyond_grid": self.objects_beyond_grid(boxes)}
         last = len(logits) - 1
         for layer in range(len(logits)):
             prefix = "" if layer == last else f"d{layer}."

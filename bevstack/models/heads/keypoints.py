@@ -138,7 +138,8 @@ class KeypointHead(BEVHead):
         ``loss_heatmap`` of the centre and ``loss_keypoint_heatmap``, the mean of the five others (focal);
         ``loss_offset``, the centre's and the mean of the others' (L1 in cells), and ``loss_vector``, the mean of the
         others (L1 in metres), both by the cells' shares. A whole pose stands where its centre is, so the centre weighs
-        as much as the others together. Keypoints off the grid have no place.
+        as much as the others together. Keypoints off the grid have no place; ``objects_beyond_grid`` counts the objects
+        whose centre is, and which ask nothing.
 
         Args:
             raw: :meth:`forward`'s, ``heatmap`` (B, K, Y, X), ``keypoint_heatmap`` (B, 5, Y, X), ``offset``
@@ -166,6 +167,9 @@ class KeypointHead(BEVHead):
             "loss_keypoint_heatmap": self.criterion.keypoint_heatmap_weight * others / number,
             "loss_offset": self.criterion.offset_weight * offset / number,
             "loss_vector": self.criterion.vector_weight * vector / number,
+            "objects_beyond_grid": self.objects_beyond_grid(
+                [sample.gt_instances_3d.bboxes_3d.tensor.to(device) for sample in samples]
+            ),
         }
 
     def targets(self, instances: InstanceData, device: torch.device | str) -> KeypointTargets:
