@@ -24,6 +24,7 @@ from bevstack.engine.models import model_of_checkpoint, precision_of
 from bevstack.engine.streaming import Streams
 from bevstack.errors import InputError
 from bevstack.images import read_image
+from bevstack.models.inference_form import inference_form
 from bevstack.registry import DATASETS, TASK_UTILS, VISUALIZERS
 from bevstack.structures import BEVDataSample
 from bevstack.structures.poses import bev_from_augmented
@@ -108,7 +109,7 @@ def predicted_samples(
         return
     loop = cfg.get("test_cfg") or cfg.get("val_cfg") or {}
     streaming = str(loop.get("type", "")).rpartition(".")[2].startswith("Streaming")
-    precision, streams = precision_of(cfg), Streams()
+    precision, streams, model = precision_of(cfg), Streams(), inference_form(model)
     for number in chosen:
         with torch.no_grad(), precision.autocast():
             data = model.data_preprocessor(pseudo_collate([dataset[number]]), False)
