@@ -18,6 +18,7 @@ from rich.progress import track
 from bevstack.datasets.base import BEVDataset
 from bevstack.engine.arguments import visualize_arguments
 from bevstack.engine.checkpoint import read_checkpoint
+from bevstack.engine.compilation import compile_form
 from bevstack.engine.config import building, check_components, load_config
 from bevstack.engine.label_checks import check_labels
 from bevstack.engine.models import model_of_checkpoint, precision_of
@@ -110,6 +111,7 @@ def predicted_samples(
     loop = cfg.get("test_cfg") or cfg.get("val_cfg") or {}
     streaming = str(loop.get("type", "")).rpartition(".")[2].startswith("Streaming")
     precision, streams, model = precision_of(cfg), Streams(), inference_form(model)
+    compile_form(model, cfg)
     for number in chosen:
         with torch.no_grad(), precision.autocast():
             data = model.data_preprocessor(pseudo_collate([dataset[number]]), False)

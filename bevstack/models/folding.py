@@ -103,8 +103,9 @@ def pack_convolutions(part: nn.Module, run: Callable[[], object]) -> int:
         part: changed in place.
         run: calls it.
     """
+    packed = {id(m.convolution) for m in part.modules() if isinstance(m, PackedConvolution)}
+    names = [name for name, m in part.named_modules() if can_be_packed(m) and name and id(m) not in packed]
     pairs = dict(adjoining(part, run, can_be_packed, lambda module: type(module) in FUSED_ACTIVATIONS[1:]))
-    names = [name for name, module in part.named_modules() if can_be_packed(module) and name]
     for name in names:
         activation = part.get_submodule(pairs[name]) if name in pairs else None
         part.set_submodule(name, PackedConvolution(part.get_submodule(name), activation))

@@ -178,7 +178,7 @@ def _sampled_from_bordered(tokens: Tensor, places: Tensor, mask: Tensor) -> Tens
     deform_groups = mask.shape[4]
     bound = places.new_tensor([height - sum(_BORDER), width - sum(_BORDER)])
     # minimum and maximum keep what is not a number; as an integer it must be some pixel all the same
-    places = torch.minimum(places.clamp_min(-1), bound)
+    places, mask = torch.minimum(places.contiguous().clamp_min(-1), bound), mask.contiguous()
     low = places.floor()
     after = places - low
     corner = torch.minimum(low.int().clamp_min_(-1), bound.int())

@@ -71,7 +71,7 @@ class PackedConvolution(nn.Module):
         place = (padding, convolution.stride, convolution.dilation, convolution.groups)
         if added is None:
             return torch.ops.mkldnn._convolution_pointwise(features, weight, bias, *place, name, scalars, "")
-        if name not in ("none", "relu"):  # oneDNN sums before these two alone
+        if name not in ("none", "relu") or convolution.groups > 1:  # torch has no such sum inside
             summed = torch.ops.mkldnn._convolution_pointwise(features, weight, bias, *place, "none", [], "")
             return self.activation(summed.add_(added))
         unary = None if name == "none" else name
