@@ -19,7 +19,7 @@ from bevstack.interop.deform_conv import ModulatedDeformConv2dPack
 from bevstack.models.layers.conv import ConvNormReLU, ResidualBlock
 from bevstack.models.layers.time_convolution import TimeConvolution
 from bevstack.ops.frozen_convolution import FrozenConvolution
-from bevstack.ops.packed_convolution import FUSED_ACTIVATIONS, PackedConvolution, can_be_packed
+from bevstack.ops.packed_layers import FUSED_ACTIVATIONS, PackedConvolution, PackedLinear, can_be_packed
 
 _OTHER_CONVOLUTIONS = (TimeConvolution, ModulatedDeformConv2dPack)
 
@@ -112,6 +112,15 @@ def pack_convolutions(part: nn.Module, run: Callable[[], object]) -> int:
         if name in pairs:
             part.set_submodule(pairs[name], nn.Identity())
     return len(names)
+
+
+def pack_linear_layers(model: nn.Module) -> int:
+    """Put :class:`PackedLinear` in the place of every ``nn.Linear``, in place; returns how many."""
+    names = [name for name, module in model.named_modules(remove_duplicate=False) if type(module) is nn.Linear and name]
+    packed = {id(linear): PackedLinear(linear) for linear in map(model.get_submodule, names)}
+    for name in names:
+        model.set_submodule(name, packed[id(model.get_submodule(name))])
+    return len(packed)
 
 
 class FusedResidual(nn.Module):

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from bevstack.models.backbones.base import PROBE_SIZE, probe_images
-from bevstack.models.folding import fold_norms, fuse_blocks, pack_convolutions
-from bevstack.ops.packed_convolution import PackedConvolution
+from bevstack.models.folding import fold_norms, fuse_blocks, pack_convolutions, pack_linear_layers
+from bevstack.ops.packed_layers import PackedConvolution
 
 TOLERANCE = 1e-4
 """Of the largest value of a feature map: how far the form's may be from the model's before it is given up."""
@@ -22,7 +22,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def inference_form(model: Model) -> Model:
-    """A copy of a model for inference: norms folded, activations and sums inside the convolutions, channels last.
+    """A copy of a model for inference: norms folded, activations and sums inside the convolutions, channels
+    last, weights in the order and number format that the CPU's kernels want.
 
     The copy shares every tensor with the model but the folded weights; the model itself is left as it is. Its weights
     are those of now: what is loaded or trained afterwards is seen by a new form only. It has other names in its state
@@ -46,6 +47,7 @@ def inference_form(model: Model) -> Model:
             form.neck, _ = _fused_part(form.neck, original.neck, features)
     if hasattr(form, "frozen"):
         form.frozen = ()  # names of modules that may be gone; all of them are in evaluation mode
+    pack_linear_layers(form)
     for module in form.modules():
         if isinstance(module, PackedConvolution):
             module.unpack()  # packed for the small picture

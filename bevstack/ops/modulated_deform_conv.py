@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bevstack.geometry.transforms import full_precision
 from bevstack.ops.deformable_attention import weighted_rows
+from bevstack.ops.packed_layers import packed_dtype, packed_matrix
 
 _Pair = int | tuple[int, int]
 
@@ -92,6 +93,8 @@ def modulated_deform_conv(
         max_columns = min(max_columns, CACHED_COLUMNS)
         if torch.is_autocast_enabled(x.device.type):  # once, not in every piece
             matrix = matrix.to(torch.get_autocast_dtype(x.device.type))
+        packs = groups == 1 and packed_dtype(tokens, matrix) == matrix.dtype
+        packed = packed_matrix(matrix[0].t()) if packs else None
         tokens = F.pad(tokens, (0, 0, *_BORDER, *_BORDER))
     row_values = columns * taps * channels
     images_a_piece = max(1, max_columns // (rows * row_values))
@@ -106,7 +109,7 @@ def modulated_deform_conv(
             else:
                 with full_precision(images[0]):
                     sampled = _sampled_from_bordered(images[0], place, share)
-                done = _times_matrix(sampled, share, matrix)
+                done = _times_matrix(sampled, share, matrix, packed)
             pieces.append(done.flatten(0, 1))
     result = (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).view(batch, rows, columns, out_channels)
     if bias is not None:
@@ -149,13 +152,15 @@ def _convolve_piece(tokens: Tensor, places: Tensor, mask: Tensor, matrix: Tensor
     return _times_matrix(sampled, mask, matrix)
 
 
-def _times_matrix(sampled: Tensor, mask: Tensor, matrix: Tensor) -> Tensor:
-    """The columns of a piece, (n * r * W' * taps * D, C / D), times the kernel: (n * r, W', C')."""
+def _times_matrix(sampled: Tensor, mask: Tensor, matrix: Tensor, packed: Tensor | None = None) -> Tensor:
+    """The columns of a piece, (n * r * W' * taps * D, C / D), times the kernel, packed or not: (n * r, W', C')."""
     images, rows, columns, taps, _ = mask.shape
     groups, _, group_outputs = matrix.shape
     channels = sampled.numel() // (images * rows * columns * taps)
     sampled = sampled.view(images * rows * columns, taps, channels).to(matrix.dtype)
-    if groups == 1:
+    if packed is not None:
+        result = torch.ops.mkldnn._linear_pointwise(sampled.flatten(1), packed, None, "none", [], "")
+    elif groups == 1:
         result = sampled.flatten(1) @ matrix[0]
     else:
         sampled = sampled.unflatten(2, (groups, -1)).permute(2, 0, 1, 3).flatten(2)

@@ -15,7 +15,7 @@ from bevstack.models.backbones.base import fitted_config
 from bevstack.models.folding import FusedResidual, adjoining, fold_norms
 from bevstack.models.inference_form import inference_form
 from bevstack.models.layers.conv import CONV_KINDS, ConvNormReLU, ResidualBlock
-from bevstack.ops.packed_convolution import PackedConvolution
+from bevstack.ops.packed_layers import PackedConvolution
 from bevstack.registry import MODELS
 from tests.models.test_backbones import FAMILIES, images_of
 

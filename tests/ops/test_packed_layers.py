@@ -1,4 +1,4 @@
-"""The packed convolution against the two modules that it stands for."""
+"""The packed convolution and linear layer against the modules that they stand for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bevstack.ops.packed_convolution import PackedConvolution, can_be_packed
+from bevstack.ops.packed_layers import PackedConvolution, PackedLinear, can_be_packed
 
 ACTIVATIONS = [None, nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.Hardswish(), nn.Sigmoid()]
 CONVOLUTIONS = {
@@ -98,3 +98,29 @@ def test_only_known_modules_are_taken():
     assert not can_be_packed(convolution_of("3x3", padding="same")) and not can_be_packed(nn.Conv1d(1, 1, 1))
     with pytest.raises(ValueError, match="no packed form of Conv2d with Tanh"):
         PackedConvolution(convolution_of("3x3"), nn.Tanh())
+
+
+@pytest.mark.parametrize("shape", [(7, 6), (2, 3, 5, 6), (6,), (0, 6)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_linear_layer_is_the_same(shape, bias):
+    # Expected: nn.Linear, its parameters under the same names; its gradient where one is asked for.
+    torch.manual_seed(0)
+    linear = nn.Linear(6, 4, bias=bias)
+    packed, features = PackedLinear(linear), torch.randn(shape)
+    assert list(packed.state_dict()) == list(linear.state_dict()) and packed.weight is linear.weight
+    with torch.no_grad():
+        torch.testing.assert_close(packed(features), linear(features), rtol=1e-5, atol=1e-6)
+        strided = features.expand(3, *shape).movedim(0, -2)
+        torch.testing.assert_close(packed(strided), linear(strided), rtol=1e-5, atol=1e-6)
+        with torch.autocast("cpu", torch.bfloat16):
+            low = packed(features)
+        assert low.dtype == torch.bfloat16
+        torch.testing.assert_close(low.float(), linear(features), rtol=2e-2, atol=2e-2)
+    assert torch.equal(packed(features.requires_grad_()), linear(features)) and packed(features).requires_grad
+
+
+def test_the_linear_layer_learns_where_it_must():
+    # Expected: its weights' gradient, though its input needs none.
+    packed = PackedLinear(nn.Linear(3, 2))
+    packed(torch.ones(1, 3)).sum().backward()
+    assert torch.equal(packed.weight.grad, torch.ones(2, 3))
