@@ -29,8 +29,8 @@ def adjoining(
 ) -> list[tuple[str, str]]:
     """Names of pairs of modules of which the second takes just what the first returned, as one forward pass shows.
 
-    Modules that are called more than once, or that stand in several places, are in no pair; nor is one whose result
-    two others take.
+    Modules that are called more than once, stand in several places or have hooks are in no pair; nor is one whose
+    result two others take.
 
     Args:
         part: the modules.
@@ -54,7 +54,7 @@ def adjoining(
         if first(module) and isinstance(result, Tensor):
             made.append((result, result._version, module))
 
-    watched = [module for module in names if first(module) or then(module)]
+    watched = [module for module in names if (first(module) or then(module)) and not _hooked(module)]
     hooks = [module.register_forward_pre_hook(before) for module in watched]
     hooks += [module.register_forward_hook(after) for module in watched]
     try:
@@ -104,7 +104,8 @@ def pack_convolutions(part: nn.Module, run: Callable[[], object]) -> int:
         run: calls it.
     """
     packed = {id(m.convolution) for m in part.modules() if isinstance(m, PackedConvolution)}
-    names = [name for name, m in part.named_modules() if can_be_packed(m) and name and id(m) not in packed]
+    found = {name: m for name, m in part.named_modules() if name and can_be_packed(m) and not _hooked(m)}
+    names = [name for name, module in found.items() if id(module) not in packed]
     pairs = dict(adjoining(part, run, can_be_packed, lambda module: type(module) in FUSED_ACTIVATIONS[1:]))
     for name in names:
         activation = part.get_submodule(pairs[name]) if name in pairs else None
@@ -225,6 +226,11 @@ def _fused_mmdet_block(block: BasicBlock | Bottleneck) -> nn.Module | None:
         joined = _convolution_norm(shortcut[-2], shortcut, str(len(shortcut) - 1), None)
         shortcut = shortcut if joined is None else nn.Sequential(*shortcut[:-2], joined)
     return FusedResidual(nn.Sequential(*steps[:-1]), steps[-1], shortcut)
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether someone watches the module, as timm does for the features of some models."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _folds(module: nn.Module) -> bool:
