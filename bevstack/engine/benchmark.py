@@ -18,6 +18,7 @@ from bevstack.engine.cpu_memory import keep_freed_memory
 from bevstack.engine.models import build_model
 from bevstack.engine.train import device_name
 from bevstack.errors import InputError
+from bevstack.models.inference_form import inference_form
 from bevstack.registry import DATASETS
 
 
@@ -58,8 +59,8 @@ def step_of(cfg, train: bool, first_sample: int) -> Callable[[], object]:
         raise InputError("benchmark", "--sample", f"{len(dataset)} samples do not hold {size} from {first_sample} on")
     batch = pseudo_collate([dataset[first_sample + i] for i in range(size)])
     if not train:
-        model.eval()
-        return torch.no_grad()(lambda: model.test_step(batch))
+        form = inference_form(model)
+        return torch.no_grad()(lambda: form.test_step(batch))
     model.train()
     wrapper = build_optim_wrapper(model, cfg["optim_wrapper"].copy())
     return lambda: model.train_step(batch, wrapper)

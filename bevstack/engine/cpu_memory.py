@@ -1,4 +1,8 @@
-"""glibc's memory allocator, told to keep what training on a CPU frees and asks for again at every step."""
+"""glibc's memory allocator, told to keep what each step on a CPU frees and asks for again, in training and inference.
+
+Entry points call it, an import never does. Huge pages, which save page faults once more, are a setting that glibc
+reads when the process starts: docs/inference.md, Memory on a CPU.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,9 @@ from mmengine.runner.loops import TestLoop, ValLoop
 from torch.utils.data import DataLoader
 
 from bevstack.engine.checkpoint import unchanged_rng
+from bevstack.engine.compilation import compile_form
 from bevstack.engine.streaming import Streams, require_streams
+from bevstack.models.inference_form import inference_form
 from bevstack.precision import Precision, choose_precision
 from bevstack.registry import LOOPS
 
@@ -26,9 +28,13 @@ class _AutocastEvaluation:
     evaluator: Evaluator
     precision: Precision
 
-    def _predict(self, data_batch: dict) -> list:
+    def asked_model(self) -> torch.nn.Module:
+        """What predictions are asked of: the runner's model, without what wraps it."""
         model = self.runner.model
-        module = model.module if is_model_wrapper(model) else model
+        return model.module if is_model_wrapper(model) else model
+
+    def _predict(self, data_batch: dict) -> list:
+        module: Any = self.asked_model()
         with self.precision.autocast():
             data = module.data_preprocessor(data_batch, False)
             return self.predictions(module, data)
@@ -42,10 +48,9 @@ class _AutocastEvaluation:
 
     def check_metrics(self) -> None:
         """Let the metrics refuse the model before the first prediction."""
-        model = self.runner.model
         for metric in self.evaluator.metrics:
             if hasattr(metric, "check_model"):
-                metric.check_model(model.module if is_model_wrapper(model) else model)
+                metric.check_model(_AutocastEvaluation.asked_model(self))
 
     def rehearse(self) -> None:
         """Let every metric take the first sample, predicted by the model as it is, and forget it again.
@@ -128,12 +133,14 @@ class AutocastValLoop(_AutocastEvaluation, ValLoop):
 
 @LOOPS.register_module()
 class AutocastTestLoop(_AutocastEvaluation, TestLoop):
-    """Test in a chosen number format.
+    """Test in a chosen number format, of the model's form for inference (:mod:`bevstack.models.inference_form`).
 
     Args:
         dtype: "auto", "float32", "bfloat16" or "float16"; see :func:`bevstack.precision.choose_precision`.
         **kwargs: of mmengine's ``TestLoop``: runner, dataloader, evaluator.
     """
+
+    form: torch.nn.Module | None = None
 
     def __init__(self, dtype: str = "float32", **kwargs) -> None:
         refuse_fp16(kwargs)
@@ -144,7 +151,15 @@ class AutocastTestLoop(_AutocastEvaluation, TestLoop):
         """Test; returns the metrics."""
         self.check_metrics()
         self.start_streams()
+        self.form = None  # of the weights of this run, after the hooks that put others in their place
         return super().run()
+
+    def asked_model(self) -> torch.nn.Module:
+        """The form for inference of the model that the runner has at the first batch."""
+        if self.form is None:
+            self.form = inference_form(super().asked_model())
+            compile_form(self.form, self.runner.cfg)
+        return self.form
 
     @torch.no_grad()
     def run_iter(self, idx: int, data_batch: dict) -> None:

@@ -18,6 +18,8 @@ from mmengine.dataset import pseudo_collate
 
 from bevstack.datasets.ego_state import CanBusForm, CorrectedCanBus, EgoState
 from bevstack.datasets.transforms.packing import PackBEVInputs
+from bevstack.engine.compilation import compile_form
+from bevstack.engine.cpu_memory import keep_freed_memory
 from bevstack.engine.image_steps import ImageSteps, as_image
 from bevstack.engine.label_checks import check_trained_cameras
 from bevstack.engine.models import class_names, precision_of
@@ -27,6 +29,7 @@ from bevstack.engine.visualize import build_visualizer
 from bevstack.errors import InputError
 from bevstack.images import read_image
 from bevstack.models import BEVPerception
+from bevstack.models.inference_form import inference_form
 from bevstack.registry import TASK_UTILS
 from bevstack.structures import BEVDataSample, BEVMemory
 from bevstack.structures.moment import Image, Moment, Motion, Rig, Sweeps
@@ -38,10 +41,12 @@ from bevstack.visualization import CameraView
 class Predictor:
     """A model ready for images: decoding, resizing and normalisation as its config tests it, and typed answers.
 
-    It keeps nothing from one step to the next; what is remembered is handed out and in.
+    It keeps nothing from one step to the next; what is remembered is handed out and in. On a CPU the process keeps the
+    memory that a step frees (:mod:`bevstack.engine.cpu_memory`).
 
     Args:
-        model: of :func:`bevstack.load_model`, in evaluation mode.
+        model: of :func:`bevstack.load_model`, in evaluation mode. ``predictor.model`` is a form of it that is faster
+            (:func:`bevstack.models.inference_form.inference_form`), with the weights of now.
         config: what was done to images in training and test; the model's own by default.
         dtype: "float32", "bfloat16", "float16" or "auto"; what the config tests in by default.
 
@@ -57,10 +62,14 @@ class Predictor:
             raise InputError("Predictor", "config", "the model carries none: take load_model(), or hand one in")
         if not hasattr(model, "step") or not hasattr(model, "predictions"):
             raise InputError("Predictor", "model", f"{type(model).__name__} makes no steps; take a BEVPerception")
-        self.model, self.config = model, config
+        device = next(model.parameters()).device
+        if device.type == "cpu":
+            keep_freed_memory()
+        self.model, self.config = inference_form(model), config
+        compile_form(self.model, config)
         self.classes = classes or getattr(model, "classes", ()) or class_names(config)
         self.steps = ImageSteps.of_config(config)
-        self.precision = precision_of(config, next(model.parameters()).device, dtype)
+        self.precision = precision_of(config, device, dtype)
         form = data_settings(config).get("can_bus_form") or CorrectedCanBus()
         self.can_bus_form: CanBusForm = TASK_UTILS.build(form) if isinstance(form, Mapping) else form
 

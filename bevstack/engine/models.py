@@ -15,6 +15,7 @@ from mmengine.registry import init_default_scope
 from bevstack.engine.checkpoint import checkpoint_of, load_weights, read_checkpoint
 from bevstack.engine.component_names import find_component, registered
 from bevstack.engine.config import accepted_keys, building, check_components, load_config
+from bevstack.engine.cpu_memory import keep_freed_memory
 from bevstack.engine.label_checks import check_trained_labels
 from bevstack.engine.stored_config import data_settings, stored_config
 from bevstack.errors import InputError
@@ -65,6 +66,7 @@ def load_model(
     The weights are those that ``tools/test.py`` scores: with an average (``EMAHook``), the averaged ones. Nothing in
     the file is run: its config is data, and the names in it are looked up among what is registered
     (:mod:`bevstack.engine.stored_config`). Where it names parts of a package of your own, import that package first.
+    On a CPU the process keeps the memory that a step frees from here on (:mod:`bevstack.engine.cpu_memory`).
 
     Args:
         checkpoint: of ``tools/train.py``, or its work directory, whose newest checkpoint is taken; another file of
@@ -105,6 +107,8 @@ def model_of_checkpoint(
     load_weights(model, content["state_dict"], file, strict=True)
     model.config, model.classes = cfg, class_names(cfg, meta)
     model.cameras = tuple((meta.get("dataset_meta") or {}).get("cameras") or ())
+    if next(model.parameters()).device.type == "cpu":
+        keep_freed_memory()
     return model.eval()
 
 

@@ -21,6 +21,7 @@ from bevstack.datasets.plausibility import findings, print_findings
 from bevstack.datasets.wrappers import innermost_configs
 from bevstack.engine.arguments import visualize_arguments
 from bevstack.engine.checkpoint import read_checkpoint
+from bevstack.engine.compilation import compile_form
 from bevstack.engine.config import building, check_components, load_config
 from bevstack.engine.label_checks import check_labels, check_trained_cameras
 from bevstack.engine.models import model_of_checkpoint, precision_of
@@ -28,6 +29,7 @@ from bevstack.engine.stream_checks import carries_memory, check_memory
 from bevstack.engine.streaming import Streams, require_streams
 from bevstack.errors import InputError
 from bevstack.images import read_image
+from bevstack.models.inference_form import inference_form
 from bevstack.registry import DATASETS, TASK_UTILS, VISUALIZERS
 from bevstack.structures import BEVDataSample
 from bevstack.structures.poses import bev_from_augmented
@@ -123,7 +125,8 @@ def predicted_samples(
         yield from (dataset[number]["data_samples"] for number in chosen)
         return
     streaming = carries_memory(cfg, "test" if cfg.get("test_cfg") else "val")
-    precision, streams = precision_of(cfg), Streams()
+    precision, streams, model = precision_of(cfg), Streams(), inference_form(model)
+    compile_form(model, cfg)
     for number in chosen:
         with torch.no_grad(), precision.autocast():
             data = model.data_preprocessor(pseudo_collate([dataset[number]]), False)

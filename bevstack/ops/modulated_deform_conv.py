@@ -3,7 +3,8 @@
 Each tap of the kernel looks at its own place, moved by an offset and weighted by a mask; the places are gathered into
 columns (rows of channels, so that one bilinear sample is four weighted rows) and multiplied by the kernel as one matrix
 product. The work goes in pieces of bounded size whose columns are computed again in the backward pass, so that memory
-stays at a few times one piece whatever the size of the input.
+stays at a few times one piece whatever the size of the input. Where no gradient is asked for, the pieces are small
+enough to stay in a CPU's cache, and the input gets a border of zeros in place of tests of what is inside.
 
 Sources: Zhu et al. 2019, Deformable ConvNets v2, eq. 1; conventions of mmcv's operator, docs/reference.md 4.8, DCNv2.
 """
@@ -12,12 +13,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bevstack.geometry.transforms import full_precision
+from bevstack.ops.packed_layers import packed_dtype, packed_matrix
 from bevstack.ops.weighted_rows import weighted_rows
 
 _Pair = int | tuple[int, int]
+
+CACHED_COLUMNS = 2**21
+"""Column values that are held at once where no gradient is asked for: 8 MiB in float32."""
 
 
 def modulated_deform_conv(
@@ -48,7 +54,8 @@ def modulated_deform_conv(
         groups: of the convolution.
         deform_groups: D, groups of input channels that share offsets and mask.
         max_columns: most column values held at once (a float32 piece of the default takes 64 MiB). A piece has whole
-            images or whole output rows, so one output row is always allowed.
+            images or whole output rows, so one output row is always allowed. Without gradient at most
+            :data:`CACHED_COLUMNS` are.
 
     Returns:
         (B, C', H', W'), in channels-last memory.
@@ -81,19 +88,28 @@ def modulated_deform_conv(
     # (groups, taps * C / groups, C' / groups): the matrix that columns of one group are multiplied by.
     matrix = weight.view(groups, out_channels // groups, -1, taps).permute(0, 3, 2, 1).flatten(1, 2)
 
+    remember = torch.is_grad_enabled() and any(t.requires_grad for t in (tokens, places, mask, matrix))
+    if not remember:
+        max_columns = min(max_columns, CACHED_COLUMNS)
+        if torch.is_autocast_enabled(x.device.type):  # once, not in every piece
+            matrix = matrix.to(torch.get_autocast_dtype(x.device.type))
+        packs = groups == 1 and packed_dtype(tokens, matrix) == matrix.dtype
+        packed = packed_matrix(matrix[0].t()) if packs else None
+        tokens = F.pad(tokens, (0, 0, *_BORDER, *_BORDER))
     row_values = columns * taps * channels
     images_a_piece = max(1, max_columns // (rows * row_values))
     rows_a_piece = rows if images_a_piece > 1 else max(1, min(rows, max_columns // row_values))
-    remember = torch.is_grad_enabled() and any(t.requires_grad for t in (tokens, places, mask, matrix))
     pieces = []
     # Split, not sliced: the gradient of a slice is as large as the whole.
     for images in zip(*(tensor.split(images_a_piece) for tensor in (tokens, places, mask)), strict=True):
         for place, share in zip(*(tensor.split(rows_a_piece, dim=1) for tensor in images[1:]), strict=True):
-            arguments = (images[0], place, share, matrix)
             if remember:
+                arguments = (images[0], place, share, matrix)
                 done = checkpoint(_convolve_piece, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
-                done = _convolve_piece(*arguments)
+                with full_precision(images[0]):
+                    sampled = _sampled_from_bordered(images[0], place, share)
+                done = _times_matrix(sampled, share, matrix, packed)
             pieces.append(done.flatten(0, 1))
     result = (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).view(batch, rows, columns, out_channels)
     if bias is not None:
@@ -128,20 +144,60 @@ def _convolve_piece(tokens: Tensor, places: Tensor, mask: Tensor, matrix: Tensor
     Returns:
         (n * r, W', C').
     """
-    images, rows, columns, taps, deform_groups = mask.shape
-    groups, _, group_outputs = matrix.shape
-    channels = tokens.shape[-1]
+    channels, deform_groups = tokens.shape[-1], mask.shape[4]
     with full_precision(tokens):
         indices, weights = _corners(tokens.shape[1], tokens.shape[2], places, mask)
         table = tokens.reshape(-1, channels // deform_groups)
         sampled = weighted_rows(table, indices.flatten(0, -2), weights.flatten(0, -2))
+    return _times_matrix(sampled, mask, matrix)
+
+
+def _times_matrix(sampled: Tensor, mask: Tensor, matrix: Tensor, packed: Tensor | None = None) -> Tensor:
+    """The columns of a piece, (n * r * W' * taps * D, C / D), times the kernel, packed or not: (n * r, W', C')."""
+    images, rows, columns, taps, _ = mask.shape
+    groups, _, group_outputs = matrix.shape
+    channels = sampled.numel() // (images * rows * columns * taps)
     sampled = sampled.view(images * rows * columns, taps, channels).to(matrix.dtype)
-    if groups == 1:
+    if packed is not None:
+        result = torch.ops.mkldnn._linear_pointwise(sampled.flatten(1), packed, None, "none", [], "")
+    elif groups == 1:
         result = sampled.flatten(1) @ matrix[0]
     else:
         sampled = sampled.unflatten(2, (groups, -1)).permute(2, 0, 1, 3).flatten(2)
         result = torch.bmm(sampled, matrix).transpose(0, 1)
     return result.reshape(images * rows, columns, groups * group_outputs)
+
+
+_BORDER = (1, 2)
+"""Zero pixels before and behind rows and columns: a place that is held within one pixel has its corners there."""
+
+
+def _sampled_from_bordered(tokens: Tensor, places: Tensor, mask: Tensor) -> Tensor:
+    """The columns of a piece, (n * r * W' * taps * D, C / D), as :func:`_convolve_piece` samples them; no gradient.
+
+    Args:
+        tokens: (n, H + 3, W + 3, C), with the border.
+        places, mask: see there.
+    """
+    images, height, width, channels = tokens.shape
+    deform_groups = mask.shape[4]
+    bound = places.new_tensor([height - sum(_BORDER), width - sum(_BORDER)])
+    # minimum and maximum keep what is not a number; as an integer it must be some pixel all the same
+    places, mask = torch.minimum(places.contiguous().clamp_min(-1), bound), mask.contiguous()
+    low = places.floor()
+    after = places - low
+    corner = torch.minimum(low.int().clamp_min_(-1), bound.int())
+    first = torch.arange(images, device=mask.device, dtype=torch.int32).view(-1, 1, 1, 1, 1) * (height * width)
+    pixel = first + (corner[..., 0] + 1) * width + (corner[..., 1] + 1)
+    indices = pixel * deform_groups + torch.arange(deform_groups, device=mask.device, dtype=torch.int32)
+    steps = torch.tensor([0, 1, width, width + 1], device=mask.device, dtype=torch.int32) * deform_groups
+    down, right = after.unbind(-1)
+    down = torch.stack([1 - down, down], dim=-1) * mask.unsqueeze(-1)
+    right = torch.stack([1 - right, right], dim=-1)
+    weights = (down.unsqueeze(-1) * right.unsqueeze(-2)).flatten(-2)
+    indices = indices.unsqueeze(-1) + steps
+    table = tokens.reshape(-1, channels // deform_groups)
+    return F.embedding_bag(indices.view(-1, 4), table, mode="sum", per_sample_weights=weights.view(-1, 4))
 
 
 def _corners(height: int, width: int, places: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -87,6 +87,28 @@ def test_arrays_tensors_and_files_give_the_same(predictor, tmp_path):
         assert_same(predictor.step(kind, rig_of())[0], expected)
 
 
+def test_answers_are_those_of_the_model_itself(tmp_path):
+    # Expected: the numbers of the model as it was loaded, from whose form the predictor's come, up to rounding.
+    model = load_model(saved(tmp_path / "model.pth", small_config()), device="cpu")
+    names = list(model.state_dict())
+    predictor = Predictor(model)
+    assert predictor.model is not model and list(model.state_dict()) == names
+    found, _ = predictor.step(images_of(0), rig_of())
+    predictor.model = model
+    expected, _ = predictor.step(images_of(0), rig_of())
+    for one, other in zip(answers(found), answers(expected), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_freed_memory_is_kept_from_the_first_model_on(tmp_path, monkeypatch):
+    # Expected: load_model and a Predictor ask for it; the file is not read before (an import asks for nothing).
+    asked = []
+    for module in ("models", "inference"):
+        monkeypatch.setattr(f"bevstack.engine.{module}.keep_freed_memory", lambda module=module: asked.append(module))
+    Predictor(load_model(saved(tmp_path / "model.pth", small_config()), device="cpu"))
+    assert asked == ["models", "inference"]
+
+
 def test_images_decoded_at_half_size(tmp_path):
     # Expected: a file as training decodes it; an array nearly so. Its intrinsics are halved with it: a place of the
     # world stays on what shows it, so the projection in halves of a pixel is the same.

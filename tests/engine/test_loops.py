@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.runner.loops import TestLoop
 
 from bevstack.engine.checkpoint import read_checkpoint
+from bevstack.engine.evaluation_loops import AutocastTestLoop
 from bevstack.engine.faults import NonFiniteError
 from bevstack.engine.streaming import Streams, require_streams
 from bevstack.errors import InputError
@@ -162,6 +166,20 @@ def test_memory_matters_in_streaming_test(tmp_path) -> None:
         cfg.test_dataloader, cfg.test_evaluator, cfg.test_cfg = cfg.val_dataloader, cfg.val_evaluator, {"type": kind}
         means.append(test(cfg, tmp_path / "iter_16.pth", tmp_path / kind)["mean"])
     assert means[0] != pytest.approx(means[1], rel=1e-4)
+
+
+def test_the_test_loop_asks_one_form_of_the_model(monkeypatch) -> None:
+    """Expected: a copy around the same weights in evaluation mode, made at the first batch; a new one at each run."""
+    model, loop = MODELS.build({"type": "ToyModel"}).train(), AutocastTestLoop.__new__(AutocastTestLoop)
+    loop.runner = SimpleNamespace(model=model, cfg=Config())
+    form = loop.asked_model()
+    assert form is loop.asked_model() and form is not model and model.training and not form.training
+    assert form.out.weight is model.out.weight
+    for name in ("check_metrics", "start_streams"):
+        monkeypatch.setattr(loop, name, lambda: None)
+    monkeypatch.setattr(TestLoop, "run", lambda self: {})
+    loop.run()
+    assert loop.asked_model() is not form
 
 
 def test_average_weights_are_tested(tmp_path) -> None:

@@ -15,7 +15,7 @@ from mmengine.hooks import Hook
 from torch import nn
 
 from bevstack.engine.checkpoint import newest_checkpoint, read_checkpoint
-from bevstack.engine.compilation import compile_options
+from bevstack.engine.compilation import compile_form, compile_options
 from bevstack.engine.config import building, load_config
 from bevstack.engine.evaluation_loops import AutocastTestLoop, AutocastValLoop, StreamingTestLoop
 from bevstack.engine.runner import BEVRunner
@@ -220,6 +220,24 @@ def test_compiling_needs_a_compiler(monkeypatch) -> None:
         compile_options(Config({"compile": True}))
     assert compile_options(Config({"compile": {"backend": "eager"}})) == {"backend": "eager"}
     assert compile_options(Config({"compile": False})) is None
+
+
+def test_inference_goes_on_without_a_compiler(monkeypatch) -> None:
+    """One line says so; with a compiler (here one that counts its graphs) backbone and neck of the form go to it."""
+    form, graphs = nn.Module(), []
+    form.backbone, form.neck = nn.Sequential(nn.ReLU()), nn.Sequential(nn.Tanh())
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.which", lambda name: None)
+        with pytest.warns(UserWarning, match=r"compile: torch.compile needs a C\+\+ compiler .*; goes on without"):
+            assert compile_form(form, Config({"compile": True})) is False
+    assert compile_form(form, Config()) is False and form.backbone._compiled_call_impl is None
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    assert compile_form(form, Config({"compile": {"backend": backend}})) is True
+    assert torch.equal(form.neck(form.backbone(torch.ones(1, 3))), torch.ones(1, 3).tanh()) and len(graphs) == 2
 
 
 def test_compiled_backbone_is_called() -> None:

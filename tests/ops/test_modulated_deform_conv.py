@@ -112,8 +112,37 @@ def test_pieces_make_the_same_whole(setting):
         torch.testing.assert_close(gradients, results[0][1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("limit", [2**24, 1])
+@pytest.mark.parametrize("scale", [1.5, 30.0])
+def test_without_gradient_it_is_the_same(setting, limit, scale):
+    # Expected: what is computed where a gradient is asked for; many places lie outside, or whole pixels apart.
+    tensors, settings = _inputs(setting, batch=3, scale=scale)
+    tensors[1][..., ::2] = tensors[1][..., ::2].round()
+    expected = modulated_deform_conv(*(tensor.clone().requires_grad_() for tensor in tensors), **settings)
+    assert expected.requires_grad
+    found = modulated_deform_conv(*tensors, **settings, max_columns=limit)
+    torch.testing.assert_close(found, expected.detach())
+    with torch.no_grad():
+        leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+        assert torch.equal(modulated_deform_conv(*leaves, **settings, max_columns=limit), found)
+
+
+def test_pieces_without_gradient_stay_in_the_cache(monkeypatch):
+    # 3 images of 14 x 10 outputs with 9 * 16 columns each, 1,440 a row: two rows a piece.
+    monkeypatch.setattr("bevstack.ops.modulated_deform_conv.CACHED_COLUMNS", 3_000)
+    (x, offset, mask, weight, bias), settings = _inputs(SETTINGS[0], 3, 16, 4, (14, 10), torch.float32)
+    with _LargestTensor() as largest:
+        modulated_deform_conv(x, offset, mask, weight, bias, **settings)
+    bordered = 3 * (14 + 3) * (10 + 3) * 16
+    assert largest.values == max(bordered, offset.numel())
+
+
 def test_taps_far_outside_count_nothing():
     (x, offset, mask, weight, bias), settings = _inputs(SETTINGS[0])
+    for far in (1e9, -1e9, math.inf, -math.inf):
+        y = modulated_deform_conv(x, torch.full_like(offset, far), mask, weight, bias, **settings)
+        assert torch.equal(y, bias.view(1, -1, 1, 1).expand_as(y))
     offset = torch.full_like(offset, 1e9).requires_grad_()
     y = modulated_deform_conv(x, offset, mask, weight, bias, **settings)
     y.sum().backward()
@@ -123,8 +152,9 @@ def test_taps_far_outside_count_nothing():
 def test_a_nan_offset_is_not_hidden():
     (x, offset, mask, weight, bias), settings = _inputs(SETTINGS[0])
     offset[0, 0, 0, 0] = math.nan
-    y = modulated_deform_conv(x, offset, mask, weight, bias, **settings)
-    assert y[0, :, 0, 0].isnan().all() and y.isnan().sum() == y.shape[1]
+    for asked in (False, True):
+        y = modulated_deform_conv(x, offset.requires_grad_(asked), mask, weight, bias, **settings)
+        assert y[0, :, 0, 0].isnan().all() and y.isnan().sum() == y.shape[1]
 
 
 def test_any_memory_layout_and_low_precision():
