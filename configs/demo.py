@@ -53,6 +53,7 @@ model = dict(
             grid=head_grid,
             classes=classes,
             outputs=dict(heading_bins=8, moving=True, quality=True),
+            decoding=dict(quality_power=0.0),
         ),
         map=dict(
             type="SemanticSegmentationHead",

@@ -43,10 +43,11 @@ def raw_that_fits(
         bins = encode_heading(torch.atan2(codes[:, 6], codes[:, 7]), outputs.heading_bins)
         at_cells["heading"] = torch.cat([bins.weights, bins.residuals], dim=1)
     if outputs.moving:
-        at_cells["moving"] = 20 * (codes[:, 8:].norm(dim=1, keepdim=True) > 0.5) - 10.0
+        moves = codes[:, 8:].norm(dim=1, keepdim=True) > 0.5
+        at_cells["motion"] = torch.cat([20 * moves - 10.0, codes[:, 8:]], dim=1)
     if outputs.quality:
         at_cells["quality"] = torch.full((len(codes), 1), 10.0)
-    raw = {name: torch.zeros(1, outputs.channels[name], *GRID.shape) for name in at_cells}
+    raw = {name: torch.zeros(1, values.shape[1], *GRID.shape) for name, values in at_cells.items()}
     for name, values in at_cells.items():
         raw[name].flatten(2)[0, :, cells] = values.t()
     if peak is not None:
@@ -118,6 +119,11 @@ def test_upscale_must_divide_the_grid():
         head_of(upscale=5)
 
 
+def channels_of(head: DenseDetectionHead) -> dict[str, int]:
+    """Of each raw output, as its class says."""
+    return {"heatmap": len(head.classes), "box": len(head.outputs.regressed), **head.outputs.channels}
+
+
 def boxed(yaw: float, velocity: tuple[float, float]) -> InstanceData:
     return instances_of([*NEAR[:6], yaw, *velocity])
 
@@ -142,7 +148,7 @@ def test_velocity_of_what_may_stand(rule, probability):
     # Closed form: (3, -1) or nothing, whichever is likelier; or (3, -1) times the probability.
     head, instances = head_of(outputs=dict(moving=True), decoding=dict(velocity=rule)), boxed(2.0, (3.0, -1.0))
     raw = raw_that_fits(head, instances)
-    raw["moving"].fill_(math.log(probability / (1 - probability)))
+    raw["motion"][:, 0].fill_(math.log(probability / (1 - probability)))
     factor = probability if rule == "expected" else float(probability > 0.5)
     found = decoded(head, raw).bboxes_3d.tensor[0, 7:]
     torch.testing.assert_close(found, factor * torch.tensor([3.0, -1.0]))
@@ -154,8 +160,7 @@ def test_losses_by_hand():
     options = dict(heading_bins=4, moving=True)
     weights = dict(moving_weight=2.0, velocity_weight=3.0, heading_weight=5.0, box_weight=7.0)
     head = head_of(outputs=options, criterion=dict(weights, reach_cells=0))
-    zeros = {name: torch.zeros(1, number, *GRID.shape) for name, number in head.outputs.channels.items()}
-    raw = {"heatmap": torch.zeros(1, 2, *GRID.shape), **zeros}
+    raw = {name: torch.zeros(1, number, *GRID.shape) for name, number in channels_of(head).items()}
 
     def losses(velocity: tuple[float, float]) -> dict[str, Tensor]:
         sample = BEVDataSample(gt_instances_3d=boxed(math.pi / 6, velocity))
@@ -175,16 +180,15 @@ def test_losses_by_hand():
 def test_what_is_not_known_leaves_no_gradient(velocity):
     # Expected: an unknown velocity none in either output; a standing object none in the velocity.
     head = head_of(outputs=dict(heading_bins=4, moving=True))
-    channels = {"heatmap": 2, **head.outputs.channels}
-    raw = {name: torch.randn(1, number, *GRID.shape, requires_grad=True) for name, number in channels.items()}
+    raw = {name: torch.randn(1, n, *GRID.shape, requires_grad=True) for name, n in channels_of(head).items()}
     yaw = math.nan if math.isnan(velocity[0]) else 1.0
     losses = head.loss(raw, [BEVDataSample(gt_instances_3d=boxed(yaw, velocity))])
     sum(losses.values()).backward()
-    assert all(value.isfinite() for value in losses.values()) and raw["box"].grad[:, :6].abs().sum() > 0
+    assert all(value.isfinite() for value in losses.values()) and raw["box"].grad.abs().sum() > 0
     assert all(value.grad.isfinite().all() for value in raw.values())
     known = not math.isnan(yaw)
-    assert bool(raw["moving"].grad.any()) is known and bool(raw["heading"].grad.any()) is known
-    assert bool(raw["box"].grad[:, 6:].any()) is (velocity == (3.0, -1.0))
+    assert bool(raw["motion"].grad[:, 0].any()) is known and bool(raw["heading"].grad.any()) is known
+    assert bool(raw["motion"].grad[:, 1:].any()) is (velocity == (3.0, -1.0))
 
 
 def test_quality_is_how_near_an_object_of_the_class_is():

@@ -87,7 +87,7 @@ SHAPES = {  # of what loss and predict read, on a grid of Y x X cells for B samp
     },
     "DenseDetectionHead": lambda b, y, x, outputs=None, **_: {"heatmap": (b, 3, y, x)}
     | (
-        {"box": (b, 8, y, x), "heading": (b, 12, y, x), "moving": (b, 1, y, x), "quality": (b, 1, y, x)}
+        {"box": (b, 6, y, x), "heading": (b, 12, y, x), "motion": (b, 3, y, x), "quality": (b, 1, y, x)}
         if outputs
         else {"box": (b, 10, y, x)}
     ),

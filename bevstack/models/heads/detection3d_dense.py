@@ -62,10 +62,10 @@ class CenterCriterion(HeatmapCriterion):
 
     box_weight: float = 0.25
     code_weights: Sequence[float] = (1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2)
-    heading_weight: float = 0.25
-    moving_weight: float = 0.5
+    heading_weight: float = 0.15
+    moving_weight: float = 0.25
     moving_speed_mps: float = 0.5
-    velocity_weight: float = 0.5
+    velocity_weight: float = 0.25
     quality_weight: float = 0.5
     quality_scale_m: float = 2.0
     quality_peaks: int = 100
@@ -114,7 +114,9 @@ class DenseDetectionHead(BEVHead):
         self.register_buffer("nms_radii", nms_radii(self.decoding.nms_radius_m, self.classes), persistent=False)
         self.shared = ConvNormReLU(in_channels, channels, conv=conv)
         self.heatmap = self._branch(channels, len(self.classes), upscale, conv)
-        self.box = self._branch(channels, sum(self.outputs.channels.values()), upscale, conv)
+        self.box = self._branch(channels, len(self.outputs.regressed), upscale, conv)
+        state_values = sum(self.outputs.channels.values())
+        self.state = self._branch(channels, state_values, upscale, conv) if state_values else None
         init_bias(self.heatmap[1], EMPTY_CELL_LOGIT)
 
     @staticmethod
@@ -129,14 +131,16 @@ class DenseDetectionHead(BEVHead):
         """Raw outputs on the head's grid.
 
         Returns:
-            ``heatmap`` logits (B, K, Y, X) and ``box`` (B, 10, Y, X), the values of a box code; with n heading bins
-            (B, 8, Y, X), without sine and cosine, and ``heading`` (B, 2 n, Y, X), logits before angles. Where asked
-            for, the logits ``moving`` and ``quality`` (B, 1, Y, X).
+            ``heatmap`` logits (B, K, Y, X) and ``box`` (B, 10, Y, X), the values of a box code, without those that
+            ``outputs`` learn otherwise: ``heading`` (B, 2 n, Y, X), logits of n bins before their angles; ``motion``
+            (B, 3, Y, X), logit of moving before velocity; ``quality`` logits (B, 1, Y, X).
         """
         features = self.shared(resample_bev(bev, self.convolved_grid))
-        names, channels = zip(*self.outputs.channels.items(), strict=True)
-        at_centers = self.box(features).split(channels, dim=1)
-        return {"heatmap": self.heatmap(features), **dict(zip(names, at_centers, strict=True))}
+        raw = {"heatmap": self.heatmap(features), "box": self.box(features)}
+        if self.state is not None:
+            names, channels = zip(*self.outputs.channels.items(), strict=True)
+            raw |= dict(zip(names, self.state(features).split(channels, dim=1), strict=True))
+        return raw
 
     def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
         """Losses per true centre of all ranks; what is not known (NaN: a velocity, a heading) counts nothing.
@@ -164,24 +168,21 @@ class DenseDetectionHead(BEVHead):
             """Sum of (R, ...) over cells by their share, and over values, per true centre."""
             return (loss * share.unsqueeze(1)).sum() / number
 
-        predicted, wanted = at_cells("box"), target[:, outputs.regressed]
-        error = masked_l1_loss(predicted, wanted, wanted.isfinite()) * self.code_weights[outputs.regressed]
-        if outputs.moving:  # velocity is the last of what is regressed
-            velocity = target[:, VELOCITY]
-            speed = velocity.norm(dim=1, keepdim=True)
-            moves = speed > criterion.moving_speed_mps  # False where the velocity is not known
-            moving_loss = F.binary_cross_entropy_with_logits(
-                at_cells("moving").float(), moves.float(), speed.isfinite().float(), reduction="none"
-            )
-            losses["loss_moving"] = criterion.moving_weight * per_centre(moving_loss)
-            velocity_loss = masked_l1_loss(predicted[:, -2:], velocity, moves.expand(-1, 2))
-            losses["loss_velocity"] = criterion.velocity_weight * per_centre(velocity_loss)
-            error = error[:, :-2]
+        wanted = target[:, outputs.regressed]
+        error = masked_l1_loss(at_cells("box"), wanted, wanted.isfinite()) * self.code_weights[outputs.regressed]
         losses["loss_box"] = criterion.box_weight * per_centre(error)
         if outputs.heading_bins:
             logits, angles = at_cells("heading").chunk(2, dim=1)
             heading_loss = heading_bin_loss(logits, angles, torch.atan2(*target[:, HEADING].unbind(1)))
             losses["loss_heading"] = criterion.heading_weight * per_centre(heading_loss.unsqueeze(1))
+        if outputs.moving:
+            logit, velocity = at_cells("motion").float().split((1, 2), dim=1)
+            speed = target[:, VELOCITY].norm(dim=1, keepdim=True)
+            moves, known = speed > criterion.moving_speed_mps, speed.isfinite()  # what is not known does not move
+            moving_loss = F.binary_cross_entropy_with_logits(logit, moves.float(), known.float(), reduction="none")
+            losses["loss_moving"] = criterion.moving_weight * per_centre(moving_loss)
+            velocity_loss = masked_l1_loss(velocity, target[:, VELOCITY], moves.expand(-1, 2))
+            losses["loss_velocity"] = criterion.velocity_weight * per_centre(velocity_loss)
         if outputs.quality:
             losses["loss_quality"] = criterion.quality_weight * self._quality_loss(raw, samples)
         return losses
@@ -241,7 +242,7 @@ class DenseDetectionHead(BEVHead):
         if self.outputs.quality:
             power = self.decoding.quality_power
             scores = scores.pow(1 - power) * raw["quality"].float().sigmoid().pow(power)
-        at_centers = {name: raw[name].flatten(2) for name in self.outputs.channels}
+        at_centers = {name: raw[name].flatten(2) for name in ("box", *self.outputs.channels)}
         return [
             {"pred_instances_3d": self._decode(score, {name: value[b] for name, value in at_centers.items()})}
             for b, score in enumerate(scores)

@@ -17,7 +17,7 @@ from bevstack.geometry.heading_bins import decode_heading
 from bevstack.models.layers.heatmaps import PeakDecoding
 from bevstack.models.layers.settings import Settings
 
-HEADING, VELOCITY = (6, 7), (8, 9)
+HEADING, VELOCITY = [6, 7], [8, 9]
 """Which of the ten values at a cell are sine and cosine of yaw, and velocity."""
 VELOCITY_RULES = ("threshold", "expected")
 
@@ -47,13 +47,14 @@ class CenterOutputs(Settings):
     @property
     def regressed(self) -> list[int]:
         """Which of the ten values of a box code (offset first) the output ``box`` has, in order."""
-        return [value for value in range(BOX_CODE_SIZE) if not (self.heading_bins and value in HEADING)]
+        elsewhere = HEADING * bool(self.heading_bins) + VELOCITY * self.moving
+        return [value for value in range(BOX_CODE_SIZE) if value not in elsewhere]
 
     @property
     def channels(self) -> dict[str, int]:
-        """Channels of the raw outputs ``box``, ``heading`` (logits, then angles), ``moving`` and ``quality``."""
-        extra = {"heading": 2 * self.heading_bins, "moving": int(self.moving), "quality": int(self.quality)}
-        return {"box": len(self.regressed)} | {name: number for name, number in extra.items() if number}
+        """Channels of ``heading`` (logits, then angles), ``motion`` (logit of moving, velocity) and ``quality``."""
+        channels = {"heading": 2 * self.heading_bins, "motion": 3 * self.moving, "quality": int(self.quality)}
+        return {name: number for name, number in channels.items() if number}
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def box_codes(at_cells: Mapping[str, Tensor], outputs: CenterOutputs, velocity_r
     """The ten values at each of D cells, offset first, from what a head predicts there.
 
     Args:
-        at_cells: the raw outputs of ``outputs`` but the heatmap, (D, channels) each.
+        at_cells: the raw outputs but the heatmap, (D, channels) each.
         outputs: of the head.
         velocity_rule: see :class:`CenterDecoding`.
 
@@ -93,17 +94,16 @@ def box_codes(at_cells: Mapping[str, Tensor], outputs: CenterOutputs, velocity_r
         yaw, velocity.
     """
     box = at_cells["box"].float()
-    parts, velocity = [box[:, : HEADING[0]]], box[:, -2:]
+    code = box.new_zeros(len(box), BOX_CODE_SIZE)
+    code[:, outputs.regressed] = box
     if outputs.heading_bins:
-        scores, angles = at_cells["heading"].float().chunk(2, dim=1)
-        yaw = decode_heading(scores, angles)
-        parts.append(torch.stack([yaw.sin(), yaw.cos()], dim=1))
-    else:
-        parts.append(box[:, list(HEADING)])
+        yaw = decode_heading(*at_cells["heading"].float().chunk(2, dim=1))
+        code[:, HEADING] = torch.stack([yaw.sin(), yaw.cos()], dim=1)
     if outputs.moving:
-        probability = at_cells["moving"].float().sigmoid()
-        velocity = velocity * (probability if velocity_rule == "expected" else probability > 0.5)
-    return torch.cat([*parts, velocity], dim=1)
+        logit, velocity = at_cells["motion"].float().split((1, 2), dim=1)
+        probability = logit.sigmoid()
+        code[:, VELOCITY] = velocity * (probability if velocity_rule == "expected" else probability > 0.5)
+    return code
 
 
 def localisation_quality(
