@@ -201,16 +201,18 @@ def test_quality_is_how_near_an_object_of_the_class_is():
 
 
 def test_quality_is_learned_at_peaks():
-    # One peak stands on the box, one of the other class beside it: of 40 peaks that may learn, 2 differ from a plain
-    # cell. By hand: -ln q for the first, -ln(1 - q) for the others, q the probability that is predicted everywhere.
-    head = head_of(outputs=dict(quality=True), criterion=dict(quality_peaks=40, quality_weight=1.0))
+    # By hand: 1/4 is predicted everywhere. A peak whose box is the true one costs -ln 1/4, one of a class that is not
+    # there -ln 3/4. Only the peak's own cell learns.
+    head = head_of(outputs=dict(quality=True), criterion=dict(quality_peaks=1, quality_weight=2.0))
     instances = boxed(2.0, (0.0, 0.0))
-    raw = raw_that_fits(head, instances, (6, 9))
-    raw["quality"].fill_(math.log(0.25 / 0.75)).requires_grad_()
-    loss = head.loss(raw, [BEVDataSample(gt_instances_3d=instances)])["loss_quality"]
-    loss.backward()
-    touched = raw["quality"].grad.flatten()
-    assert touched[6 * 16 + 9] == pytest.approx((0.25 - 1) / 40, rel=1e-4) and (touched != 0).sum() <= 40
+    for flipped, expected in ((False, -math.log(0.25)), (True, -math.log(0.75))):
+        raw = raw_that_fits(head, instances, (6, 9))
+        raw["heatmap"] = raw["heatmap"].flip(1) if flipped else raw["heatmap"]
+        raw["quality"].fill_(math.log(1 / 3)).requires_grad_()
+        loss = head.loss(raw, [BEVDataSample(gt_instances_3d=instances)])["loss_quality"]
+        loss.backward()
+        assert loss.item() == pytest.approx(2 * expected, rel=1e-3)
+        assert raw["quality"].grad.flatten().nonzero().flatten().tolist() == [6 * 16 + 9]
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
