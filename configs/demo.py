@@ -47,14 +47,7 @@ model = dict(
     temporal_fusion=dict(type="TemporalConcatenation", channels=channels, num_frames=2, blocks=1),
     bev_neck=dict(type="BEVUNet", in_channels=channels, widths=(channels, 128), out_channels=64),
     heads=dict(
-        detection=dict(
-            type="DenseDetectionHead",
-            in_channels=64,
-            grid=head_grid,
-            classes=classes,
-            outputs=dict(heading_bins=8, moving=True, quality=True),
-            decoding=dict(quality_power=0.0),
-        ),
+        detection=dict(type="DenseDetectionHead", in_channels=64, grid=head_grid, classes=classes),
         map=dict(
             type="SemanticSegmentationHead",
             in_channels=64,
