@@ -6,6 +6,7 @@ import torch
 from mmengine.dist import all_reduce
 from torch import Tensor
 
+from bevstack.geometry.heading_bins import encode_heading
 from bevstack.losses.dense import binary_focal_loss
 
 
@@ -67,6 +68,26 @@ def masked_l1_loss(predictions: Tensor, targets: Tensor, mask: Tensor) -> Tensor
     predictions = predictions.float()
     targets = torch.where(mask, targets.to(predictions.dtype), predictions.detach())
     return (predictions - targets).abs()
+
+
+def heading_bin_loss(logits: Tensor, residuals: Tensor, yaw: Tensor) -> Tensor:
+    """What a choice of bins and the angles from them miss of a heading (:mod:`bevstack.geometry.heading_bins`).
+
+    Kullback-Leibler divergence of the bins' probabilities from the heading's shares, plus the absolute error of each
+    bin's angle, by its share: zero at the truth alone, without a jump where a heading leaves a bin.
+
+    Args:
+        logits, residuals: (..., n) of n bins.
+        yaw: (...) true headings in radians; NaN where not known: the loss is zero there, and so is its gradient.
+
+    Returns:
+        (...) float32, not reduced.
+    """
+    known = yaw.isfinite()
+    weights, targets = encode_heading(torch.where(known, yaw, 0.0).float(), logits.shape[-1])
+    divergence = torch.xlogy(weights, weights) - weights * logits.float().log_softmax(-1)
+    angle = weights * (residuals.float() - targets).abs()
+    return torch.where(known, (divergence + angle).sum(-1), 0.0)
 
 
 def mean_across_ranks(value: float | Tensor, device: torch.device | str = "cpu") -> Tensor:

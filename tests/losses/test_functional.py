@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from bevstack.geometry.heading_bins import encode_heading
 from bevstack.losses.functional import (
+    heading_bin_loss,
     l1_cost,
     masked_l1_loss,
     mean_across_ranks,
@@ -85,6 +87,30 @@ def test_masked_l1_loss_ignores_what_is_masked():
     loss.sum().backward()
     assert loss.tolist() == [1.0, 0.0, 2.0]
     assert predictions.grad.tolist() == [1.0, 0.0, -1.0]
+
+
+def test_heading_bin_loss_by_hand():
+    # Four bins, 30 degrees: shares 2/3 and 1/3, a third of a bin's width from one centre and two thirds from the other.
+    # Nothing predicted: divergence ln 4 + 2/3 ln 2/3 + 1/3 ln 1/3, angles 2/3 * 1/3 + 1/3 * 2/3.
+    loss = heading_bin_loss(torch.zeros(1, 4), torch.zeros(1, 4), torch.tensor([math.pi / 6]))
+    expected = math.log(4) + 2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3) + 4 / 9
+    torch.testing.assert_close(loss, torch.tensor([expected]))
+
+
+def test_heading_bin_loss_is_zero_at_the_truth():
+    yaw = torch.linspace(-4, 4, 50)
+    weights, residuals = encode_heading(yaw, 6)
+    loss = heading_bin_loss(weights.clamp_min(1e-30).log(), residuals, yaw)
+    torch.testing.assert_close(loss, torch.zeros(50), atol=1e-5, rtol=0)
+
+
+def test_an_unknown_heading_costs_nothing():
+    logits, residuals = (torch.randn(2, 5, requires_grad=True) for _ in range(2))
+    loss = heading_bin_loss(logits, residuals, torch.tensor([math.nan, 1.0]))
+    loss.sum().backward()
+    assert loss[0] == 0 and loss[1] > 0
+    for predicted in (logits, residuals):
+        assert (predicted.grad[0] == 0).all() and predicted.grad[1].abs().sum() > 0
 
 
 def test_mean_across_one_rank_is_the_number():

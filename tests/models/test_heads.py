@@ -48,6 +48,7 @@ HEADS = {
     "DenseDetectionHead": [
         _all_peaks,
         {**_all_peaks, "upscale": 2, "criterion": dict(reach_cells=0)},
+        {**_all_peaks, "outputs": dict(heading_bins=6, moving=True, quality=True)},
     ],
     "QueryDetectionHead": [_queries],
     "KeypointHead": [
@@ -84,7 +85,12 @@ SHAPES = {  # of what loss and predict read, on a grid of Y x X cells for B samp
         "valid": (b, 3),
         "seconds": (b, 3),
     },
-    "DenseDetectionHead": lambda b, y, x, **_: {"heatmap": (b, 3, y, x), "box": (b, 10, y, x)},
+    "DenseDetectionHead": lambda b, y, x, outputs=None, **_: {"heatmap": (b, 3, y, x)}
+    | (
+        {"box": (b, 6, y, x), "heading": (b, 12, y, x), "motion": (b, 3, y, x), "quality": (b, 1, y, x)}
+        if outputs
+        else {"box": (b, 10, y, x)}
+    ),
     "QueryDetectionHead": lambda b, y, x, **_: {"logits": (2, b, 20, 3), "boxes": (2, b, 20, 10)},
     "KeypointHead": lambda b, y, x, **_: {
         "heatmap": (b, 3, y, x),

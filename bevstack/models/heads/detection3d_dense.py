@@ -8,17 +8,25 @@ from dataclasses import dataclass
 import torch
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bevstack.geometry import BEVGrid
 from bevstack.geometry.box_code import BOX_CODE_SIZE, bottom_centred, decode_boxes, encode_boxes
 from bevstack.losses.dense import heatmap_focal_loss
-from bevstack.losses.functional import masked_l1_loss, mean_across_ranks
+from bevstack.losses.functional import heading_bin_loss, masked_l1_loss, mean_across_ranks
 from bevstack.models.heads.base import BEVHead, resample_bev
+from bevstack.models.heads.detection3d_dense_outputs import (
+    HEADING,
+    VELOCITY,
+    CenterDecoding,
+    CenterOutputs,
+    box_codes,
+    localisation_quality,
+)
 from bevstack.models.layers.conv import ConvNormReLU, ConvType
 from bevstack.models.layers.heatmaps import (
     EMPTY_CELL_LOGIT,
     HeatmapCriterion,
-    PeakDecoding,
     circle_nms,
     gaussian_heatmap,
     heatmap_nms,
@@ -39,7 +47,14 @@ class CenterCriterion(HeatmapCriterion):
         box_weight: of the L1 loss of boxes.
         code_weights: in it, of the ten values that are regressed at a cell: offset of the box's centre from the cell's
             in cells (x, y), height of the box's centre, log of length, width, height, sine and cosine of yaw, velocity
-            (x, y) in metres per second.
+            (x, y) in metres per second. Those of values that the head's ``outputs`` learn otherwise are not read.
+        heading_weight: of the loss of heading bins (:func:`bevstack.losses.functional.heading_bin_loss`).
+        moving_weight: of the cross-entropy of moving or standing.
+        moving_speed_mps: above this true speed an object moves.
+        velocity_weight: of the L1 loss of moving objects' velocity, where whether they move is an output.
+        quality_weight: of the cross-entropy of quality.
+        quality_scale_m: true quality is exp(-distance / scale), 0 where no object of the class is there.
+        quality_peaks: so many best peaks of a sample learn their quality.
 
     Raises:
         ValueError: not ten code weights.
@@ -47,6 +62,13 @@ class CenterCriterion(HeatmapCriterion):
 
     box_weight: float = 0.25
     code_weights: Sequence[float] = (1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2)
+    heading_weight: float = 0.15
+    moving_weight: float = 0.25
+    moving_speed_mps: float = 0.5
+    velocity_weight: float = 0.25
+    quality_weight: float = 0.5
+    quality_scale_m: float = 2.0
+    quality_peaks: int = 100
 
     def __post_init__(self) -> None:
         if len(self.code_weights) != BOX_CODE_SIZE:
@@ -62,10 +84,11 @@ class DenseDetectionHead(BEVHead):
         classes: detection classes, in the order of the labels.
         channels: width of the convolutions.
         criterion: a :class:`CenterCriterion` or its values.
-        decoding: a :class:`bevstack.models.layers.heatmaps.PeakDecoding` or its values.
+        decoding: a :class:`CenterDecoding` or its values.
         upscale: the convolutions run on cells that are so many times longer and wider than the grid's, and the last
             one predicts ``upscale`` x ``upscale`` cells at each (Shi et al. 2016, sub-pixel convolution).
         conv: kind of the 3 x 3 convolutions (:class:`bevstack.models.layers.conv.ConvType`).
+        outputs: what is predicted at a centre beside its box: a :class:`CenterOutputs` or its values.
     """
 
     def __init__(
@@ -75,21 +98,25 @@ class DenseDetectionHead(BEVHead):
         classes: Sequence[str],
         channels: int = 64,
         criterion: CenterCriterion | Mapping | None = None,
-        decoding: PeakDecoding | Mapping | None = None,
+        decoding: CenterDecoding | Mapping | None = None,
         upscale: int = 1,
         conv: ConvType | Mapping | str = "plain",
+        outputs: CenterOutputs | Mapping | None = None,
         init_cfg: Mapping | None = None,
     ) -> None:
         super().__init__(in_channels, grid, init_cfg)
         self.classes, self.convolved_grid = tuple(classes), self.grid.coarser(upscale)
         self.criterion = CenterCriterion.build(criterion, "criterion")
-        self.decoding = PeakDecoding.build(decoding, "decoding")
+        self.decoding = CenterDecoding.build(decoding, "decoding")
+        self.outputs = CenterOutputs.build(outputs, "outputs")
         code_weights = torch.tensor(self.criterion.code_weights, dtype=torch.float32)
         self.register_buffer("code_weights", code_weights, persistent=False)
         self.register_buffer("nms_radii", nms_radii(self.decoding.nms_radius_m, self.classes), persistent=False)
         self.shared = ConvNormReLU(in_channels, channels, conv=conv)
         self.heatmap = self._branch(channels, len(self.classes), upscale, conv)
-        self.box = self._branch(channels, BOX_CODE_SIZE, upscale, conv)
+        self.box = self._branch(channels, len(self.outputs.regressed), upscale, conv)
+        state_values = sum(self.outputs.channels.values())
+        self.state = self._branch(channels, state_values, upscale, conv) if state_values else None
         init_bias(self.heatmap[1], EMPTY_CELL_LOGIT)
 
     @staticmethod
@@ -101,36 +128,84 @@ class DenseDetectionHead(BEVHead):
         )
 
     def forward(self, bev: BEVFeatures) -> dict[str, Tensor]:
-        """``heatmap`` logits (B, K, Y, X) and ``box`` (B, 10, Y, X) on the head's grid."""
+        """Raw outputs on the head's grid.
+
+        Returns:
+            ``heatmap`` logits (B, K, Y, X) and ``box`` (B, 10, Y, X), the values of a box code, without those that
+            ``outputs`` learn otherwise: ``heading`` (B, 2 n, Y, X), logits of n bins before their angles; ``motion``
+            (B, 3, Y, X), logit of moving before velocity; ``quality`` logits (B, 1, Y, X).
+        """
         features = self.shared(resample_bev(bev, self.convolved_grid))
-        return {"heatmap": self.heatmap(features), "box": self.box(features)}
+        raw = {"heatmap": self.heatmap(features), "box": self.box(features)}
+        if self.state is not None:
+            names, channels = zip(*self.outputs.channels.items(), strict=True)
+            raw |= dict(zip(names, self.state(features).split(channels, dim=1), strict=True))
+        return raw
 
     def loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> dict[str, Tensor]:
-        """``loss_heatmap`` and ``loss_box``, per true centre of all ranks; unknown (NaN) velocities count nothing.
+        """Losses per true centre of all ranks; what is not known (NaN: a velocity, a heading) counts nothing.
 
         Args:
-            raw: :meth:`forward`'s, ``heatmap`` logits (B, K, Y, X) and ``box`` (B, 10, Y, X).
+            raw: :meth:`forward`'s.
             samples: B, with ``gt_instances_3d`` (:meth:`targets`).
 
         Returns:
-            Two weighted scalars, and ``objects_beyond_grid``, the count of those that ask nothing.
+            Weighted scalars ``loss_heatmap`` and ``loss_box``; ``loss_heading`` with heading bins; ``loss_moving`` and
+            ``loss_velocity`` (of moving objects alone) where moving is an output; ``loss_quality``, per peak;
+            ``objects_beyond_grid``, the count of those that ask nothing.
         """
-        device = raw["heatmap"].device
+        device, criterion, outputs = raw["heatmap"].device, self.criterion, self.outputs
         heatmaps, cells, codes, shares = zip(*(self.targets(s.gt_instances_3d, device) for s in samples), strict=True)
         number = mean_across_ranks(float(sum(share.sum() for share in shares)), device).clamp_min(1.0)
         heatmap_loss = heatmap_focal_loss(raw["heatmap"], torch.stack(heatmaps)).sum() / number
-        flat = raw["box"].flatten(2)
-        predicted = torch.cat([boxes[:, cell].t() for boxes, cell in zip(flat, cells, strict=True)])
-        target = torch.cat(codes)
-        box_loss = masked_l1_loss(predicted, target, target.isfinite()) * self.code_weights
-        box_loss = box_loss * torch.cat(shares).unsqueeze(1)
-        return {
-            "loss_heatmap": self.criterion.heatmap_weight * heatmap_loss,
-            "loss_box": self.criterion.box_weight * box_loss.sum() / number,
-            "objects_beyond_grid": self.objects_beyond_grid(
-                [sample.gt_instances_3d.bboxes_3d.tensor.to(device) for sample in samples]
-            ),
-        }
+        losses = {"loss_heatmap": criterion.heatmap_weight * heatmap_loss}
+        target, share = torch.cat(codes), torch.cat(shares)
+
+        def at_cells(name: str) -> Tensor:
+            """(R, channels) of a raw output at the cells that learn."""
+            return torch.cat([one[:, cell].t() for one, cell in zip(raw[name].flatten(2), cells, strict=True)])
+
+        def per_centre(loss: Tensor) -> Tensor:
+            """Sum of (R, ...) over cells by their share, and over values, per true centre."""
+            return (loss * share.unsqueeze(1)).sum() / number
+
+        wanted = target[:, outputs.regressed]
+        error = masked_l1_loss(at_cells("box"), wanted, wanted.isfinite()) * self.code_weights[outputs.regressed]
+        losses["loss_box"] = criterion.box_weight * per_centre(error)
+        if outputs.heading_bins:
+            logits, angles = at_cells("heading").chunk(2, dim=1)
+            heading_loss = heading_bin_loss(logits, angles, torch.atan2(*target[:, HEADING].unbind(1)))
+            losses["loss_heading"] = criterion.heading_weight * per_centre(heading_loss.unsqueeze(1))
+        if outputs.moving:
+            logit, velocity = at_cells("motion").float().split((1, 2), dim=1)
+            speed = target[:, VELOCITY].norm(dim=1, keepdim=True)
+            moves, known = speed > criterion.moving_speed_mps, speed.isfinite()  # what is not known does not move
+            moving_loss = F.binary_cross_entropy_with_logits(logit, moves.float(), known.float(), reduction="none")
+            losses["loss_moving"] = criterion.moving_weight * per_centre(moving_loss)
+            velocity_loss = masked_l1_loss(velocity, target[:, VELOCITY], moves.expand(-1, 2))
+            losses["loss_velocity"] = criterion.velocity_weight * per_centre(velocity_loss)
+        if outputs.quality:
+            losses["loss_quality"] = criterion.quality_weight * self._quality_loss(raw, samples)
+        losses["objects_beyond_grid"] = self.objects_beyond_grid(
+            [sample.gt_instances_3d.bboxes_3d.tensor.to(device) for sample in samples]
+        )
+        return losses
+
+    def _quality_loss(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> Tensor:
+        """Cross-entropy of ``quality`` at the best peaks of each sample with how near their places are to an object."""
+        criterion, total = self.criterion, raw["quality"].new_zeros((), dtype=torch.float32)
+        scores = heatmap_nms(raw["heatmap"].detach().float().sigmoid())
+        for sample, score, box, quality in zip(samples, scores, raw["box"].detach(), raw["quality"], strict=True):
+            true = sample.gt_instances_3d
+            _, labels, cells = self._best_peaks(score, criterion.quality_peaks)
+            places = self._places(cells, box.flatten(1)[:2, cells].t().float())
+            true_places = true.bboxes_3d.tensor[:, :2].to(places)
+            target = localisation_quality(
+                places, labels, true_places, true.labels_3d.to(labels.device), criterion.quality_scale_m
+            )
+            logits = quality.flatten()[cells].float()
+            total = total + F.binary_cross_entropy_with_logits(logits, target, reduction="sum")
+        return total / (len(samples) * criterion.quality_peaks)
 
     def targets(self, instances: InstanceData, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What one sample's true boxes ask of the head.
@@ -164,23 +239,38 @@ class DenseDetectionHead(BEVHead):
         """``pred_instances_3d`` per sample: ``bboxes_3d`` (R, 9) LiDAR boxes, ``scores_3d`` (R,), ``labels_3d`` (R,).
 
         Args:
-            raw: :meth:`forward`'s, ``heatmap`` logits (B, K, Y, X) and ``box`` (B, 10, Y, X).
+            raw: :meth:`forward`'s.
             samples: B; not read.
         """
         scores = heatmap_nms(raw["heatmap"].float().sigmoid())
-        boxes = raw["box"].float().flatten(2)
-        return [{"pred_instances_3d": self._decode(s, b)} for s, b in zip(scores, boxes, strict=True)]
+        if self.outputs.quality:
+            power = self.decoding.quality_power
+            scores = scores.pow(1 - power) * raw["quality"].float().sigmoid().pow(power)
+        at_centers = {name: raw[name].flatten(2) for name in ("box", *self.outputs.channels)}
+        return [
+            {"pred_instances_3d": self._decode(score, {name: value[b] for name, value in at_centers.items()})}
+            for b, score in enumerate(scores)
+        ]
 
-    def _decode(self, scores: Tensor, boxes: Tensor) -> InstanceData:
-        """Boxes of one sample from its peaks (K, Y, X) and the codes of its flat cells (10, Y * X)."""
+    def _best_peaks(self, scores: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Score, label and flat cell of the best ``number`` places of one sample's peaks (K, Y, X), best first."""
         rows, columns = self.grid.shape
-        best, index = scores.flatten().topk(min(4 * self.decoding.max_num, scores.numel()))
+        best, index = scores.flatten().topk(min(number, scores.numel()))
+        return best, index // (rows * columns), index % (rows * columns)
+
+    def _places(self, cells: Tensor, offsets: Tensor) -> Tensor:
+        """(D, 2) metres of centres at flat cells (D,) with offsets (D, 2) in cells."""
+        columns = self.grid.shape[1]
+        return self.grid.metres_from_cells(torch.stack([cells % columns, cells // columns], -1) + 0.5 + offsets)
+
+    def _decode(self, scores: Tensor, at_centers: dict[str, Tensor]) -> InstanceData:
+        """Boxes of one sample from its peaks (K, Y, X) and its outputs at flat cells (channels, Y * X)."""
+        best, label, cell = self._best_peaks(scores, 4 * self.decoding.max_num)
         kept = best > self.decoding.score_threshold
-        best, index = best[kept], index[kept]
-        label, cell = index // (rows * columns), index % (rows * columns)
-        code = boxes[:, cell].t()
-        place = torch.stack([cell % columns, cell // columns], -1) + 0.5 + code[:, :2]
-        xy = self.grid.metres_from_cells(place)
+        best, label, cell = best[kept], label[kept], cell[kept]
+        at_cells = {name: value[:, cell].t() for name, value in at_centers.items()}
+        code = box_codes(at_cells, self.outputs, self.decoding.velocity)
+        xy = self._places(cell, code[:, :2])
         size = code[:, 3:6].clamp(-5, 5)
         code = torch.cat([xy, size[:, :2], code[:, 2:3], size[:, 2:], code[:, 6:]], dim=1)
         keep = circle_nms(xy, label, self.nms_radii[label])[: self.decoding.max_num]
