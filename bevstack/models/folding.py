@@ -240,4 +240,4 @@ def _hooked(module: nn.Module) -> bool:
 
 def _folds(module: nn.Module) -> bool:
     """Whether a BatchNorm behind it can be folded into its weights."""
-    return can_be_packed(module) or type(module) in _OTHER_CONVOLUTIONS
+    return can_be_packed(module) or isinstance(module, _OTHER_CONVOLUTIONS)

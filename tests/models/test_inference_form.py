@@ -75,7 +75,7 @@ def parts_of(name: str) -> ImageParts:
 def apart(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
     """The largest distance between two lists of levels, as a share of a level's length."""
     pairs = zip(found, expected, strict=True)
-    return max(((one.float() - other).norm() / other.norm()).item() for one, other in pairs)
+    return max(((one.to(other.dtype) - other).norm() / other.norm()).item() for one, other in pairs)
 
 
 def norms(model: nn.Module) -> int:
@@ -84,21 +84,23 @@ def norms(model: nn.Module) -> int:
 
 @pytest.mark.parametrize("name", PARTS)
 def test_the_same_features(name):
-    # Expected: the model's own in float32. bfloat16's error may not be larger than twice that of the model in
-    # bfloat16, nor than 2 %.
+    # Expected: the model's own. Where rounding alone moves these by more (linear attention divides by small numbers) the
+    # form may be as far from the model in double precision as the model in single; in bfloat16 likewise.
     model = parts_of(name)
     images = images_of(sweeps=getattr(model.backbone, "num_sweeps", 0))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     form = inference_form(model)
     with torch.no_grad():
         expected, found = model(images), form(images)
-        assert apart(found, expected) < 1e-5
+        exact = copy.deepcopy(model).double()(images.double())
+        assert apart(found, expected) < 1e-5 or apart(found, exact) < 1.5 * apart(expected, exact)
         with torch.autocast("cpu", torch.bfloat16):
             low, of_model = form(images), model(images)
     assert apart(low, expected) < max(2e-2, 1.2 * apart(of_model, expected))
     after = model.state_dict()
     assert list(after) == list(before) and all(torch.equal(after[key], before[key]) for key in before)
-    assert norms(form) == 0, "every norm of these is behind a convolution"
+    left = [name for name, module in form.named_modules() if isinstance(module, _BatchNorm)]
+    assert left == [], "every norm of these is behind a convolution"
 
 
 def test_only_the_folded_weights_are_new():

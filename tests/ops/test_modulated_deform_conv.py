@@ -216,7 +216,7 @@ class _LargestTensor(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
+            if isinstance(tensor, torch.Tensor) and not tensor.is_mkldnn:  # packed weights have no storage to ask for
                 self.values = max(self.values, tensor.untyped_storage().nbytes() // tensor.element_size())
         return result
 
