@@ -16,8 +16,9 @@ from bevstack.models.folding import fold_norms, fuse_blocks, pack_convolutions, 
 from bevstack.ops.packed_layers import PackedConvolution
 
 TOLERANCE = 1e-2
-"""Of the largest value of a feature map: how far the form's may be from the model's before it is given up. Rounding is far
-below it, but where a network divides by small numbers (linear attention); a norm in the wrong place is far above it.
+"""Of the largest value of a feature map: how far the form's may be from the model's before it is given up.
+
+Rounding is far below it, also where a network divides by small numbers (linear attention); a wrong norm is far above.
 """
 
 Model = TypeVar("Model", bound=nn.Module)

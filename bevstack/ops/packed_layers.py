@@ -147,7 +147,7 @@ def _last(features: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def packed_dtype(features: Tensor, weight: Tensor) -> torch.dtype | None:
-    """The format in which oneDNN computes on these features with this weight; None where it is not asked.
+    """The format in which oneDNN computes on features of any shape with a weight of any; None where it is not asked.
 
     That is on another device, where a gradient or nothing at all is wanted, in another format than float32 and
     bfloat16 (autocast's counts), while torch.compile looks on, or where torch has no oneDNN.

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.runner.loops import TestLoop
+from mmengine.runner import loops
 
 from bevstack.engine.checkpoint import read_checkpoint
 from bevstack.engine.evaluation_loops import AutocastTestLoop
@@ -171,13 +171,13 @@ def test_memory_matters_in_streaming_test(tmp_path) -> None:
 def test_the_test_loop_asks_one_form_of_the_model(monkeypatch) -> None:
     """Expected: a copy around the same weights in evaluation mode, made at the first batch; a new one at each run."""
     model, loop = MODELS.build({"type": "ToyModel"}).train(), AutocastTestLoop.__new__(AutocastTestLoop)
-    loop.runner = SimpleNamespace(model=model, cfg=Config())
+    loop._runner = SimpleNamespace(model=model, cfg=Config())
     form = loop.asked_model()
     assert form is loop.asked_model() and form is not model and model.training and not form.training
     assert form.out.weight is model.out.weight
     for name in ("check_metrics", "start_streams"):
         monkeypatch.setattr(loop, name, lambda: None)
-    monkeypatch.setattr(TestLoop, "run", lambda self: {})
+    monkeypatch.setattr(loops.TestLoop, "run", lambda self: {})
     loop.run()
     assert loop.asked_model() is not form
 

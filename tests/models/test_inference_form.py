@@ -84,8 +84,8 @@ def norms(model: nn.Module) -> int:
 
 @pytest.mark.parametrize("name", PARTS)
 def test_the_same_features(name):
-    # Expected: the model's own. Where rounding alone moves these by more (linear attention divides by small numbers) the
-    # form may be as far from the model in double precision as the model in single; in bfloat16 likewise.
+    # Expected: the model's own. Where rounding alone moves these by more (linear attention divides by small numbers)
+    # the form may be as far from the model in double precision as the model in single; in bfloat16 likewise.
     model = parts_of(name)
     images = images_of(sweeps=getattr(model.backbone, "num_sweeps", 0))
     before = {key: value.clone() for key, value in model.state_dict().items()}
