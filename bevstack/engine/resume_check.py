@@ -9,8 +9,10 @@ from typing import Any
 from bevstack.errors import InputError
 
 _PARTS = ("model", "train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "custom_hooks", "auto_scale_lr")
-# where data lie and how many workers fetch them changes no result
-_FREE = frozenset({"num_workers", "persistent_workers", "prefetch_factor", "pin_memory", "data_root", "work_dir"})
+# where data lie, how many workers fetch them and what is kept of them changes no result
+_FREE = frozenset(
+    {"num_workers", "persistent_workers", "prefetch_factor", "pin_memory", "data_root", "work_dir", "kept_features"}
+)
 
 
 def _flatten(value: Any, place: str, into: dict[str, str]) -> None:

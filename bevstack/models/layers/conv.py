@@ -19,10 +19,10 @@ class ConvType(Settings):
 
     Args:
         kind: ``plain``; ``depthwise_separable``: k x k in each channel, then 1 x 1 across channels (Howard et al.
-            2017, section 3.1); ``inverted_bottleneck``: k x k in each channel, BatchNorm, then a perceptron of two 1 x 1
-            convolutions with a wider layer of ReLUs between them (Sandler et al. 2018; the order, in which no k x k
-            works at the larger width, is that of Liu et al. 2022, section 2.4); ``grouped``: k x k inside each of G
-            groups of channels (Krizhevsky et al. 2012).
+            2017, section 3.1); ``inverted_bottleneck``: k x k in each channel, BatchNorm, then a perceptron of two
+            1 x 1 convolutions with a wider layer of ReLUs between them (Sandler et al. 2018; the order, in which no
+            k x k works at the larger width, is that of Liu et al. 2022, section 2.4); ``grouped``: k x k inside each of
+            G groups of channels (Krizhevsky et al. 2012).
         groups: G, of ``grouped`` alone; must divide the channels on both sides.
         expansion: of ``inverted_bottleneck`` alone: the inner layer's width over that of the input.
 
