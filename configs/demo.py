@@ -27,7 +27,12 @@ model = dict(
     type="BEVPerception",
     data_preprocessor=dict(type="BEVPreprocessor", mean=(127, 127, 127), std=(128, 128, 128)),
     backbone=dict(
-        type="TimmBackbone", name="tf_efficientnet_lite0", pretrained="packaged", fold_norm=True, frozen_stages=7
+        type="TimmBackbone",
+        name="tf_efficientnet_lite0",
+        pretrained="packaged",
+        fold_norm=True,
+        frozen_stages=7,
+        images_at_once=6,
     ),
     neck=dict(type="TopDownNeck", in_channels=(40, 112, 320), out_channels=channels, out_levels=(0,)),
     encoder=dict(
@@ -124,7 +129,9 @@ optim_wrapper = dict(
     optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.01),
     clip_grad=dict(max_norm=35),
 )
-train_cfg = dict(type="StreamingTrainLoop", max_epochs=4)
+train_cfg = dict(
+    type="StreamingTrainLoop", max_epochs=12, kept_features=dict(max_bytes=3_000_000_000, required=False)
+)
 test_cfg = dict(type="StreamingTestLoop", dtype="auto")
 custom_hooks = [
     dict(type="BudgetSchedule", max_seconds=train_seconds),

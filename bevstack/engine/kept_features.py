@@ -33,15 +33,18 @@ class KeptFeatures:
         folder: where they outlive the run, in a file of which one is kept at most; the next run uses them where all is
             as it was: weights, normalisation, image transforms, number format, threads, version of torch, image files.
             None: a nameless file in the work directory that goes when the run ends.
+        required: where features change from epoch to epoch, refuse to train; otherwise say so in the log and compute
+            them in every epoch, so that a config can be built upon.
 
     Raises:
         ValueError: there is no room.
     """
 
-    def __init__(self, max_bytes: int, folder: str | os.PathLike | None = None) -> None:
+    def __init__(self, max_bytes: int, folder: str | os.PathLike | None = None, required: bool = True) -> None:
         if not max_bytes > 0:
             raise ValueError(f"kept_features.max_bytes: must be positive, not {max_bytes}")
         self.max_bytes, self.folder = int(max_bytes), None if folder is None else Path(folder)
+        self.required = required
         self.store: FeatureStore | None = None
         self._logger = logging.getLogger(__name__)
 
@@ -49,11 +52,15 @@ class KeptFeatures:
         """Open the store and tell the dataset, once weights are loaded and before a loader process is started.
 
         Raises:
-            InputError: features would change from epoch to epoch; the reason names what does it. Or the file cannot be
-                opened.
+            InputError: features would change from epoch to epoch, and they are ``required``; the reason names what does
+                it. Or the file cannot be opened.
         """
+        self._logger = runner.logger
         dataset, model = runner.train_dataloader.dataset, runner.module
         reason = why_not(model, dataset)
+        if reason and not self.required:
+            self._logger.info(f"the backbone's features are computed in every epoch: {reason}")
+            return
         if reason:
             advice = "leave train_cfg.kept_features out, or change that"
             raise InputError(runner.cfg.filename or "config", "train_cfg.kept_features", f"{reason}; {advice}")
@@ -71,38 +78,39 @@ class KeptFeatures:
         except OSError as error:
             place = self.folder or runner.work_dir
             raise InputError(place, "train_cfg.kept_features", f"cannot be written: {error.strerror}") from error
-        self._logger = runner.logger
         dataset.keep_features(self.store)
 
     def put_into(self, clip: Clip, inputs: Mapping[str, Sequence[Tensor]], backbone: nn.Module) -> Clip:
         """A clip whose frame has the backbone's features: kept ones, and computed ones, which are then kept.
 
-        Each sample is computed alone, so that the batch that it meets first has no say in its bits.
+        Each sample is computed alone, so that the batch that it meets first has no say in its bits. Where nothing is
+        kept, the clip as it is.
 
         Args:
             clip: of one frame of B samples; the images of those whose features are kept are not looked at.
             inputs: as collated, with ``features`` and ``sample_identity`` (:class:`PackBEVInputs`), lists of B.
             backbone: (N, 3, H, W) images to its levels.
         """
-        store, frame = self._opened(), clip.frames[-1]
+        store, frame = self.store, clip.frames[-1]
+        if store is None:
+            return clip
         if store.sample_bytes and all(len(kept) == store.sample_bytes for kept in inputs["features"]):
             levels = store.split(inputs["features"])
         else:
             rows = []
             for images, kept, identity in zip(frame.images, inputs["features"], inputs["sample_identity"], strict=True):
                 if len(kept):
-                    rows.append([level[0] for level in store.split([kept])])
+                    rows.append([level[0].to(images.device) for level in store.split([kept])])
                     continue
                 with torch.no_grad():
                     computed = list(backbone(images))
-                self._keep(*identity.tolist(), [level.cpu() for level in computed])
+                self._keep(store, *identity.tolist(), [level.cpu() for level in computed])
                 rows.append(computed)
             levels = [_stacked(level) for level in zip(*rows, strict=True)]
         device = frame.images.device
         return replace(clip, frames=(replace(frame, features=tuple(level.to(device) for level in levels)),))
 
-    def _keep(self, number: int, identity: int, computed: Sequence[Tensor]) -> None:
-        store = self._opened()
+    def _keep(self, store: FeatureStore, number: int, identity: int, computed: Sequence[Tensor]) -> None:
         first = store.sample_bytes == 0
         try:
             store.write(number, identity, computed)
@@ -112,11 +120,6 @@ class KeptFeatures:
         if first:
             size = store.sample_bytes / 1e6
             self._logger.info(f"features of {store.capacity} of {store.samples} samples are kept, {size:.2f} MB each")
-
-    def _opened(self) -> FeatureStore:
-        if self.store is None:
-            raise RuntimeError("KeptFeatures: start() comes first")
-        return self.store
 
 
 def _stacked(levels: Sequence[Tensor]) -> Tensor:

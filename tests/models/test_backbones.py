@@ -360,6 +360,24 @@ def test_checkpointing_changes_nothing():
         torch.testing.assert_close(results[1][name], gradient, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_frozen_backbone_in_pieces(dtype):
+    # Expected: each piece as it is alone, to the bit, in the order of the images; whole where a weight learns.
+    settings = dict(name=LITE0, pretrained="packaged", fold_norm=True, images_at_once=3)
+    backbone = TimmBackbone(frozen_stages=7, **settings).train()
+    images = torch.randn(7, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    sizes = []
+    backbone.body.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        found = backbone(images)
+        alone = [backbone(piece) for piece in images.split(3)]
+        assert sizes == 2 * [3, 3, 1]
+        TimmBackbone(frozen_stages=2, **settings)(images)
+    for level, pieces in zip(found, zip(*alone, strict=True), strict=True):
+        assert level.dtype == dtype and torch.equal(level, torch.cat(pieces))
+        assert level.stride() == torch.cat(pieces).stride()
+
+
 def test_weights_from_a_file(tmp_path, packaged):
     torch.save(packaged.body.state_dict(), tmp_path / "weights.pth")
     backbone = TimmBackbone(LITE0, out_indices=(1, 2, 3, 4), pretrained=str(tmp_path / "weights.pth")).eval()

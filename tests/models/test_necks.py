@@ -150,7 +150,11 @@ def test_sequence_is_one_after_the_other():
     assert torch.equal(neck(declared_maps())[0], expected[0])
 
 
-OTHERS = {"separable": "depthwise_separable", "inverted": "inverted_bottleneck", "grouped": dict(kind="grouped", groups=4)}
+OTHERS = {
+    "separable": "depthwise_separable",
+    "inverted": "inverted_bottleneck",
+    "grouped": dict(kind="grouped", groups=4),
+}
 
 
 @pytest.mark.parametrize("conv", OTHERS.values(), ids=list(OTHERS))
