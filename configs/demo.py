@@ -126,7 +126,7 @@ test_evaluator = [
 optim_wrapper = dict(
     type="AutocastOptimWrapper",
     dtype="auto",
-    optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.01),
+    optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.01, fused=True),
     clip_grad=dict(max_norm=35),
 )
 train_cfg = dict(

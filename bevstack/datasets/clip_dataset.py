@@ -148,9 +148,7 @@ class ClipDataset(DatasetFormat, Dataset):
     def __getitem__(self, i: int) -> Any:
         start = self.pipeline_dict(i)
         if self._store is not None:
-            keyframe = start["frames"][-1]
-            number = int(i) % len(self)
-            keyframe["kept"] = KeptSample.find(self._store, number, keyframe["token"], keyframe["image_paths"])
+            start["frames"][-1]["kept"] = KeptSample.find(self._store, int(i) % len(self), start["frames"][-1])
         results = self.pipeline(start)
         if results is None:
             raise InputError(self.source, self.token(self.rows[i]), "the pipeline returned no sample")
@@ -207,8 +205,7 @@ class ClipDataset(DatasetFormat, Dataset):
         self._epoch[0] = epoch
 
     def keep_features(self, store: FeatureStore | None) -> None:
-        """From now on, also in loader processes that start later, give samples the features that a store has of them
-        instead of their images (``kept`` of the keyframe, a :class:`bevstack.datasets.kept_samples.KeptSample`)."""
+        """From now on keyframes have ``kept`` (:class:`bevstack.datasets.kept_samples.KeptSample`)."""
         self._store = store
 
     def clip(self, i: int) -> ClipRecord:

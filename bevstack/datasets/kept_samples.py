@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -27,18 +27,17 @@ class KeptSample:
     features: Tensor | None
 
     @classmethod
-    def find(cls, store: FeatureStore, number: int, token: str, paths: Sequence[str]) -> KeptSample:
+    def find(cls, store: FeatureStore, number: int, keyframe: Mapping) -> KeptSample:
         """The sample in a store. A file that is not there has no features; decoding it says so.
 
         Args:
             store: of the dataset's training.
             number: of the sample in its dataset.
-            token: of the sample.
-            paths: its image files.
+            keyframe: its ``token`` and ``image_paths``.
         """
-        digest = hashlib.blake2b(token.encode(), digest_size=8)
+        digest = hashlib.blake2b(keyframe["token"].encode(), digest_size=8)
         missing = False
-        for path in paths:
+        for path in keyframe["image_paths"]:
             try:
                 status = os.stat(path)
             except OSError:
