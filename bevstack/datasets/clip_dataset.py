@@ -17,9 +17,11 @@ from bevstack.datasets.base import CameraRecords, ClipRecord, FrameRecord, Objec
 from bevstack.datasets.clips import ClipIndex, consecutive_queue, previous_rows, random_queue
 from bevstack.datasets.ego_state import CanBusForm, CorrectedCanBus
 from bevstack.datasets.format import DatasetFormat, SampleTable
+from bevstack.datasets.kept_samples import KeptSample
 from bevstack.datasets.record_checks import check_samples, checked_cameras, checked_objects
 from bevstack.errors import InputError
 from bevstack.registry import TASK_UTILS, TRANSFORMS
+from bevstack.structures.feature_store import FeatureStore
 from bevstack.structures.rigid_arrays import rigid_inverse
 
 
@@ -127,6 +129,7 @@ class ClipDataset(DatasetFormat, Dataset):
         form = can_bus_form or CorrectedCanBus()
         self.can_bus_form: CanBusForm = TASK_UTILS.build(dict(form)) if isinstance(form, Mapping) else form
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._store: FeatureStore | None = None
         self.pipeline = Compose([TRANSFORMS.build(t) if isinstance(t, Mapping) else t for t in pipeline])
         transforms = self.pipeline.transforms
         self.num_sweeps = max((getattr(transform, "num_sweeps", 0) for transform in transforms), default=0)
@@ -145,7 +148,10 @@ class ClipDataset(DatasetFormat, Dataset):
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, i: int) -> Any:
-        results = self.pipeline(self.pipeline_dict(i))
+        start = self.pipeline_dict(i)
+        if self._store is not None:
+            start["frames"][-1]["kept"] = KeptSample.find(self._store, int(i) % len(self), start["frames"][-1])
+        results = self.pipeline(start)
         if results is None:
             raise InputError(self.source, self.token(self.rows[i]), "the pipeline returned no sample")
         if isinstance(results, dict):
@@ -199,6 +205,10 @@ class ClipDataset(DatasetFormat, Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that seeds clips whose index carries none; workers that already run see it, too."""
         self._epoch[0] = epoch
+
+    def keep_features(self, store: FeatureStore | None) -> None:
+        """From now on keyframes have ``kept`` (:class:`bevstack.datasets.kept_samples.KeptSample`)."""
+        self._store = store
 
     def clip(self, i: int) -> ClipRecord:
         """Sample i and the frames before it; i may be a :class:`bevstack.datasets.clips.ClipIndex`."""

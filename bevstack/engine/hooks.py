@@ -18,6 +18,7 @@ from tqdm import tqdm
 from bevstack.engine.checkpoint import LAST_CHECKPOINT, checkpoint_of, load_weights, read_checkpoint
 from bevstack.engine.label_checks import check_trained_labels, object_heads
 from bevstack.engine.resume_check import stored_state
+from bevstack.engine.weight_average import AverageUpdate
 from bevstack.errors import InputError
 from bevstack.files import atomic_write
 from bevstack.interop.foreign_weights import check_box_convention
@@ -73,6 +74,16 @@ class EMAHook(MMEngineEMAHook):
     """
 
     _stale = False
+    _update: AverageUpdate | None = None
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Take the step's weights into the average (:class:`bevstack.engine.weight_average.AverageUpdate`)."""
+        if not self._ema_started(runner):
+            super().after_train_iter(runner, batch_idx, data_batch, outputs)
+            return
+        if self._update is None:
+            self._update = AverageUpdate(self.ema_model, self.src_model)
+        self._update.step()
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Continue the checkpoint's average when resuming; otherwise wait for the model to be loaded."""

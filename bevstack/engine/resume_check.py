@@ -12,8 +12,10 @@ from bevstack.errors import InputError
 _PARTS = ("model", "train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "custom_hooks", "auto_scale_lr")
 _OTHER_WRITER = "written by another loop or by another version of bevstack"
 _SAID = 120  # characters
-# where data lie and how many workers fetch them changes no result
-_FREE = frozenset({"num_workers", "persistent_workers", "prefetch_factor", "pin_memory", "data_root", "work_dir"})
+# where data lie, how many workers fetch them and what is kept of them changes no result
+_FREE = frozenset(
+    {"num_workers", "persistent_workers", "prefetch_factor", "pin_memory", "data_root", "work_dir", "kept_features"}
+)
 
 
 def _flatten(value: Any, place: str, into: dict[str, str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from bevstack.engine.checkpoint import restore_rng_state, unchanged_rng
 from bevstack.engine.faults import NonFiniteError, SignalWatch, StoppedBySignal, naming_unused
+from bevstack.engine.kept_features import KeptFeatures
 from bevstack.engine.streaming import Streams
 from bevstack.registry import LOOPS
 
@@ -39,6 +40,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         max_epochs: training ends after so many epochs; or
         max_iters: after so many iterations, in the middle of an epoch, too. Epochs then only shuffle anew, and
             ``val_begin`` and ``val_interval`` count iterations (1000 where not given).
+        kept_features: arguments of :class:`bevstack.engine.kept_features.KeptFeatures`: what a frozen backbone makes of
+            a sample is computed once and kept. None computes it in every epoch, with the same results.
         **kwargs: of mmengine's ``EpochBasedTrainLoop``: runner, dataloader, val_begin, val_interval.
 
     Raises:
@@ -47,7 +50,13 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
 
     stop_training: bool
 
-    def __init__(self, max_epochs: int | None = None, max_iters: int | None = None, **kwargs) -> None:
+    def __init__(
+        self,
+        max_epochs: int | None = None,
+        max_iters: int | None = None,
+        kept_features: Mapping | None = None,
+        **kwargs,
+    ) -> None:
         if (max_epochs is None) == (max_iters is None):
             raise ValueError(f"give max_epochs or max_iters, one of them; they are {max_epochs} and {max_iters}")
         if max_iters is not None:
@@ -57,6 +66,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         if max_iters is not None:
             self._max_iters = max_iters
             self._max_epochs = math.ceil(max_iters / max(len(self.dataloader), 1))
+        self.kept_features = None if kept_features is None else KeptFeatures(**kept_features)
         self.seconds = 0.0  # of training so far, over all resumes
         self.resumed_rng: dict | None = None
         self._skip = self._epoch_start = 0
@@ -93,6 +103,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
             The model.
         """
         self.runner.call_hook("before_train")
+        if self.kept_features is not None:
+            self.kept_features.start(self.runner)
         first = self._iter
         with SignalWatch() as watch:
             while not self.finished and not self.stop_training:
@@ -208,6 +220,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         module = model.module if is_model_wrapper(model) else model
         with wrapper.optim_context(model), naming_unused(model):
             data = module.data_preprocessor(data_batch, True)
+            if self.kept_features is not None:
+                data["inputs"] = self.kept_features.put_into(data["inputs"], data_batch["inputs"], module.backbone)
             losses = self.forward_losses(model, data)
         loss, log = module.parse_losses(losses)
         if not math.isfinite(loss.item()):

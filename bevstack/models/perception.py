@@ -213,6 +213,8 @@ class BEVPerception(BaseModel):
     def image_features(self, frame: Frame) -> list[Tensor]:
         """A frame's images (B, N, 3, H, W), and its sweeps for a video backbone, to levels (B, N, C, h, w).
 
+        Where the frame has the backbone's features already, the neck begins with them.
+
         Raises:
             ValueError: the video backbone's sweeps are not there, or not as many as it takes.
         """
@@ -224,7 +226,10 @@ class BEVPerception(BaseModel):
                 reason = f"takes {wanted} sweeps a camera, the frame has {0 if sweeps is None else sweeps.shape[1]}"
                 raise ValueError(f"{type(self.backbone).__name__} {reason}; set num_sweeps={wanted} in the pipeline")
             images = torch.cat([sweeps, images.unsqueeze(1)], dim=1).transpose(1, 2)
-        features = self.backbone(images.flatten(0, 1))
+        if frame.features is None:
+            features = self.backbone(images.flatten(0, 1))
+        else:
+            features = [level.flatten(0, 1) for level in frame.features]
         require_declared(features, self.backbone)
         if self.neck is not None:
             features = self.neck(features)

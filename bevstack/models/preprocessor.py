@@ -74,7 +74,7 @@ class BEVPreprocessor(BaseDataPreprocessor):
         padded = (height, width)
         images = [image.to(self.device, non_blocking=True) for image in images]
         sweeps = [sweep.to(self.device, non_blocking=True) for sweep in inputs.get("sweeps", ())]
-        one_by_one = ("images", "image_size_px", "sweeps")
+        one_by_one = ("images", "image_size_px", "sweeps", "features", "sample_identity")
         batched = {key: self._batched(inputs[key]) for key in inputs if key not in one_by_one}
         sizes_on_device = sizes.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, enabled=False):
@@ -103,6 +103,8 @@ class BEVPreprocessor(BaseDataPreprocessor):
         """B times (N, 3, h, w) uint8 -> (B, N, 3, H, W) float32 of the padded size, channels-last in memory; ``drawn``
         is the distortion of the B * N images, None for none."""
         batch, cameras, (height, width) = len(images), images[0].shape[0], padded
+        if not any(image.numel() for image in images):  # the backbone's features are there instead
+            return self.bias.new_zeros(()).expand(batch, cameras, 3, height, width)
         out = torch.empty((batch, cameras, height, width, 3), device=self.device, dtype=torch.float32)
         for b, image in enumerate(images):
             # Whatever the tensor holds beyond the images' own size is padding of the collation and is cut away.

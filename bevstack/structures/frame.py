@@ -66,9 +66,12 @@ class Frame(Batched):
         rig: of the cameras.
         motion: the motion that led to this moment.
         sweeps: (B, S, N, 3, H, W) the images the same cameras took just before, oldest first, for video backbones.
+        features: L levels (B, N, C_l, h, w) that the backbone made of the images before, so that it need not do it
+            again (:class:`bevstack.engine.kept_features.KeptFeatures`); the images are then not looked at.
     """
 
     images: Tensor
     rig: CameraRig
     motion: EgoMotion
     sweeps: Tensor | None = None
+    features: tuple[Tensor, ...] | None = None

@@ -598,3 +598,26 @@ def test_a_pipeline_that_makes_no_sense_is_refused_where_the_dataset_is_built(pi
 
 def test_a_transform_from_elsewhere_may_read_the_images():
     assert len(Clips([lambda results: results, TRANSFORMS.build({"type": "ResizeImages", "scale": 0.5})])) == 2
+
+
+@pytest.mark.parametrize(
+    ("transform", "draws"),
+    [
+        (ResizeImages(scale=0.5), False),
+        (ResizeImages(size=(40, 60)), False),
+        (ResizeImages(scale=(0.5, 0.6)), True),
+        (ResizeCropFlipImages(heights_px=(48,), size=(40, 60), bottom=0.1, left=0.5), False),
+        (ResizeCropFlipImages(heights_px=(48, 48), size=(40, 60), flip_probability=1.0), False),
+        (ResizeCropFlipImages(heights_px=(48, 52), size=(40, 60)), True),
+        (ResizeCropFlipImages(scale=(0.9, 1.0), size=(40, 60)), True),
+        (ResizeCropFlipImages(scale=1.0, size=(40, 60), left=(0, 1)), True),
+        (ResizeCropFlipImages(scale=1.0, size=(40, 60), bottom=(0, 0.1)), True),
+        (ResizeCropFlipImages(scale=1.0, size=(40, 60), flip_probability=0.5), True),
+    ],
+)
+def test_what_draws_says_so(transform, draws):
+    # Expected: whether twenty draws differ in anything that acts on an image.
+    image = np.random.default_rng(0).integers(0, 256, (60, 100, 3), dtype=np.uint8)
+    rng = np.random.default_rng(1)
+    results = [transform.apply(image, transform.draw(rng))[0] for _ in range(20)]
+    assert transform.draws == draws == any(not np.array_equal(results[0], other) for other in results)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from mmengine.registry import init_default_scope
@@ -10,6 +12,7 @@ from bevstack.engine.config import load_config
 from bevstack.engine.models import build_model
 from bevstack.experiments.multiply_adds import (
     BOXES,
+    SAMPLING,
     count_multiply_adds,
     count_operators,
     frame_of,
@@ -59,3 +62,16 @@ def test_heads_on_boxes_grow_with_the_boxes(model, monkeypatch):
         assert third[name] - second[name] == pytest.approx(second[name] - first[name])
         assert second[name] > first[name]
     assert third["heads.detection"] == first["heads.detection"]
+
+
+def test_the_demos_step_is_what_its_page_says():
+    # Expected: the column "now" of docs/attention_and_convolution.md, in millions.
+    page = (REPOSITORY / "docs" / "attention_and_convolution.md").read_text()
+    table = page.partition("### The demo's step")[2].partition("The backbone's are")[0]
+    rows = re.findall(r"^\| ([a-z_.]+) \| [\d,.]+ \| ([\d,.]+) \|$", table, re.MULTILINE)
+    init_default_scope("bevstack")
+    demo = build_model(load_config(REPOSITORY / "configs" / "demo.py"), "cpu").to("meta").eval()
+    counts = count_multiply_adds(demo, (160, 448))
+    assert {name: float(number.replace(",", "")) for name, number in rows} == {
+        name: round(count / 1e6, 1) for name, count in counts.items() if name != SAMPLING
+    }

@@ -165,7 +165,7 @@ def test_shipped_backbones_fit_the_demo(name):
     assert set(BACKBONES[name]) == {"backbone", "neck"} and "in_channels" not in BACKBONES[name]["neck"]
     demo = load_config(ROOT / "configs" / "demo.py").model
     model = MODELS.build({**demo, **BACKBONES[name], "data_preprocessor": None})
-    frame = SimpleNamespace(images=images_of(160, 448).unsqueeze(0))  # one sample, two cameras
+    frame = SimpleNamespace(images=images_of(160, 448).unsqueeze(0), features=None)  # one sample, two cameras
     with torch.no_grad(), evaluating(model):
         (level,) = model.image_features(frame)
     assert level.shape == (1, 2, model.encoder.channels, 20, 56) and model.encoder.channels == 96
@@ -358,6 +358,30 @@ def test_checkpointing_changes_nothing():
     assert set(results[0]) == set(results[1])
     for name, gradient in results[0].items():
         torch.testing.assert_close(results[1][name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_a_backbone_that_learns_stays_whole():
+    backbone = TimmBackbone(LITE0, images_at_once=3, frozen_stages=2)
+    sizes = []
+    backbone.body.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    backbone(torch.zeros(7, 3, 64, 96))
+    assert sizes == [7]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_frozen_backbone_in_pieces(dtype):
+    # Expected: each piece as it is alone, to the bit, in the order of the images.
+    backbone = TimmBackbone(LITE0, pretrained="packaged", fold_norm=True, frozen_stages=7, images_at_once=3).train()
+    images = torch.randn(7, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    sizes = []
+    backbone.body.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        found = backbone(images)
+        alone = [backbone(piece) for piece in images.split(3)]
+    assert sizes == 2 * [3, 3, 1]
+    for level, pieces in zip(found, zip(*alone, strict=True), strict=True):
+        assert level.dtype == dtype and torch.equal(level, torch.cat(pieces))
+        assert level.stride() == torch.cat(pieces).stride()
 
 
 def test_weights_from_a_file(tmp_path, packaged):

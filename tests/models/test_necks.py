@@ -150,7 +150,14 @@ def test_sequence_is_one_after_the_other():
     assert torch.equal(neck(declared_maps())[0], expected[0])
 
 
-@pytest.mark.parametrize("conv", ["depthwise_separable", dict(kind="grouped", groups=4)], ids=["separable", "grouped"])
+OTHERS = {
+    "separable": "depthwise_separable",
+    "inverted": "inverted_bottleneck",
+    "grouped": dict(kind="grouped", groups=4),
+}
+
+
+@pytest.mark.parametrize("conv", OTHERS.values(), ids=list(OTHERS))
 def test_unet_of_other_convolutions(conv):
     # Expected: the same shapes, a gradient everywhere, and fewer weights.
     plain = BEVUNet(in_channels=4, widths=(8, 12), blocks=2)

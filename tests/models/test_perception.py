@@ -217,6 +217,18 @@ def test_modes_are_restored_and_history_runs_in_evaluation_mode():
     assert {name: module.training for name, module in model.named_modules()} == before
 
 
+def test_features_that_are_there_already_stand_for_the_images():
+    # Expected: what the model makes of the images, from the backbone's own levels of them; the images do not matter.
+    model = build().eval()
+    frame = frames_of(1)[0]
+    batch = frame.images.shape[:2]
+    with torch.no_grad():
+        levels = tuple(level.unflatten(0, batch) for level in model.backbone(frame.images.flatten(0, 1)))
+        expected, _ = model.step(frame)
+        found, _ = model.step(replace(frame, images=torch.zeros_like(frame.images), features=levels))
+    assert torch.equal(found.features, expected.features)
+
+
 def test_memory_is_a_value():
     # M = 2 (a fusion of three frames): the frame just done first, no graph; inputs stay as they were; nothing is kept.
     fusion = dict(type="TemporalConcatenation", channels=16, num_frames=3, blocks=1)

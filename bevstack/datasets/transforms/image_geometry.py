@@ -33,6 +33,11 @@ class ImageTransform(BaseTransform):
 
     changes_images = True
 
+    @property
+    def draws(self) -> bool:
+        """Whether it may change one image differently from one time to the next; assumed where a class says nothing."""
+        return True
+
     def __init__(self, per_camera: bool = False) -> None:
         self.per_camera = per_camera
 
@@ -112,6 +117,11 @@ class ResizeImages(ImageTransform):
         self.size = None if size is None else (int(size[0]), int(size[1]))
         self.interpolation = interpolation
 
+    @property
+    def draws(self) -> bool:
+        """Whether the factor is drawn from a range."""
+        return self.scale_range is not None and self.scale_range[0] < self.scale_range[1]
+
     def draw(self, rng: np.random.Generator) -> float | None:
         """The factor, None where a size is given."""
         return None if self.scale_range is None else rng.uniform(*self.scale_range)
@@ -176,6 +186,13 @@ class ResizeCropFlipImages(ImageTransform):
         self.left_range = _range(left, "ResizeCropFlipImages: left")
         self.flip_probability = flip_probability
         self.interpolation = interpolation
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything is drawn from more than one value."""
+        ranges = [self.bottom_range, self.left_range, self.scale_range or (0.0, 0.0)]
+        wide = any(low < high for low, high in ranges)
+        return wide or len(set(self.heights_px)) > 1 or 0 < self.flip_probability < 1
 
     def draw(self, rng: np.random.Generator) -> tuple[float, float, float, bool]:
         """(factor or height, bottom, left, mirrored)."""

@@ -22,6 +22,8 @@ class LoadMultiViewImages(BaseTransform):
     """Decode every camera of every frame: adds ``images``, a list of N (H, W, 3) uint8 RGB arrays, to each frame.
 
     Reads ``image_paths`` and checks each file against ``image_size_px`` of the tables. Errors as :func:`read_image`.
+    A frame whose features are kept (:class:`bevstack.datasets.kept_samples.KeptSample`) gets black images of that size,
+    which take no memory, so that what follows finds the same sizes and draws the same random numbers.
 
     Args:
         reduced: decode JPEG at half size (see :func:`read_image`: other pixels, twice as fast); intrinsics follow.
@@ -37,6 +39,9 @@ class LoadMultiViewImages(BaseTransform):
         for frame in results["frames"]:
             sizes = np.asarray(frame["image_size_px"])
             paths = frame["image_paths"]
+            if (kept := frame.get("kept")) is not None and kept.features is not None:
+                frame["images"] = [np.broadcast_to(np.uint8(0), (*map(int, size), 3)) for size in sizes]
+                continue
             images = [read_image(path, tuple(size), self.reduced) for path, size in zip(paths, sizes, strict=True)]
             frame["images"] = images
             if self.reduced:

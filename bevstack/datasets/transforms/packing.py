@@ -61,7 +61,9 @@ class PackBEVInputs(BaseTransform):
     ``inputs``: ``images`` (T, N, 3, H, W) uint8 RGB, zero-padded to the largest camera; ``pixels_from_camera``
     (T, N, 3, 3), ``camera_from_bev`` (T, N, 4, 4), ``previous_from_current`` (T, 4, 4) float32; ``image_size_px``
     (T, N, 2) int64 without padding; ``has_previous`` (T,) bool; ``seconds`` (T,) and ``can_bus`` (T, 18) float32 (NaN
-    where the dataset has none); where camera sweeps are loaded, ``sweeps`` (T, S, N, 3, H, W) uint8, as ``images``.
+    where the dataset has none); where camera sweeps are loaded, ``sweeps`` (T, S, N, 3, H, W) uint8, as ``images``;
+    where the dataset keeps features, ``sample_identity`` (2,) int64 and ``features`` (bytes,) uint8, empty where they
+    have still to be computed, else ``images`` (T, N, 3, 0, 0) are (:class:`bevstack.datasets.kept_samples.KeptSample`).
 
     The sample holds the keyframe's boxes as ``gt_instances_3d`` (where ``boxes`` are there; with their ``past_centers``
     where :class:`bevstack.datasets.transforms.LoadPastCenters` found them), ``gt_rasters``, and ``gt_panoptic`` where
@@ -76,7 +78,7 @@ class PackBEVInputs(BaseTransform):
             return torch.from_numpy(np.stack([np.asarray(frame[key]) for frame in frames])).to(dtype)
 
         inputs = {
-            "images": stack_images([frame["images"] for frame in frames]),
+            "images": self._images(frames),
             "pixels_from_camera": stacked("pixels_from_camera", torch.float32),
             "camera_from_bev": stacked("camera_from_bev", torch.float32),
             "image_size_px": stacked("image_size_px", torch.int64),
@@ -88,7 +90,17 @@ class PackBEVInputs(BaseTransform):
         if "sweeps" in frames[-1]:
             moments = [moment for frame in frames for moment in frame["sweeps"]]
             inputs["sweeps"] = stack_images(moments).unflatten(0, (len(frames), -1))
+        if (kept := frames[-1].get("kept")) is not None:
+            inputs["sample_identity"] = torch.tensor([kept.number, kept.identity])
+            inputs["features"] = torch.empty(0, dtype=torch.uint8) if kept.features is None else kept.features
         return {"inputs": inputs, "data_samples": self._data_sample(results)}
+
+    @staticmethod
+    def _images(frames: list[dict]) -> Tensor:
+        kept = frames[-1].get("kept")
+        if kept is None or kept.features is None:
+            return stack_images([frame["images"] for frame in frames])
+        return torch.empty(len(frames), len(frames[-1]["images"]), 3, 0, 0, dtype=torch.uint8)
 
     @staticmethod
     def _can_bus(frames: list[dict]) -> Tensor:

@@ -60,6 +60,8 @@ class TimmBackbone(BaseModule):
         frozen_stages: the stem and so many stages (blocks, of a ViT) stay as they are, running statistics included; -1
             freezes nothing.
         with_checkpoint: timm's gradient checkpointing.
+        images_at_once: so many images go through a backbone that is frozen as a whole at one time, so that on a CPU
+            their activations stay in its caches; all where not given.
         image_size: (H, W) of the images, for models whose weights depend on it (their error says so).
         model_args: more arguments of timm's model, as ``dict(embed_dim=48)``.
 
@@ -81,12 +83,14 @@ class TimmBackbone(BaseModule):
         with_checkpoint: bool = False,
         image_size: tuple[int, int] | None = None,
         model_args: Mapping | None = None,
+        images_at_once: int | None = None,
         init_cfg: Mapping | None = None,
     ) -> None:
         super().__init__(init_cfg)
         options = {**(model_args or {}), "out_indices": tuple(out_indices), "pretrained": pretrained is True}
         self.body = created(name, options, image_size)
         self.channels_last, self.norm_eval, self.frozen_stages = False, norm_eval, frozen_stages
+        self.images_at_once = images_at_once
         self.name, self.image_size = name, None if image_size is None else tuple(image_size)
         reductions = self.body.feature_info.reduction()
         levels = measured_levels(self._probe(name, image_size), name, image_size or PROBE_SIZE, reductions)
@@ -109,7 +113,7 @@ class TimmBackbone(BaseModule):
             InputError: the model was built for images of another size and takes no others.
         """
         try:
-            levels = self.body(images)
+            levels = self._levels(images)
         except _SIZE_ERRORS as error:
             size = tuple(images.shape[-2:])
             if self.image_size in (None, size) or isinstance(error, torch.OutOfMemoryError):
@@ -118,6 +122,13 @@ class TimmBackbone(BaseModule):
             reason = f"{self.name} was built for images of {built} and takes none of {given} ({_first_line(error)})"
             raise InputError("model", "backbone", reason) from error
         return [level.permute(0, 3, 1, 2) for level in levels] if self.channels_last else list(levels)
+
+    def _levels(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) to timm's levels; piece by piece where that is asked for and nothing learns."""
+        if self.images_at_once is None or any(parameter.requires_grad for parameter in self.parameters()):
+            return list(self.body(images))
+        pieces = [self.body(piece) for piece in images.split(self.images_at_once)]
+        return list(pieces[0]) if len(pieces) == 1 else [torch.cat(level) for level in zip(*pieces, strict=True)]
 
     def init_weights(self) -> None:
         """What ``init_cfg`` says and no more: timm's models draw or load their weights when they are built."""

@@ -11,7 +11,7 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from bevstack.models.layers.conv import ResidualBlock
+from bevstack.models.layers.conv import ConvNormReLU, ConvType, ResidualBlock
 from bevstack.registry import MODELS
 from bevstack.structures import AlignedHistory, BEVFeatures
 
@@ -26,18 +26,31 @@ class TemporalConcatenation(BaseModule):
         channels: C of every frame's BEV and of the result.
         num_frames: T, the current one included.
         blocks: residual blocks after the concatenation.
+        conv: kind of their 3 x 3 convolutions (:class:`bevstack.models.layers.conv.ConvType`).
+        narrow: a 1 x 1 convolution brings the T frames to C channels before the blocks, so that no 3 x 3 convolution
+            works on more; otherwise the first block does, and its shortcut.
 
     Attributes:
         history_frames: T - 1, the past frames that it reads.
     """
 
-    def __init__(self, channels: int, num_frames: int, blocks: int = 2, init_cfg: Mapping | None = None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        num_frames: int,
+        blocks: int = 2,
+        conv: ConvType | Mapping | str = "plain",
+        narrow: bool = False,
+        init_cfg: Mapping | None = None,
+    ) -> None:
         super().__init__(init_cfg)
         if num_frames < 2:
             raise ValueError(f"num_frames: {num_frames}: with one frame there is nothing to join, leave the fusion out")
         self.channels, self.history_frames = channels, num_frames - 1
-        widths = [num_frames * channels] + [channels] * blocks
-        self.blocks = nn.Sequential(*(ResidualBlock(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)))
+        self.join = ConvNormReLU(num_frames * channels, channels, 1) if narrow else nn.Identity()
+        widths = [channels if narrow else num_frames * channels] + [channels] * blocks
+        pairs = zip(widths[:-1], widths[1:], strict=True)
+        self.blocks = nn.Sequential(*(ResidualBlock(before, after, conv=conv) for before, after in pairs))
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, bev: BEVFeatures, history: AlignedHistory | None) -> BEVFeatures:
@@ -51,7 +64,7 @@ class TemporalConcatenation(BaseModule):
             (B, C, Y, X) on the grid of ``bev``.
         """
         frames = [bev.features, *(self._past_frame(bev, history, index) for index in range(self.history_frames))]
-        joined = self.blocks(torch.cat(frames, dim=1))
+        joined = self.blocks(self.join(torch.cat(frames, dim=1)))
         return BEVFeatures(self.norm(joined.movedim(1, -1)).movedim(-1, 1), bev.grid)
 
     @staticmethod

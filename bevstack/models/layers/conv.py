@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from bevstack.models.layers.settings import Settings
 
-CONV_KINDS = ("plain", "depthwise_separable", "grouped")
+CONV_KINDS = ("plain", "depthwise_separable", "inverted_bottleneck", "grouped")
 
 
 @dataclass(frozen=True)
@@ -19,21 +19,28 @@ class ConvType(Settings):
 
     Args:
         kind: ``plain``; ``depthwise_separable``: k x k in each channel, then 1 x 1 across channels (Howard et al.
-            2017, section 3.1); ``grouped``: k x k inside each of G groups of channels (Krizhevsky et al. 2012).
+            2017, section 3.1); ``inverted_bottleneck``: k x k in each channel, BatchNorm, then a perceptron of two
+            1 x 1 convolutions with a wider layer of ReLUs between them (Sandler et al. 2018; the order, in which no
+            k x k works at the larger width, is that of Liu et al. 2022, section 2.4); ``grouped``: k x k inside each of
+            G groups of channels (Krizhevsky et al. 2012).
         groups: G, of ``grouped`` alone; must divide the channels on both sides.
+        expansion: of ``inverted_bottleneck`` alone: the inner layer's width over that of the input.
 
     Raises:
-        ValueError: an unknown kind, or groups that are not positive.
+        ValueError: an unknown kind, or groups or an expansion that are not positive.
     """
 
     kind: str = "plain"
     groups: int = 4
+    expansion: int = 2
 
     def __post_init__(self) -> None:
         if self.kind not in CONV_KINDS:
             raise ValueError(f"conv: {self.kind!r} is none of {', '.join(CONV_KINDS)}")
         if self.groups < 1:
             raise ValueError(f"conv: groups is {self.groups}, must be 1 or more")
+        if self.expansion < 1:
+            raise ValueError(f"conv: expansion is {self.expansion}, must be 1 or more")
 
     @classmethod
     def build(cls, value: ConvType | Mapping | str | None, name: str = "conv") -> ConvType:
@@ -44,7 +51,7 @@ class ConvType(Settings):
 def convolution(
     in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, conv: ConvType | Mapping | str = "plain"
 ) -> nn.Module:
-    """A k x k convolution without bias, (B, C, Y, X) to (B, C', Y / s, X / s), of the given kind.
+    """A k x k convolution without bias, or what takes its place, (B, C, Y, X) to (B, C', Y / s, X / s).
 
     A 1 x 1 convolution is plain in every kind: it is the part that mixes channels. Groups are not shuffled: what lies
     in different groups meets in the 1 x 1 convolutions (shortcuts, laterals, classifiers) of the block's user.
@@ -60,9 +67,17 @@ def convolution(
             raise ValueError(f"conv: {in_channels} to {out_channels} channels do not split into {conv.groups} groups")
         padding = kernel_size // 2
         return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=conv.groups, bias=False)
+    padding = kernel_size // 2
+    depthwise = nn.Conv2d(in_channels, in_channels, kernel_size, stride, padding, groups=in_channels, bias=False)
+    if conv.kind == "depthwise_separable":
+        return nn.Sequential(depthwise, nn.Conv2d(in_channels, out_channels, 1, bias=False))
+    inner = conv.expansion * in_channels
     return nn.Sequential(
-        nn.Conv2d(in_channels, in_channels, kernel_size, stride, kernel_size // 2, groups=in_channels, bias=False),
-        nn.Conv2d(in_channels, out_channels, 1, bias=False),
+        depthwise,
+        nn.BatchNorm2d(in_channels),
+        nn.Conv2d(in_channels, inner, 1, bias=False),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(inner, out_channels, 1, bias=False),
     )
 
 
@@ -87,18 +102,21 @@ class ConvNormReLU(nn.Sequential):
 class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions with a shortcut (He et al. 2016, basic block); (B, C, Y, X) to (B, C', Y / s, X / s).
 
-    ``conv`` is the kind of the two (:class:`ConvType`); the shortcut is the identity or a plain 1 x 1.
+    ``conv`` is the kind of the two (:class:`ConvType`); an inverted bottleneck has two layers itself and stands for
+    both. The shortcut is the identity or a plain 1 x 1.
     """
 
     def __init__(
         self, in_channels: int, out_channels: int, stride: int = 1, conv: ConvType | Mapping | str = "plain"
     ) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            ConvNormReLU(in_channels, out_channels, 3, stride, conv),
-            convolution(out_channels, out_channels, conv=conv),
-            nn.BatchNorm2d(out_channels),
-        )
+        conv = ConvType.build(conv)
+        if conv.kind == "inverted_bottleneck":
+            convolutions = [convolution(in_channels, out_channels, 3, stride, conv)]
+        else:
+            first = ConvNormReLU(in_channels, out_channels, 3, stride, conv)
+            convolutions = [first, convolution(out_channels, out_channels, conv=conv)]
+        self.body = nn.Sequential(*convolutions, nn.BatchNorm2d(out_channels))
         same = in_channels == out_channels and stride == 1
         self.shortcut = (
             nn.Identity()

@@ -90,6 +90,22 @@ def test_a_batch_of_two_is_two_of_one_and_gradients_reach_the_current_frame():
     assert current.grad[0].abs().sum() > 0 and current.grad[1].abs().sum() == 0
 
 
+def test_a_narrow_fusion_joins_the_frames_by_one_matrix():
+    # Expected: a 1 x 1 convolution of concatenated frames is the sum of one matrix product a frame; all that follows
+    # works at C channels, whatever the number of frames.
+    fusion = TemporalConcatenation(4, 3, blocks=1, conv="depthwise_separable", narrow=True).eval()
+    history = history_with([[True, True]])
+    bev = BEVFeatures(torch.randn(1, 4, *GRID.shape, generator=torch.Generator().manual_seed(1)), GRID)
+    join, norm = fusion.join[0], fusion.join[1]
+    parts = join.weight[:, :, 0, 0].split(4, dim=1)
+    frames = [bev.features, history.features[:, 0], history.features[:, 1]]
+    product = sum(torch.einsum("oc,bcyx->boyx", part, frame) for part, frame in zip(parts, frames, strict=True))
+    joined = (product / (1 + norm.eps) ** 0.5).relu()
+    expected = fusion.norm(fusion.blocks(joined).movedim(1, -1)).movedim(-1, 1)
+    torch.testing.assert_close(fusion(bev, history).features, expected, atol=1e-4, rtol=1e-4)
+    assert {weight.shape[1] for weight in fusion.blocks.parameters() if weight.dim() > 1} <= {1, 4}
+
+
 def test_one_frame_is_no_fusion():
     with pytest.raises(ValueError, match="nothing to join"):
         TemporalConcatenation(4, 1)

@@ -15,14 +15,22 @@ from bevstack.structures import BEVFeatures
 from tests.models.layers.cost_tables import cost_in_the_docs
 
 C_IN, C_OUT, K, G, H, W = 24, 40, 3, 4, 9, 14
-KINDS = ["plain", "depthwise_separable", dict(kind="grouped", groups=G)]
-IDS = ["plain", "depthwise_separable", "grouped"]
+EXPANSION = 3
+INVERTED = dict(kind="inverted_bottleneck", expansion=EXPANSION)
+KINDS = ["plain", "depthwise_separable", dict(kind="grouped", groups=G), INVERTED]
+IDS = ["plain", "depthwise_separable", "grouped", "inverted_bottleneck"]
 MULTIPLY_ADDS = [  # the formulas of docs/attention_and_convolution.md
     C_IN * C_OUT * K * K * H * W,
     C_IN * K * K * H * W + C_IN * C_OUT * H * W,
     (C_IN // G) * (C_OUT // G) * K * K * H * W * G,
+    C_IN * K * K * H * W + EXPANSION * C_IN * (C_IN + C_OUT) * H * W,
 ]
 GRID = BEVGrid(shape=(8, 12), x_range_m=(-24, 24), y_range_m=(-16, 16))
+
+
+def weights_of(module: nn.Module) -> int:
+    """Number of weights, those of normalisation left out."""
+    return sum(weight.numel() for weight in module.parameters() if weight.dim() > 1)
 
 
 def multiply_adds(module: nn.Module, *inputs) -> int:
@@ -37,17 +45,17 @@ def test_multiply_adds_follow_the_formula(conv, formula):
     # Expected: closed forms; the weights are the formula over H W, there being no bias.
     layer = convolution(C_IN, C_OUT, K, conv=conv)
     assert multiply_adds(layer, torch.randn(1, C_IN, H, W)) == formula
-    assert sum(p.numel() for p in layer.parameters()) == formula // (H * W)
+    assert weights_of(layer) == formula // (H * W)
     strided = convolution(C_IN, C_OUT, K, 2, conv)(torch.randn(1, C_IN, H, W))
     assert strided.shape == (1, C_OUT, 5, 7)
 
 
 def test_the_table_of_the_docs_is_what_is_counted():
     # Expected: the page's numbers, of the convolution that stands above its table.
-    for name, conv in zip(IDS, KINDS, strict=True):
+    for name, conv in zip(IDS, [*KINDS[:3], "inverted_bottleneck"], strict=True):
         layer = convolution(64, 48, 3, conv=conv).to("meta")
         weights, counted = cost_in_the_docs(name)
-        assert weights == sum(p.numel() for p in layer.parameters())
+        assert weights == weights_of(layer)
         assert counted == round(multiply_adds(layer, torch.empty(1, 64, 128, 128, device="meta")) / 1e6, 1)
 
 
@@ -58,6 +66,27 @@ def test_depthwise_separable_is_a_plain_convolution_of_low_rank():
     images = torch.randn(2, C_IN, H, W)
     kernel = torch.einsum("oi,iyx->oiyx", pointwise[:, :, 0, 0], depthwise[:, 0])
     torch.testing.assert_close(layer(images), F.conv2d(images, kernel, padding=1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "testing"])
+def test_inverted_bottleneck_is_depthwise_norm_and_perceptron(training):
+    # Expected: the same composed of torch's own operations on the layer's weights, by the definition (Liu et al. 2022,
+    # section 2.4): k x k in each channel, BatchNorm, wider, ReLU, narrower; a block of it adds BatchNorm and the input.
+    block = ResidualBlock(C_IN, C_IN, conv=INVERTED).train(training)
+    (depthwise, norm, wider, _, narrower), last = block.body
+    with torch.no_grad():
+        for module in (norm, last):
+            module.running_mean.uniform_(-1, 1), module.running_var.uniform_(0.5, 2), module.weight.uniform_(0.5, 2)
+
+    def normalised(features, module):
+        mean, variance = (None, None) if training else (module.running_mean, module.running_var)
+        return F.batch_norm(features, mean, variance, module.weight, module.bias, training, eps=module.eps)
+
+    images = torch.randn(2, C_IN, H, W)
+    assert wider.weight.shape == (EXPANSION * C_IN, C_IN, 1, 1) and narrower.weight.shape[0] == C_IN
+    inner = normalised(F.conv2d(images, depthwise.weight, padding=1, groups=C_IN), norm)
+    inner = F.conv2d(F.conv2d(inner, wider.weight).relu(), narrower.weight)
+    torch.testing.assert_close(block(images), (normalised(inner, last) + images).relu(), rtol=1e-4, atol=1e-5)
 
 
 def test_groups_do_not_see_each_other():
@@ -92,10 +121,13 @@ def test_blocks_train(conv):
 
 
 def test_mistakes_are_told():
-    with pytest.raises(ValueError, match="conv: 'depthwise' is none of plain, depthwise_separable, grouped"):
+    known = "plain, depthwise_separable, inverted_bottleneck, grouped"
+    with pytest.raises(ValueError, match=f"conv: 'depthwise' is none of {known}"):
         ConvType.build("depthwise")
     with pytest.raises(ValueError, match="conv: groups is 0, must be 1 or more"):
         ConvType.build(dict(kind="grouped", groups=0))
+    with pytest.raises(ValueError, match="conv: expansion is 0, must be 1 or more"):
+        ConvType.build(dict(kind="inverted_bottleneck", expansion=0))
     with pytest.raises(ValueError, match="conv: 24 to 40 channels do not split into 5 groups"):
         convolution(C_IN, C_OUT, conv=dict(kind="grouped", groups=5))
 
@@ -112,6 +144,6 @@ def test_heads_cost_less(head):
     widths = {"segmentation": [(16, 8), (8, 8)], "detection": [(16, 8), (8, 8), (8, 8)]}[head]
     cells = GRID.shape[0] * GRID.shape[1]
     bev = BEVFeatures(torch.randn(1, 16, *GRID.shape), GRID)
-    plain, separable, grouped = (multiply_adds(build(conv).eval(), bev) for conv in KINDS)
+    plain, separable, grouped = (multiply_adds(build(conv).eval(), bev) for conv in KINDS[:3])
     assert plain - separable == sum(9 * a * b - 9 * a - a * b for a, b in widths) * cells
     assert plain - grouped == sum(9 * a * b - 9 * a * b // G for a, b in widths) * cells
