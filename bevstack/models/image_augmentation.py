@@ -102,6 +102,13 @@ class PhotometricDistortion:
             "order": torch.where(happens[5].unsqueeze(1), order, unchanged) if self.swap_channels else unchanged,
         }
 
+    @staticmethod
+    def nothing(count: int) -> dict[str, Tensor]:
+        """Parameters (count,) and (count, 3), as those of :meth:`draw`, that leave every image as it is."""
+        neutral = {"brightness": 0.0, "contrast_first": 1.0, "contrast_last": 1.0, "saturation": 1.0, "hue_deg": 0.0}
+        drawn = {name: torch.full((count,), value) for name, value in neutral.items()}
+        return {**drawn, "order": torch.arange(3).expand(count, 3)}
+
     def __call__(self, images: Tensor) -> Tensor:
         """(M, 3, H, W) float RGB on the scale 0 ... 255 -> distorted, same shape."""
         return self.apply(images, self.draw(len(images)))
@@ -124,8 +131,8 @@ class PhotometricDistortion:
         def per_image(name: str) -> Tensor:
             return on_device(drawn[name].to(images.dtype)).view(-1, 1, 1, 1)
 
-        first = per_image("contrast_first")
-        images = torch.addcmul(per_image("brightness") * first, images, first)  # (x + brightness) * contrast
+        # In this order: where the sum is 0, HSV has a jump that a product and a sum in one step could miss.
+        images = (images + per_image("brightness")).mul_(per_image("contrast_first"))
         turned = drawn["hue_deg"] != 0
         for chosen, with_hue in ((turned, True), (~turned & (drawn["saturation"] != 1), False)):
             where = on_device(torch.nonzero(chosen).flatten())

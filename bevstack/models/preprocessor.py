@@ -9,14 +9,16 @@ import torch
 from mmengine.model import BaseDataPreprocessor
 from torch import Tensor
 
+from bevstack.buffers import ReusedBuffers
 from bevstack.models.image_augmentation import GridMask, PhotometricDistortion
+from bevstack.ops.image_normalization import erase_pixels, normalize_images
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVRaster, CameraRig, Clip, EgoMotion, Frame
 
 
 @MODELS.register_module()
 class BEVPreprocessor(BaseDataPreprocessor):
-    """Collated uint8 images and matrices -> :class:`Clip` of normalised float32 images, batched on the device.
+    """Collated uint8 images and matrices -> :class:`Clip` of normalised images, batched on the device.
 
     In training, in the published order: photometric distortion (every image of every frame), normalisation, GridMask
     (the last frame alone: history frames of the reference run in evaluation mode). Pixels outside an image's own size
@@ -24,16 +26,22 @@ class BEVPreprocessor(BaseDataPreprocessor):
     memory. Camera sweeps go the same way; the distortion and the mask of an image are also those of its sweeps, so that
     what moves between them is the scene.
 
+    On a CPU all of it is one pass from bytes to memory that earlier clips have left
+    (:mod:`bevstack.ops.image_normalization`); elsewhere it is a few of torch's operators, with the same numbers up to
+    rounding. A clip that was handed out stays as it is for as long as anything holds it.
+
     Args:
         mean, std: of the channels in ``channel_order``, on the scale 0 ... 255.
         channel_order: what the backbone was trained on; the pipeline's images are RGB.
         pad_divisor: (H, W) of the tensor are multiples of this.
         photometric: arguments of :class:`PhotometricDistortion`, None for none.
         grid_mask: arguments of :class:`GridMask`, None for none.
+        dtype: of the images: "float32", or "autocast" for what autocast computes in around the call. The latter spares
+            memory and a conversion, and changes no number where the backbone begins with a convolution.
 
     Raises:
-        ValueError: unknown channel order, not three means and deviations, or samples of one batch that differ in their
-            number of frames or cameras.
+        ValueError: unknown channel order or dtype, not three means and deviations, or samples of one batch that differ
+            in their number of frames or cameras.
     """
 
     def __init__(
@@ -44,19 +52,23 @@ class BEVPreprocessor(BaseDataPreprocessor):
         pad_divisor: int = 32,
         photometric: Mapping | None = None,
         grid_mask: Mapping | None = None,
+        dtype: str = "float32",
     ) -> None:
         super().__init__(non_blocking=True)
         if channel_order not in ("rgb", "bgr"):
             raise ValueError(f"channel_order: must be 'rgb' or 'bgr', not {channel_order!r}")
+        if dtype not in ("float32", "autocast"):
+            raise ValueError(f"dtype: must be 'float32' or 'autocast', not {dtype!r}")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"mean, std: expected three values each, std positive, not {mean}, {std}")
-        self.channel_order = channel_order
+        self.channel_order, self.follows_autocast = channel_order, dtype == "autocast"
         self.pad_divisor = int(pad_divisor)
         self.photometric = None if photometric is None else PhotometricDistortion(**photometric)
         self.grid_mask = None if grid_mask is None else GridMask(**grid_mask)
         scale = 1.0 / torch.tensor(std, dtype=torch.float64)
         self.register_buffer("scale", scale.float(), persistent=False)
         self.register_buffer("bias", (-torch.tensor(mean, dtype=torch.float64) * scale).float(), persistent=False)
+        self._memory = ReusedBuffers()
 
     def forward(self, data: Mapping, training: bool = False) -> dict:
         """``dict(inputs=dict of lists of B tensors, data_samples=list)`` -> ``dict(inputs=Clip, data_samples=list)``.
@@ -77,12 +89,14 @@ class BEVPreprocessor(BaseDataPreprocessor):
         one_by_one = ("images", "image_size_px", "sweeps", "features", "sample_identity")
         batched = {key: self._batched(inputs[key]) for key in inputs if key not in one_by_one}
         sizes_on_device = sizes.to(self.device, non_blocking=True)
+        autocast = self.follows_autocast and torch.is_autocast_enabled(self.device.type)
+        dtype = torch.get_autocast_dtype(self.device.type) if autocast else torch.float32
         with torch.autocast(self.device.type, enabled=False):
             frames = []
             for t in range(num_frames):
                 drawn = self.photometric.draw(sizes[:, t, :, 0].numel()) if training and self.photometric else None
-                now = self._normalized([image[t] for image in images], sizes[:, t], padded, drawn)
-                before = self._sweeps([sweep[t] for sweep in sweeps], sizes[:, t], padded, drawn)
+                now = self._normalized([image[t] for image in images], sizes[:, t], padded, drawn, dtype)
+                before = self._sweeps([sweep[t] for sweep in sweeps], sizes[:, t], padded, drawn, dtype)
                 if training and self.grid_mask is not None and t == num_frames - 1:
                     now, before = self._masked(self.grid_mask, now, before)
                 frames.append(replace(self._frame(now, batched, sizes_on_device, t, padded), sweeps=before))
@@ -99,9 +113,26 @@ class BEVPreprocessor(BaseDataPreprocessor):
         sizes: Tensor,
         padded: tuple[int, int],
         drawn: Mapping[str, Tensor] | None,
+        dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """B times (N, 3, h, w) uint8 -> (B, N, 3, H, W) float32 of the padded size, channels-last in memory; ``drawn``
+        """B times (N, 3, h, w) uint8 -> (B, N, 3, H, W) of the padded size, channels-last in memory; ``drawn``
         is the distortion of the B * N images, None for none."""
+        if self.device.type != "cpu":
+            return self._normalized_by_operators(images, sizes, padded, drawn).to(dtype)
+        shape = (len(images), images[0].shape[0], *padded, 3)
+        out = self._memory.empty(shape, dtype)
+        if self.channel_order == "bgr":
+            drawn = PhotometricDistortion.nothing(shape[0] * shape[1]) if drawn is None else drawn
+            drawn = {**drawn, "order": drawn["order"].flip(1)}
+        pixels = [image for cameras in images for image in cameras.permute(0, 2, 3, 1)]
+        own = sizes.flatten(0, 1).tolist()
+        normalize_images(pixels, own, self.scale, self.bias, drawn, out.flatten(0, 1))
+        return out.permute(0, 1, 4, 2, 3)
+
+    def _normalized_by_operators(
+        self, images: list[Tensor], sizes: Tensor, padded: tuple[int, int], drawn: Mapping[str, Tensor] | None
+    ) -> Tensor:
+        """:meth:`_normalized` in float32 by torch's operators, on any device."""
         batch, cameras, (height, width) = len(images), images[0].shape[0], padded
         if not any(image.numel() for image in images):  # the backbone's features are there instead
             return self.bias.new_zeros(()).expand(batch, cameras, 3, height, width)
@@ -124,7 +155,12 @@ class BEVPreprocessor(BaseDataPreprocessor):
         return out.permute(0, 1, 4, 2, 3)
 
     def _sweeps(
-        self, sweeps: list[Tensor], sizes: Tensor, padded: tuple[int, int], drawn: Mapping[str, Tensor] | None
+        self,
+        sweeps: list[Tensor],
+        sizes: Tensor,
+        padded: tuple[int, int],
+        drawn: Mapping[str, Tensor] | None,
+        dtype: torch.dtype,
     ) -> Tensor | None:
         """B times (S, N, 3, h, w) uint8 -> (B, S, N, 3, H, W) as :meth:`_normalized`, distorted as the images are."""
         if not sweeps:
@@ -134,14 +170,23 @@ class BEVPreprocessor(BaseDataPreprocessor):
             image_of = torch.arange(batch * cameras).view(batch, 1, cameras).expand(-1, moments, -1).flatten()
             drawn = {name: values[image_of] for name, values in drawn.items()}
         flat = [sweep.flatten(0, 1) for sweep in sweeps]
-        return self._normalized(flat, sizes.repeat(1, moments, 1), padded, drawn).unflatten(1, (moments, cameras))
+        normalized = self._normalized(flat, sizes.repeat(1, moments, 1), padded, drawn, dtype)
+        return normalized.unflatten(1, (moments, cameras))
 
     @staticmethod
     def _masked(grid_mask: GridMask, images: Tensor, sweeps: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """GridMask on (B, N, 3, H, W) images; the same mask on their sweeps (B, S, N, 3, H, W)."""
+        """GridMask on (B, N, 3, H, W) images, in place where they are on a CPU; the same mask on their sweeps
+        (B, S, N, 3, H, W)."""
         size = (images.shape[-2], images.shape[-1])
         drawn = grid_mask.draw(images.shape[:2].numel(), size).to(images.device, non_blocking=True)
-        keep = grid_mask.mask(drawn, size).unflatten(0, images.shape[:2]).unsqueeze(2)
+        keep = grid_mask.mask(drawn, size).unflatten(0, images.shape[:2])
+        if images.device.type == "cpu":
+            erase_pixels(keep.flatten(0, 1), images.permute(0, 1, 3, 4, 2).flatten(0, 1))
+            if sweeps is not None:
+                masks = keep.unsqueeze(1).expand(*sweeps.shape[:3], *size)
+                erase_pixels(masks.flatten(0, 2), sweeps.permute(0, 1, 2, 4, 5, 3).flatten(0, 2))
+            return images, sweeps
+        keep = keep.unsqueeze(2)
         return images * keep, None if sweeps is None else sweeps * keep.unsqueeze(1)
 
     @staticmethod

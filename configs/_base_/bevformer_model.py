@@ -19,6 +19,7 @@ model = dict(
             brightness_delta=32, contrast_range=(0.5, 1.5), saturation_range=(0.5, 1.5), hue_delta=18
         ),
         grid_mask=dict(use_h=True, use_w=True, rotate=1, ratio=0.5, mode=1, prob=0.7),
+        dtype="autocast",  # the backbone begins with a convolution, which would round them
     ),
     backbone=dict(
         type="mmdet.ResNet",

@@ -21,6 +21,7 @@ from bevstack.datasets.transforms import (
     ResizeCropFlipImages,
     ResizeImages,
 )
+from bevstack.datasets.transforms.packing import stack_images
 from bevstack.errors import InputError
 from bevstack.geometry.boxes3d import box_corners
 from bevstack.registry import TRANSFORMS
@@ -536,6 +537,37 @@ def test_cameras_of_different_sizes_are_padded_at_the_bottom_and_right():
     assert images.shape == (2, 3, 3, HEIGHT, 200)
     assert np.array_equal(images[0, 1, :, :40].permute(1, 2, 0).numpy(), coordinate_image(40, 200))
     assert (images[:, 1, :, 40:] == 0).all() and (images[:, 0, :, :, WIDTH:] == 0).all()
+
+
+def test_packed_images_keep_their_pixels_for_as_long_as_they_are_held():
+    # Memory is used again only when nothing holds it: a sample that is kept stays as it is beside a later one.
+    first, other = (stack_images([[coordinate_image(8, width)] * 3] * 2) for width in (12, 20))
+    kept = first[1, 2]
+    copied, place = kept.clone(), first.data_ptr()
+    del first, other
+    again = stack_images([[np.full((8, 12, 3), 9, dtype=np.uint8)] * 3] * 2)
+    assert torch.equal(kept, copied) and again.data_ptr() != place
+    del kept
+    assert stack_images([[coordinate_image(8, 12)] * 3] * 2).data_ptr() == place
+
+
+class Packed(torch.utils.data.Dataset):
+    """Images as a process packs them, whether others can see their memory, and on how many threads it works."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        images = stack_images([[coordinate_image()] * 2])
+        return images, images.is_shared(), torch.get_num_threads()
+
+
+def test_a_worker_packs_into_memory_that_is_sent_without_a_copy():
+    for workers in (0, 1):
+        loader = torch.utils.data.DataLoader(Packed(), num_workers=workers, batch_size=None)
+        ((images, shared, threads),) = list(loader)
+        assert shared is (workers == 1) and (workers == 0 or threads == 1)
+        assert np.array_equal(images[0, 1].permute(1, 2, 0).numpy(), coordinate_image())
 
 
 def test_a_sample_without_objects_packs():

@@ -156,7 +156,9 @@ def test_samples_that_do_not_fit_together_are_refused():
         BEVPreprocessor()(pseudo_collate([packed_sample(num_frames=1), packed_sample(num_frames=2)]))
 
 
-@pytest.mark.parametrize("arguments", [{"channel_order": "gbr"}, {"mean": (0.0,)}, {"std": (1.0, 0.0, 1.0)}])
+@pytest.mark.parametrize(
+    "arguments", [{"channel_order": "gbr"}, {"mean": (0.0,)}, {"std": (1.0, 0.0, 1.0)}, {"dtype": "int8"}]
+)
 def test_wrong_arguments_are_refused(arguments):
     with pytest.raises(ValueError):
         BEVPreprocessor(**arguments)
@@ -170,6 +172,76 @@ def test_labels_reach_the_device():
     assert sample.gt_rasters["map"].layers.device.type == "meta" and sample.gt_rasters["map"].classes == tuple("abcdef")
     assert sample.gt_instances_3d.bboxes_3d.tensor.device.type == "meta"
     assert sample.gt_instances_3d.labels_3d.device.type == "meta"
+
+
+def with_sweeps(sample, moments=2, seed=5):
+    images = sample["inputs"]["images"]
+    size = (images.shape[0], moments, *images.shape[1:])
+    sample["inputs"]["sweeps"] = torch.randint(
+        0, 256, size, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
+    return sample
+
+
+def images_of(model, data, training, seed=3):
+    """Images and sweeps of a batch's clip, as they were handed out."""
+    torch.manual_seed(seed)
+    frames = model(data, training)["inputs"].frames
+    return [images for frame in frames for images in (frame.images, frame.sweeps) if images is not None]
+
+
+@pytest.mark.parametrize("channel_order", ["rgb", "bgr"])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_cpus_one_pass_is_the_operators_of_other_devices(channel_order, training, monkeypatch):
+    # Expected: torch's operators, which are what a GPU computes; cameras and samples of different, odd sizes.
+    samples = [packed_sample(0, (31, 53), sizes=[(31, 53), (20, 33)]), packed_sample(1, (25, 61))]
+    data = pseudo_collate([with_sweeps(sample) for sample in samples])
+    model = BEVPreprocessor(MEAN, STD, channel_order, photometric={}, grid_mask={"prob": 1.0})
+    got = images_of(model, data, training)
+    monkeypatch.setattr(model, "_normalized", lambda *arguments: model._normalized_by_operators(*arguments[:4]))
+    expected = images_of(model, data, training)
+    assert len(got) == len(expected) == 4
+    for ours, theirs in zip(got, expected, strict=True):
+        assert ours.stride() == theirs.stride()
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_what_was_handed_out_is_never_written_to_again():
+    # The memory of a clip serves the next one only after the clip is gone: a history frame that is kept stays as it is.
+    model = BEVPreprocessor(photometric={}, grid_mask={"prob": 1.0})
+    data = pseudo_collate([with_sweeps(packed_sample(0)), with_sweeps(packed_sample(1))])
+    kept, copies = [], []
+    for seed in range(5):
+        images = images_of(model, data, True, seed)
+        kept.append([images[0], images[1][:, 1], images[2][0].permute(1, 0, 2, 3)])  # whole, and views of others
+        copies.append([image.clone() for image in kept[-1]])
+        del images
+    for now, then in zip(kept, copies, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(now, then, strict=True))
+
+
+def test_the_memory_of_a_clip_that_is_gone_serves_the_next():
+    model, data = BEVPreprocessor(), pseudo_collate([packed_sample()])
+    places = [{images.data_ptr() for images in images_of(model, data, False)} for _ in range(4)]
+    assert places[0] == places[1] == places[2] == places[3] and len(places[0]) == 2
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_images_in_the_format_of_autocast(training):
+    # The first convolution under autocast rounds its input; here that is done once, on the way.
+    plain = BEVPreprocessor(photometric={}, grid_mask={})
+    model = BEVPreprocessor(photometric={}, grid_mask={}, dtype="autocast")
+    data = pseudo_collate([with_sweeps(packed_sample())])
+    expected = images_of(plain, data, training)
+    assert all(torch.equal(*pair) for pair in zip(images_of(model, data, training), expected, strict=True))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(images.dtype == torch.float32 for images in images_of(plain, data, training))
+        rounded = images_of(model, data, training)
+        convolution = torch.nn.Conv2d(3, 4, 3)
+        before = convolution(expected[0].flatten(0, 1))
+        assert torch.equal(convolution(rounded[0].flatten(0, 1)), before)
+    for images, exact in zip(rounded, expected, strict=True):
+        assert images.dtype == torch.bfloat16 and torch.equal(images, exact.bfloat16())
 
 
 @pytest.mark.gpu

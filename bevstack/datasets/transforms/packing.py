@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from itertools import chain
+
 import numpy as np
 import torch
 from mmcv.transforms.base import BaseTransform
 from mmengine.structures import InstanceData
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
+from bevstack.buffers import ReusedBuffers
 from bevstack.registry import TRANSFORMS
 from bevstack.structures import BEVDataSample
 from bevstack.structures.boxes import lidar_boxes
@@ -36,22 +41,30 @@ META_KEYS = (
 _INSTANCE_KEYS = ("attribute_names", "instance_ids", "num_lidar_pts", "num_radar_pts", "visibility")
 
 
+_BUFFERS = ReusedBuffers()
+
+
 def stack_images(images: list[list[np.ndarray]]) -> Tensor:
     """T lists of N images (H, W, 3) uint8 to one (T, N, 3, H, W) tensor, zero-padded at the bottom and the right.
 
     The tensor's memory stays in the order (T, N, H, W, 3): nothing is transposed here, and what follows on the device
-    is channels-last.
+    is channels-last. In a loader's worker it is memory that both processes see, so that sending it copies nothing;
+    elsewhere that of an earlier clip that nothing holds any more.
     """
-    shapes = {image.shape for frame in images for image in frame}
-    if len(shapes) == 1:
-        stacked = np.stack([np.stack(frame) for frame in images])
+    shapes = [image.shape for frame in images for image in frame]
+    height, width = np.array(shapes)[:, :2].max(axis=0).tolist()
+    shape = (len(images), len(images[0]), height, width, 3)
+    if get_worker_info() is None:
+        stacked = _BUFFERS.empty(shape, torch.uint8)
     else:
-        size = np.array([shape[:2] for shape in shapes]).max(axis=0)
-        stacked = np.zeros((len(images), len(images[0]), *size, 3), dtype=np.uint8)
-        for t, frame in enumerate(images):
-            for n, image in enumerate(frame):
-                stacked[t, n, : image.shape[0], : image.shape[1]] = image
-    return torch.from_numpy(stacked).permute(0, 1, 4, 2, 3)
+        storage = torch.UntypedStorage._new_shared(math.prod(shape))
+        stacked = torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)
+    for place, image in zip(stacked.numpy().reshape(-1, height, width, 3), chain(*images), strict=True):
+        rows, columns = image.shape[:2]
+        place[:rows, :columns] = image
+        place[rows:] = 0
+        place[:rows, columns:] = 0
+    return stacked.permute(0, 1, 4, 2, 3)
 
 
 @TRANSFORMS.register_module()
