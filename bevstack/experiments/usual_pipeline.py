@@ -117,7 +117,7 @@ def bytes_between_processes(images: Images, settings: PipelineSettings) -> tuple
     return 4 * count * padded[0] * padded[1], count * height * width
 
 
-def distorted(image: np.ndarray, drawn: Mapping[str, Tensor], m: int) -> np.ndarray:
+def distorted(image: Any, drawn: Mapping[str, Tensor], m: int) -> np.ndarray:
     """PhotoMetricDistortionMultiViewImage on one (H, W, 3) float32 BGR image, which it may change.
 
     Args:
@@ -154,8 +154,9 @@ def _usual_frame(images: Sequence, settings: PipelineSettings, drawn: Mapping[st
     views = [stacked[..., n] for n in range(len(images))]
     if drawn is not None:
         views = [distorted(view, drawn, m) for m, view in enumerate(views)]
-    mean, inverse = np.float64(settings.mean).reshape(1, -1), 1 / np.float64(settings.std).reshape(1, -1)
-    normalized = []
+    mean = np.asarray(settings.mean, np.float64).reshape(1, -1)
+    inverse = 1 / np.asarray(settings.std, np.float64).reshape(1, -1)
+    normalized: list[Any] = []
     for view in views:
         image = view.copy().astype(np.float32)
         if settings.channel_order == "rgb":
@@ -169,7 +170,7 @@ def _usual_frame(images: Sequence, settings: PipelineSettings, drawn: Mapping[st
     padded = []
     for image in normalized:
         below, right = (-side % settings.pad_divisor for side in image.shape[:2])
-        padded.append(cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_CONSTANT, value=0))
+        padded.append(cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(0.0,)))
     return torch.from_numpy(np.ascontiguousarray(np.stack([image.transpose(2, 0, 1) for image in padded])))
 
 

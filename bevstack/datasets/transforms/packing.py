@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,8 +58,8 @@ def stack_images(images: list[list[np.ndarray]]) -> Tensor:
     if get_worker_info() is None:
         stacked = _BUFFERS.empty(shape, torch.uint8)
     else:
-        storage = torch.UntypedStorage._new_shared(math.prod(shape))
-        stacked = torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)
+        storage: Any = torch.UntypedStorage._new_shared(math.prod(shape))
+        stacked = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
     for place, image in zip(stacked.numpy().reshape(-1, height, width, 3), chain(*images), strict=True):
         rows, columns = image.shape[:2]
         place[:rows, :columns] = image

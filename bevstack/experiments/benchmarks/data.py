@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -54,8 +55,8 @@ def run(watch: Stopwatch, settings: Settings) -> list[Row]:
             decoded = {"usual": usual_images(paths), "ours": our_images(paths)}
             for kind, seed in (("training", SEED), ("testing", None)):
                 for start, given in (("decoded", decoded), ("files", dict.fromkeys(decoded, paths))):
-                    ways = {"usual": usual_clip, "ours": our_clip}
-                    candidates = {key: partial(way, given[key], clip, seed) for key, way in ways.items()}
+                    ways: dict[str, Any] = {"usual": usual_clip, "ours": our_clip}
+                    candidates: dict[str, Any] = {key: partial(ways[key], given[key], clip, seed) for key in ways}
                     row = watch.row(f"{name} clip, {kind}, from {start}", candidates)
                     mean, most = grey_levels(candidates["ours"](), candidates["usual"](), clip)
                     row.facts |= {"grey levels apart, mean": mean, "at most": most}
