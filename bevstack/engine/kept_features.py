@@ -104,7 +104,8 @@ class KeptFeatures:
                     continue
                 with torch.no_grad():
                     computed = list(backbone(images))
-                self._keep(store, *identity.tolist(), [level.cpu() for level in computed])
+                number, identity_of_files = identity.tolist()
+                self._keep(store, number, identity_of_files, [level.cpu() for level in computed])
                 rows.append(computed)
             levels = [_stacked(level) for level in zip(*rows, strict=True)]
         device = frame.images.device
@@ -129,7 +130,7 @@ def _stacked(levels: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(levels))
 
 
-def why_not(model: nn.Module, dataset: Any) -> str:
+def why_not(model: Any, dataset: Any) -> str:
     """Why the backbone's features of a sample are not the same in every epoch; "" where they are.
 
     Args:
@@ -162,7 +163,7 @@ def why_not(model: nn.Module, dataset: Any) -> str:
     return ""
 
 
-def fingerprint(runner: Any, model: nn.Module, dataset: Any) -> str:
+def fingerprint(runner: Any, model: Any, dataset: Any) -> str:
     """A name for all that decides the features besides the samples: 24 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, value in [*model.backbone.state_dict().items(), *model.data_preprocessor.named_buffers()]:
