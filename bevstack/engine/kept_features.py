@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,8 @@ class KeptFeatures:
     """The features of a training's samples (``train_cfg.kept_features`` of a config).
 
     Args:
-        max_bytes: room for them, over all processes; samples beyond it are computed in every epoch.
+        max_bytes: room for them, over all processes, but at most half of what is free on the disk; samples beyond it
+            are computed in every epoch.
         folder: where they outlive the run, in a file of which one is kept at most; the next run uses them where all is
             as it was: weights, normalisation, image transforms, number format, threads, version of torch, image files.
             None: a nameless file in the work directory that goes when the run ends.
@@ -67,18 +69,23 @@ class KeptFeatures:
         rank, ranks = get_dist_info()
         try:
             if self.folder is None:
-                self.store = FeatureStore(len(dataset), self.max_bytes // ranks, folder=runner.work_dir)
+                room = self._room(runner.work_dir) // ranks
+                self.store = FeatureStore(len(dataset), room, folder=runner.work_dir)
             else:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 file = self.folder / f"{fingerprint(runner, model, dataset)}-{rank}-{ranks}.features"
                 for older in self.folder.glob(f"*-{rank}-{ranks}.features"):
                     if older != file:
                         older.unlink(missing_ok=True)
-                self.store = FeatureStore(len(dataset), self.max_bytes // ranks, file)
+                self.store = FeatureStore(len(dataset), self._room(self.folder) // ranks, file)
         except OSError as error:
             place = self.folder or runner.work_dir
             raise InputError(place, "train_cfg.kept_features", f"cannot be written: {error.strerror}") from error
         dataset.keep_features(self.store)
+
+    def _room(self, folder: str | os.PathLike) -> int:
+        """Bytes that may be written to a folder: checkpoints need the disk, too."""
+        return min(self.max_bytes, shutil.disk_usage(folder).free // 2)
 
     def put_into(self, clip: Clip, inputs: Mapping[str, Sequence[Tensor]], backbone: nn.Module) -> Clip:
         """A clip whose frame has the backbone's features: kept ones, and computed ones, which are then kept.
@@ -99,13 +106,13 @@ class KeptFeatures:
         else:
             rows = []
             for images, kept, identity in zip(frame.images, inputs["features"], inputs["sample_identity"], strict=True):
-                number, told = identity.tolist()
                 if len(kept):
                     rows.append([level[0].to(images.device) for level in store.split([kept])])
                     continue
                 with torch.no_grad():
                     computed = list(backbone(images))
-                self._keep(store, number, told, [level.cpu() for level in computed])
+                number, identity_of_files = identity.tolist()
+                self._keep(store, number, identity_of_files, [level.cpu() for level in computed])
                 rows.append(computed)
             levels = [_stacked(level) for level in zip(*rows, strict=True)]
         device = frame.images.device

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from mmengine.model import BaseAveragedModel, ExponentialMovingAverage, MomentumAnnealingEMA
-from torch import nn
+from torch import Tensor, nn
 
 
 class AverageUpdate:
@@ -26,8 +24,7 @@ class AverageUpdate:
         one_rule = type(average) in (ExponentialMovingAverage, MomentumAnnealingEMA)
         self.in_one_pass = one_rule and not average.update_buffers
         pairs = zip(average.module.parameters(), model.parameters(), strict=True)
-        learning = [(own, other) for own, other in pairs if other.requires_grad]
-        self._weights: list[tuple[Any, nn.Parameter]] = learning
+        self._weights: list[tuple[Tensor, Tensor]] = [(own, other) for own, other in pairs if other.requires_grad]
         self._buffers = list(zip(average.module.buffers(), model.buffers(), strict=True))
 
     @torch.no_grad()
@@ -45,6 +42,5 @@ class AverageUpdate:
             own = [mine for mine, _ in self._weights]
             torch._foreach_lerp_(own, [other.to(mine.device) for mine, other in self._weights], share)
         if self._buffers:
-            kept, others = zip(*self._buffers, strict=True)
-            torch._foreach_copy_(kept, others)
+            torch._foreach_copy_([mine for mine, _ in self._buffers], [other for _, other in self._buffers])
         average.steps += 1

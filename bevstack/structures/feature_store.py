@@ -12,7 +12,6 @@ import tempfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -128,10 +127,10 @@ class FeatureStore:
         written, checksum = np.frombuffer(entry, dtype=_ENTRY)[0].item()
         if written != identity:
             return None
-        data = torch.empty(self.sample_bytes, dtype=torch.uint8)
-        memory: Any = data.numpy()
-        count = os.preadv(self._descriptor, [memory], self._first_byte + number * self.sample_bytes)
-        return data if count == len(data) and zlib.crc32(memory) == checksum else None
+        data = os.pread(self._descriptor, self.sample_bytes, self._first_byte + number * self.sample_bytes)
+        if len(data) < self.sample_bytes or zlib.crc32(data) != checksum:
+            return None
+        return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
     def split(self, data: Sequence[Tensor]) -> list[Tensor]:
         """B samples as :meth:`read` gives them to the L levels (B, N, C_l, h_l, w_l), as they were in memory."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,6 +60,13 @@ def test_kept_features_change_no_bit_and_are_computed_once(tiny, tmp_path, witho
     assert same(without, found) == []
     again = len(decoded) - SAMPLES * CAMERAS
     assert again == 0 if room > 10**6 else 0 < again < SAMPLES * CAMERAS
+
+
+def test_half_of_the_free_disk_is_left(tiny, tmp_path, without, decoded, monkeypatch) -> None:
+    """On a disk with 600 kB free, as much is kept as with so many bytes less one half."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=600_000))
+    assert same(without, train(tiny, tmp_path, KEPT)) == []
+    assert SAMPLES * CAMERAS < len(decoded) < 2 * SAMPLES * CAMERAS
 
 
 def test_two_loader_processes(tiny, tmp_path, without) -> None:
