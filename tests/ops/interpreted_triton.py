@@ -47,7 +47,7 @@ def test_float16_values():
 
 def test_what_lies_apart_is_read_where_it_lies():
     # expected: bit-equal to dense copies; a layer's share of a wider product, offsets and logits turned from (h, G)
-    inputs = small_case(shared=False)
+    inputs = small_case(shared=False, heads=2)
     dense = deformable_attention(**inputs, backend="triton")
     maps, tokens, heads, channels = inputs["value"].shape
     wide = torch.zeros(maps, tokens, 3, heads, channels)
