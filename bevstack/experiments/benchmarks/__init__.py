@@ -1,0 +1,1 @@
+"""What is timed and counted, one file a suite, each against what people would use instead (``tools/benchmark.py``)."""
