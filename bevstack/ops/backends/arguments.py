@@ -33,3 +33,17 @@ class Arguments:
     def learned(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Value (M, tokens, h, c) and what has the shapes above: of these a gradient can be asked, in this order."""
         return self.value, self.references, self.offsets, self.logits, self.slot_weights
+
+
+def strided_rows(tensor: Tensor, inner: int) -> Tensor:
+    """A tensor (B, Q, ...) that kernels can stride through: its last ``inner`` dimensions are one dense block, B and Q
+    are one dimension; a copy where it is not so."""
+    block = 1
+    for size, stride in zip(reversed(tensor.shape[-inner:]), reversed(tensor.stride()[-inner:]), strict=True):
+        if size > 1 and stride != block:
+            return tensor.contiguous()
+        block *= size
+    if tensor.shape[0] > 1 and tensor.stride(0) != tensor.shape[1] * tensor.stride(1):
+        return tensor.contiguous()
+    overlapping = any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.contiguous() if overlapping else tensor

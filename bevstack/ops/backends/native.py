@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bevstack.ops.backends.arguments import Arguments
+from bevstack.ops.backends.arguments import Arguments, strided_rows
 from bevstack.ops.backends.native_kernels import MOST_SAMPLES, backward_kernel, forward_kernel
 from bevstack.ops.jit import run_parallel
 
@@ -74,7 +74,7 @@ def _table(given: Arguments) -> tuple[tuple[Tensor, ...], bool, list[int]]:
     value = (given.value if half else given.value.float()).contiguous()
     slots = given.slots.contiguous()
     references, slot_weights = given.references.contiguous(), given.slot_weights.contiguous()
-    offsets, logits = _rows(given.offsets, 3), _rows(given.logits, 1)
+    offsets, logits = strided_rows(given.offsets, 3), strided_rows(given.logits, 1)
     numbers = [
         *(tensor.data_ptr() for tensor in (value, slots, references, offsets, logits, slot_weights)),
         _level_table(given.shapes).ctypes.data,
@@ -83,20 +83,6 @@ def _table(given: Arguments) -> tuple[tuple[Tensor, ...], bool, list[int]]:
         *logits.stride()[1:4],
     ]
     return (value, slots, references, slot_weights, offsets, logits), half, numbers
-
-
-def _rows(tensor: Tensor, inner: int) -> Tensor:
-    """A tensor (B, Q, G, h, ...) that the kernel can stride through: its last ``inner`` dimensions are one block, and
-    batch and queries are one."""
-    block = 1
-    for size, stride in zip(reversed(tensor.shape[-inner:]), reversed(tensor.stride()[-inner:]), strict=True):
-        if size > 1 and stride != block:
-            return tensor.contiguous()
-        block *= size
-    if tensor.shape[0] > 1 and tensor.stride(0) != tensor.shape[1] * tensor.stride(1):
-        return tensor.contiguous()
-    overlapping = any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.contiguous() if overlapping else tensor
 
 
 @lru_cache(maxsize=64)
