@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,7 +28,7 @@ class ReusedBuffers:
 
     def __init__(self) -> None:
         self._requests = 0
-        self._free: list[tuple[int, np.ndarray]] = []  # (number of the request before it came back, its bytes)
+        self._free: deque[tuple[int, np.ndarray]] = deque()  # (number of the request before it came back, its bytes)
 
     def __deepcopy__(self, memo: dict) -> ReusedBuffers:
         return type(self)()
@@ -54,15 +55,18 @@ class ReusedBuffers:
     def _take(self, count: int) -> np.ndarray:
         """A buffer for ``count`` bytes that nobody uses."""
         size = count + _ALIGNMENT
-        # Buffers may come back at any moment, from any thread; what is taken out of the list is taken by one alone.
-        waiting, self._free = self._free, []
-        taken = None
-        for entry in waiting:
-            if taken is None and len(entry[1]) == size:
-                taken = entry[1]
-            elif self._requests - entry[0] <= _PATIENCE:
-                self._free.append(entry)
-        return np.empty(size, dtype=np.uint8) if taken is None else taken
+        # Buffers may come back at any moment and from any thread: each is taken out, which one thread alone can do,
+        # before it is looked at.
+        for _ in range(len(self._free)):
+            try:
+                request, buffer = self._free.popleft()
+            except IndexError:
+                break
+            if len(buffer) == size:
+                return buffer
+            if self._requests - request <= _PATIENCE:
+                self._free.append((request, buffer))
+        return np.empty(size, dtype=np.uint8)
 
     def _come_back(self, buffer: np.ndarray) -> None:
         self._free.append((self._requests, buffer))

@@ -148,5 +148,7 @@ def erased(keep, out) -> None:
     for y in range(len(out)):
         row, kept = out[y], keep[y]
         for x in range(len(kept)):
-            if not kept[x]:
-                row[3 * x], row[3 * x + 1], row[3 * x + 2] = 0, 0, 0
+            stays = kept[x]
+            row[3 * x] = row[3 * x] if stays else 0
+            row[3 * x + 1] = row[3 * x + 1] if stays else 0
+            row[3 * x + 2] = row[3 * x + 2] if stays else 0

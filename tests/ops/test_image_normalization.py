@@ -1,11 +1,13 @@
 """The one pass over bytes against torch's operators, OpenCV and plain formulas (no number here comes from the pass)."""
 
 import cv2
+import numba
 import numpy as np
 import pytest
 import torch
 
 from bevstack.models.image_augmentation import GridMask, PhotometricDistortion
+from bevstack.ops.image_kernels import compiled, erased
 from bevstack.ops.image_normalization import erase_pixels, normalize_images
 
 SCALE, BIAS = torch.tensor([0.017, 0.0175, 0.0174]), torch.tensor([-2.1, -2.0, -1.8])
@@ -139,3 +141,18 @@ def test_erasing_is_multiplying_with_the_mask(dtype):
     expected = images * keep.unsqueeze(-1)
     erase_pixels(keep, images)
     assert torch.equal(images, expected)
+
+
+def test_loops_are_compiled_where_nothing_can_be_kept(monkeypatch):
+    # What numba does where neither the package's folder nor the user's cache can be written to.
+    compile_for_this_processor = numba.njit
+
+    def without_a_folder(cache=False, **rules):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return compile_for_this_processor(**rules)
+
+    monkeypatch.setattr(numba, "njit", without_a_folder)
+    out = np.ones((2, 6), dtype=np.int32)
+    compiled(erased.py_func)(np.array([[True, False], [False, True]]), out)
+    assert out.tolist() == [[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]]
