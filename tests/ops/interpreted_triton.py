@@ -26,7 +26,13 @@ def by_both(inputs):
     return zip(NAMES, *both, strict=True)
 
 
-@pytest.mark.parametrize("changes", [{}, {"shared": False}, {"channels": 5, "heads": 2}, {"channels": 24}], ids=str)
+@pytest.mark.parametrize("changes", [
+    {"maps": 12},
+    {"maps": 1, "shared": False},
+    {"channels": 5, "heads": 2},
+    {"channels": 24},
+    {"queries": 0},
+], ids=str)  # fmt: skip
 def test_programs_of_a_few_rows(changes, monkeypatch):
     # expected: the reference; 10 rows are two programs of 4 and one of 2, channels 5 and 24 are no power of two
     monkeypatch.setattr(triton, "INTERPRETED_ROWS", 4)

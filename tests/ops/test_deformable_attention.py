@@ -184,7 +184,7 @@ def away_from_pixel_borders(inputs):
 
 
 @pytest.mark.parametrize("backend", FAST)
-@settings(max_examples=8 if INTERPRETED else 25, deadline=None, derandomize=True)
+@settings(max_examples=6 if INTERPRETED else 25, deadline=None, derandomize=True)
 @given(**DRAWN)
 def test_every_backend_agrees_with_the_reference_in_float32(backend, **sizes):
     # expected value: the reference backend, which the loops above check
@@ -195,7 +195,7 @@ def test_every_backend_agrees_with_the_reference_in_float32(backend, **sizes):
 
 
 @pytest.mark.parametrize("backend", FAST)
-@settings(max_examples=5 if INTERPRETED else 15, deadline=None, derandomize=True)
+@settings(max_examples=4 if INTERPRETED else 15, deadline=None, derandomize=True)
 @given(**DRAWN)
 def test_every_backend_agrees_with_the_reference_in_bfloat16(backend, **sizes):
     # expected value: the same values, rounded to bfloat16, through the reference in float32; bounds: bfloat16's 8 bits

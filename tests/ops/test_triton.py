@@ -15,7 +15,7 @@ from bevstack.ops.backends import triton_kernels
 from tests.processes import run_captured
 
 FOLDER = Path(__file__).parent
-CASES = {"test_deformable_attention.py": 9, "interpreted_triton.py": 11}
+CASES = {"test_deformable_attention.py": 9, "interpreted_triton.py": 12}
 """Files, and how many of their tests, at least, are about this backend."""
 
 
@@ -25,7 +25,7 @@ def test_what_it_computes(file):
     chosen = "triton or second_derivatives"
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-k", chosen, str(FOLDER / file)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = run_captured(command, 300, env=environment, cwd=FOLDER.parents[1])
+    done = run_captured(command, 500, env=environment, cwd=FOLDER.parents[1])
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|skipped|failed)", done.stdout)}
     assert set(counts) == {"passed"} and counts["passed"] >= CASES[file], done.stdout[-1000:]
