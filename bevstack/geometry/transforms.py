@@ -88,12 +88,12 @@ def se2_from_rigid(dst_from_src: Tensor) -> Tensor:
     so it stays exactly rigid; a reflection (BEV flip) stays a reflection.
     """
     block = dst_from_src[..., :2, :2]
-    mirrored = torch.det(block) < 0
+    mirrored = block[..., 0, 0] * block[..., 1, 1] < block[..., 0, 1] * block[..., 1, 0]
     sign = torch.where(mirrored, -1.0, 1.0).to(block)
     # A planar reflection is a rotation followed by y -> -y of the source axis; undo it, take the angle, put it back.
     cos = block[..., 0, 0] + sign * block[..., 1, 1]
     sin = block[..., 1, 0] - sign * block[..., 0, 1]
-    norm = torch.hypot(cos, sin).clamp_min(1e-12)
+    norm = (cos * cos + sin * sin).sqrt().clamp_min(1e-12)
     cos, sin = cos / norm, sin / norm
     zero, one = torch.zeros_like(cos), torch.ones_like(cos)
     x, y = dst_from_src[..., 0, 3], dst_from_src[..., 1, 3]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bevstack.geometry import BEVGrid
-from bevstack.geometry.transforms import full_precision
+from bevstack.geometry.transforms import full_precision, invert_rigid
 from bevstack.structures.batched import Batched
 from bevstack.structures.frame import CameraRig, EgoMotion
 
@@ -96,7 +96,7 @@ class BEVMemory(Batched):
         Poses go through ``motion.previous_from_current``, times grow by ``motion.seconds``, and where
         ``motion.has_previous`` is False the chain is broken: nothing of that sample stays valid.
         """
-        now_from_previous = torch.linalg.inv(motion.previous_from_current.float())
+        now_from_previous = invert_rigid(motion.previous_from_current.float())
         with full_precision(now_from_previous):
             now_from_frame = now_from_previous.unsqueeze(1) @ self.now_from_frame
         return replace(

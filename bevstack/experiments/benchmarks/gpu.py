@@ -42,13 +42,13 @@ from bevstack.experiments.benchmarks.inputs import (
     scattered,
 )
 from bevstack.experiments.benchmarks.measuring import Row, Stopwatch, difference
-from bevstack.experiments.benchmarks.model import form_of
 from bevstack.experiments.benchmarks.op import ours
 from bevstack.experiments.benchmarks.settings import Settings
 from bevstack.experiments.benchmarks.train import TrainingStep, without_dropout
 from bevstack.experiments.usual_formulation import UsualEncoder
 from bevstack.experiments.usual_model import UsualPerception
 from bevstack.models import BEVPerception
+from bevstack.models.inference_form import inference_form
 from bevstack.ops.backends import unavailable
 from bevstack.structures import BEVMemory, Clip, Frame
 
@@ -234,7 +234,7 @@ def model_rows(timer: DeviceStopwatch, device: torch.device, sizes: tuple[str, .
         frame = frame_of(size.image_px, size.padded_px).to(device)
         memory = memory_of(model.encoder.grid, model.encoder.channels).to(device)
         usual = UsualPerception(model).eval().to(device)
-        folded = form_of(model).to(device)
+        folded = inference_form(model).to(device)
         ways: dict[str, Answer] = {
             key: partial(sampled_by, sampling, partial(_usual_step, usual, frame, memory))
             for key, sampling in baselines().items()

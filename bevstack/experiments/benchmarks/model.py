@@ -5,7 +5,6 @@ Against the usual formulation, or against the same step exported to ONNX and run
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -20,11 +19,11 @@ from bevstack.experiments.benchmarks.peers import export_onnx, peer_step
 from bevstack.experiments.benchmarks.settings import Settings
 from bevstack.experiments.usual_model import UsualPerception
 from bevstack.models import BEVPerception
+from bevstack.models.inference_form import inference_form
 from bevstack.precision import choose_precision
 from bevstack.structures import BEVMemory, Frame
 
 IMAGE_PX, PADDED_PX = (450, 800), (480, 800)
-INFERENCE_FORM = "bevstack.models.inference_form"
 
 
 def run(watch: Stopwatch, settings: Settings) -> list[Row]:
@@ -45,7 +44,7 @@ def run(watch: Stopwatch, settings: Settings) -> list[Row]:
                 others[base] = peer_step(base, path, model, frame, memory)
             except Exception as error:  # noqa: BLE001 - torch's exporter and peers fail in many ways; the row says how
                 facts[f"without {base}"] = f"{type(error).__name__}: {reason_of(error)}"
-    ways = others | {"ours": partial(our_step, form_of(model), frame, memory)}
+    ways = others | {"ours": partial(our_step, inference_form(model), frame, memory)}
     rows = []
     for dtype in ("float32", "bfloat16"):
         found, row_facts = {}, dict(facts)
@@ -65,13 +64,6 @@ def reason_of(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-
-
-def form_of(model: BEVPerception) -> BEVPerception:
-    """The model as the entry points of inference ask it: folded and fused, where that is built."""
-    if importlib.util.find_spec(INFERENCE_FORM) is None:
-        return model
-    return importlib.import_module(INFERENCE_FORM).inference_form(model)
 
 
 @torch.no_grad()
