@@ -71,7 +71,8 @@ def test_the_backward_pass_compiles_for_a_gpu(constants, added):
     # expected: code for the processor; sums in memory of floats, four at a time where they fit, or of whole numbers
     kernel = compiled(triton_kernels.backward_kernel, "bf16", 90, **constants)
     assert len(kernel.asm["cubin"]) > 1000
-    assert re.search(rf"red\.global[.\w]*add\.[.\w]*{added}", kernel.asm["ptx"])
+    # triton 3.7 writes atom for what 3.9 writes red; the assembler makes one of the other where nobody reads the result
+    assert re.search(rf"(red|atom)\.global[.\w]*add\.[.\w]*{added}", kernel.asm["ptx"])
 
 
 def test_it_says_why_it_cannot_run(monkeypatch):
