@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 EXTRAS ?= mmcv-lite,timm,dev
 CONSTRAINTS ?= requirements/constraints.txt
 STAMP := $(VENV)/.bevstack-installed
+TEST_STAMP := $(VENV)/.bevstack-test-extras
 DEMO_DATA ?= data/nuscenes-synthetic
 DEMO_OUT ?= work_dirs/demo
 DEMO_TRAIN_SCENES ?= 100
@@ -39,7 +40,13 @@ demo: $(STAMP)
 	    TRAIN_SCENES="$(DEMO_TRAIN_SCENES)" VAL_SCENES="$(DEMO_VAL_SCENES)" \
 	    SYNTHETIC_ARGUMENTS="$(DEMO_ARGUMENTS)" bash tools/demo.sh
 
-test: lint
+# what no user needs to run, but tests do: triton's interpreter, exporters and other runtimes
+$(TEST_STAMP): $(STAMP)
+	@$(BIN)/python -m pip install --disable-pip-version-check --prefer-binary -q \
+	    -c $(CONSTRAINTS) -e '.[triton,peers]'
+	@touch $@
+
+test: lint $(TEST_STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests
 
 lint: $(STAMP)

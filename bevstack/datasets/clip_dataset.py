@@ -1,4 +1,7 @@
-"""What all formats share: clips along streams, their seeds, and the pipeline that works on them."""
+"""What all formats share: clips along streams, their seeds, and the pipeline that works on them.
+
+Above 350 lines: it is one class, which every format inherits, and its parts share the rows of one sample table.
+"""
 
 from __future__ import annotations
 

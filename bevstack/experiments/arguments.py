@@ -15,6 +15,7 @@ SUITES = {
     "latency": "A stream, frame by frame",
     "demo": "The demo's training step, part by part",
     "work": "Counted work",
+    "gpu": "On a GPU",
 }
 """Suites of ``tools/benchmark.py``, each a file of :mod:`bevstack.experiments.benchmarks`, and what they are about."""
 
