@@ -196,13 +196,26 @@ def _convolution_norm(convolution: Any, parent: nn.Module, norm_name: str, activ
     return packed if last is convolution else nn.Sequential(*_packed(convolution[:-1]), packed)
 
 
-def _packed(convolutions: Any) -> list[nn.Module]:
-    return [PackedConvolution(one) if can_be_packed(one) else one for one in convolutions]
+def _packed(layers: nn.Sequential) -> list[nn.Module]:
+    """Convolutions one after another, with the norms and ReLUs between them inside; other layers as they are."""
+    for number in range(1, len(layers)):
+        if isinstance(layers[number], _BatchNorm) and _folds(layers[number - 1]):
+            fold_norm(layers[number - 1], layers, str(number))
+    packed: list[nn.Module] = []
+    for layer in layers:
+        before = packed[-1] if packed else None
+        if type(layer) is nn.ReLU and isinstance(before, PackedConvolution) and type(before.activation) is nn.Identity:
+            packed[-1] = PackedConvolution(before.convolution, layer)
+        elif type(layer) is not nn.Identity:
+            convolution: Any = layer
+            packed.append(PackedConvolution(convolution) if can_be_packed(convolution) else layer)
+    return packed
 
 
 def _fused_residual_block(block: Any) -> nn.Module | None:
-    first: Any = _convolution_norm(block.body[0][0], block.body[0], "1", nn.ReLU())
-    last: Any = _convolution_norm(block.body[1], block.body, "2", nn.ReLU())
+    *before, _ = range(len(block.body) - 1)  # an inverted bottleneck stands alone
+    first: Any = _convolution_norm(block.body[0][0], block.body[0], "1", nn.ReLU()) if before else nn.Identity()
+    last: Any = _convolution_norm(block.body[-2], block.body, str(len(block.body) - 1), nn.ReLU())
     shortcut: nn.Module | None = None
     if not isinstance(block.shortcut, nn.Identity):
         shortcut = _convolution_norm(block.shortcut[0], block.shortcut, "1", None)

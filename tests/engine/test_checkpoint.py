@@ -190,7 +190,7 @@ def test_layers_of_another_shape_start_new(tmp_path) -> None:
     with pytest.raises(InputError, match="head.weight: the file has shape .*--cfg-options new_parts=head$"):
         load_weights(model, other.state_dict(), "f.pth", strict=False)
     new = model["head"].weight.clone()
-    message = load_weights(model, without_parts(other.state_dict(), "head", "f.pth"), "f.pth", strict=False)
+    message = load_weights(model, without_parts(other.state_dict(), ("head",), "f.pth"), "f.pth", strict=False)
     assert torch.equal(model["trunk"].weight, other["trunk"].weight) and torch.equal(model["head"].weight, new)
     assert message == "new weights, not in the file: head (2)"
     with pytest.raises(InputError, match="f.pth: new_parts: the file has no part 'hea'"):
