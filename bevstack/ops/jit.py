@@ -170,14 +170,22 @@ def compiled(function: Callable) -> Callable:
 
 @lru_cache(maxsize=1)
 def openmp_call() -> Callable | None:
-    """``GOMP_parallel`` of the OpenMP runtime in this process, None where it is another runtime's."""
+    """``GOMP_parallel`` of the OpenMP runtime that torch runs on, None where it is of another kind.
+
+    Other packages bring runtimes of their own (scikit-learn's wheel does). Theirs would be a second pool, whose waiting
+    threads take the cores from torch's.
+    """
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return None
-    loaded = re.search(r"(/\S*libgomp[^/\s]*\.so\S*)", maps.read_text())
-    if loaded is None:
+    loaded = set(re.findall(r"(/\S*libgomp[^/\s]*\.so\S*)", maps.read_text()))
+    folder = Path(torch.__file__).resolve().parent
+    own = [path for path in loaded if Path(path).is_relative_to(folder) or Path(path).parent.name == "torch.libs"]
+    if not own and len(loaded) == 1:  # a torch that uses the system's
+        own = list(loaded)
+    if not own:
         return None
-    call = ctypes.CDLL(loaded.group(1)).GOMP_parallel
+    call = ctypes.CDLL(own[0]).GOMP_parallel
     call.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     call.restype = None
     return call

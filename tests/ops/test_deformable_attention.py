@@ -1,6 +1,8 @@
 """The operator on every backend against a plain loop over samples, finite differences, and the reference backend."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -319,3 +321,19 @@ def test_sizes_that_do_not_fit_are_named():
         deformable_attention(**{**inputs, "shapes": ((5, 7),)})
     with pytest.raises(ValueError, match="backend"):
         deformable_attention(**inputs, backend="fast")
+
+
+def test_threads_are_torchs_own():
+    """Of the two runtimes that are loaded once scikit-learn is, the one beside torch is called."""
+    code = (
+        "import sklearn.metrics, torch, re, ctypes; from pathlib import Path; from bevstack.ops.jit import openmp_call;"
+        "call = openmp_call(); maps = Path('/proc/self/maps').read_text();"
+        "place = ctypes.cast(call, ctypes.c_void_p).value;"
+        "ends = lambda line: [int(number, 16) for number in line.split()[0].split('-')];"
+        "line = next(l for l in maps.splitlines() if ends(l)[0] <= place < ends(l)[1]);"
+        "print(len(set(re.findall(r'/\\S*libgomp\\S*', maps))), Path(line.split()[-1]).is_relative_to("
+        "Path(torch.__file__).parent))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    loaded, own = done.stdout.split()
+    assert int(loaded) >= 1 and own == "True"
