@@ -22,6 +22,7 @@ from bevstack.geometry.boxes3d import turned
 from bevstack.losses.functional import mean_across_ranks
 from bevstack.models.heads.base import BoxHead, LabelledBoxes, detected_boxes
 from bevstack.models.layers.conv import ConvNormReLU
+from bevstack.ops.linear import Linear
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures
 
@@ -73,7 +74,7 @@ class AppearanceHead(BoxHead):
 
         def branch(width: int) -> nn.ModuleDict:
             mlp = nn.Sequential(
-                nn.Linear(2 * channels, 2 * channels), nn.ReLU(), nn.Linear(2 * channels, embedding_channels)
+                Linear(2 * channels, 2 * channels), nn.ReLU(), Linear(2 * channels, embedding_channels)
             )
             return nn.ModuleDict({"field": ConvNormReLU(width, channels), "mlp": mlp})
 

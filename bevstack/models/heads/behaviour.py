@@ -27,6 +27,7 @@ from bevstack.models.heads.behaviour_tracks import (
     sampling_points,
 )
 from bevstack.models.layers.track_sequence import TrackLSTM
+from bevstack.ops.linear import Linear
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures
 from bevstack.structures.behaviour import BEHAVIOURS, behaviours_of
@@ -86,15 +87,15 @@ class BehaviourHead(BoxHead):
         self.register_buffer("possible", possible, persistent=False)
 
         self.current = nn.Conv2d(in_channels, channels, 1)
-        self.box = nn.Sequential(nn.Linear(_BOX_NUMBERS, channels), nn.ReLU(), nn.Linear(channels, channels))
-        self.appearance = nn.Linear(NUM_SAMPLING_POINTS * channels, channels)
+        self.box = nn.Sequential(Linear(_BOX_NUMBERS, channels), nn.ReLU(), Linear(channels, channels))
+        self.appearance = Linear(NUM_SAMPLING_POINTS * channels, channels)
         self.class_embedding = nn.Embedding(len(self.classes), channels)
         # In each frame: B at the track and at the present place, how alike today's it is there, the numbers above.
         token = 2 * NUM_SAMPLING_POINTS * (history_channels + 1) + _FRAME_NUMBERS
-        self.token = nn.Sequential(nn.Linear(token, channels), nn.LayerNorm(channels), nn.ReLU())
+        self.token = nn.Sequential(Linear(token, channels), nn.LayerNorm(channels), nn.ReLU())
         self.temporal = MODELS.build({"type": TrackLSTM, "channels": channels, **(temporal or {})})
         self.classifier = nn.Sequential(
-            nn.Linear(2 * channels, channels), nn.ReLU(), nn.Linear(channels, len(BEHAVIOURS))
+            Linear(2 * channels, channels), nn.ReLU(), Linear(channels, len(BEHAVIOURS))
         )
 
     def encode(self, bev: BEVFeatures) -> dict[str, Tensor]:

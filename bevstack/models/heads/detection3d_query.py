@@ -19,6 +19,7 @@ from bevstack.models.heads.base import BEVHead
 from bevstack.models.layers.detr_decoder import DecoderSize, DETRDecoderLayer, inverse_sigmoid
 from bevstack.models.layers.initialization import init_bias
 from bevstack.models.layers.settings import Settings
+from bevstack.ops.linear import Linear
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures
 from bevstack.structures.boxes import lidar_boxes
@@ -145,7 +146,7 @@ class QueryDetectionHead(BEVHead):
 
         self.query_positions = nn.Embedding(num_queries, channels)
         self.query_contents = nn.Embedding(num_queries, channels)
-        self.reference_points = nn.Linear(channels, 3)
+        self.reference_points = Linear(channels, 3)
         self.layers = nn.ModuleList(DETRDecoderLayer(channels, size, in_channels) for _ in range(size.num_layers))
         self.cls_branches = nn.ModuleList(_cls_branch(channels, len(self.classes)) for _ in range(size.num_layers))
         self.reg_branches = nn.ModuleList(_reg_branch(channels) for _ in range(size.num_layers))
@@ -324,10 +325,10 @@ def _in_full_precision(module: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def _cls_branch(channels: int, num_classes: int) -> nn.Sequential:
-    hidden = [m for _ in range(2) for m in (nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU())]
-    return nn.Sequential(*hidden, nn.Linear(channels, num_classes))
+    hidden = [m for _ in range(2) for m in (Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU())]
+    return nn.Sequential(*hidden, Linear(channels, num_classes))
 
 
 def _reg_branch(channels: int) -> nn.Sequential:
-    hidden = [m for _ in range(2) for m in (nn.Linear(channels, channels), nn.ReLU())]
-    return nn.Sequential(*hidden, nn.Linear(channels, BOX_CODE_SIZE))
+    hidden = [m for _ in range(2) for m in (Linear(channels, channels), nn.ReLU())]
+    return nn.Sequential(*hidden, Linear(channels, BOX_CODE_SIZE))

@@ -32,6 +32,7 @@ from bevstack.models.layers.conv import ConvNormReLU
 from bevstack.models.layers.detr_decoder import inverse_sigmoid
 from bevstack.models.layers.mask_decoder import FourierEncoding, MaskDecoderLayer, MaskDecoderSize
 from bevstack.models.layers.settings import Settings
+from bevstack.ops.linear import Linear
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures, PanopticMap
 
@@ -117,20 +118,20 @@ class MaskSegmentationHead(BEVHead):
         widths = [in_channels] + [pixels.channels] * pixels.num_convs
         self.convs = nn.Sequential(*(ConvNormReLU(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)))
         self.cell_embedding = nn.Conv2d(pixels.channels, pixels.channels, 1)
-        self.token_proj = nn.Linear(pixels.channels, channels)
+        self.token_proj = Linear(pixels.channels, channels)
         self.encoding = FourierEncoding()
         codes = 4 * self.encoding.num_frequencies
-        self.position = nn.Linear(codes, channels)
+        self.position = Linear(codes, channels)
         self.queries = nn.Parameter(torch.randn(num_queries, channels))
         self.reference_points = nn.Parameter(inverse_sigmoid(_spread_places(num_queries)))
         self.layers = nn.ModuleList(MaskDecoderLayer(channels, size) for _ in range(size.num_layers))
-        self.reference_updates = nn.ModuleList(nn.Linear(channels, 2) for _ in range(size.num_layers))
+        self.reference_updates = nn.ModuleList(Linear(channels, 2) for _ in range(size.num_layers))
         self.norm = nn.LayerNorm(channels)
-        self.classifier = nn.Linear(channels, count + softmax)
+        self.classifier = Linear(channels, count + softmax)
         self.mask_embedding = nn.Sequential(
-            nn.Linear(channels, channels),
+            Linear(channels, channels),
             nn.ReLU(),
-            nn.Linear(channels, pixels.channels + 2 * self.encoding.num_frequencies + 1),
+            Linear(channels, pixels.channels + 2 * self.encoding.num_frequencies + 1),
         )
         rows, columns = (-(-length // size.token_stride) for length in self.grid.shape)
         self.token_shape = (rows, columns)

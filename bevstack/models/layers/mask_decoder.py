@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from bevstack.models.layers.attention import MultiHeadSelfAttention, inner_channels
 from bevstack.models.layers.feed_forward import FeedForward
 from bevstack.models.layers.settings import Settings
+from bevstack.ops.linear import Linear
 
 
 class FourierEncoding(nn.Module):
@@ -62,8 +63,8 @@ class MaskedCrossAttention(nn.Module):
         super().__init__()
         inner = inner_channels(channels, num_heads, head_width)
         self.num_heads, self.dropout = num_heads, dropout
-        self.query_proj, self.key_proj, self.value_proj = (nn.Linear(channels, inner) for _ in range(3))
-        self.output_proj = nn.Linear(inner, channels)
+        self.query_proj, self.key_proj, self.value_proj = (Linear(channels, inner) for _ in range(3))
+        self.output_proj = Linear(inner, channels)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
