@@ -233,7 +233,7 @@ def compared(
         for name, value in expected.items():
             difference = float((torch.from_numpy(found[name]).double() - value.double()).abs().max())
             furthest[name] = max(furthest.get(name, 0.0), difference if difference == difference else np.inf)
-            largest[name] = max(largest.get(name, 0.0), float(value.abs().max()) if value.numel() else 0.0)
+            largest[name] = max(largest.get(name, 0.0), float(value.double().abs().max()))
             shapes[name] = tuple(value.shape)
         fed = {name: found[output] for name, output in _fed_back(step).items()}
     differences = {name: furthest[name] / largest[name] if largest[name] else furthest[name] for name in furthest}

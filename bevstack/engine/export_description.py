@@ -103,7 +103,7 @@ def described(model: BEVPerception, config: Config, images: ImagePlan, memory_na
         "images": images.described(model),
         "can_bus_at_start": can_bus_at_start(config),
         "memory": {name: f"new_{name}" for name in memory_names},
-        "heads": {name: _head(head) for name, head in model.heads.items()},
+        "heads": {name: described_head(head) for name, head in model.heads.items()},
     }
 
 
@@ -114,7 +114,7 @@ def can_bus_at_start(config: Config) -> list[float]:
     return [float(value) for value in can_bus_vector(form, Motion.start(), np.eye(4))]
 
 
-def _head(head: Any) -> dict[str, Any]:
+def described_head(head: Any) -> dict[str, Any]:
     """How a head's outputs become boxes or layers; the name of its class alone where that is the user's business."""
     entry: dict[str, Any] = {"type": type(head).__name__, "grid": _grid(head.grid)}
     classes = getattr(head, "classes", None)

@@ -120,6 +120,9 @@ class StepOfTensors(nn.Module):
             pairs += ((valid, memory.valid), (seconds, memory.seconds))
             kept = [torch.cat([value.to(empty.dtype), empty[:, there:]], dim=1) for empty, value in pairs]
             features, poses, valid, seconds = kept
+        if frames > 1:  # what is not valid may be anything; here it is nothing
+            poses = torch.where(valid[..., None, None], poses, torch.eye(4))
+            seconds = torch.where(valid, seconds, 0.0)
         return dict(zip(MEMORY, (features, poses, valid, seconds), strict=True)) if frames > 1 else {
             "memory_features": features
         }
