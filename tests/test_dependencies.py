@@ -22,7 +22,6 @@ NOT_OURS = {"torchvision": "the doctor asks whether it can be imported; timm bri
 # Declared without being imported.
 NOT_IMPORTED = {
     "mmdet": "configs name its parts (mmdet.ResNet, mmdet.FPN), and mmdet3d needs it in these versions",
-    "onnxscript": "torch.onnx.export imports it; experiments/benchmarks/peers.py calls that",
     "motmetrics": "the devkit imports it when it scores tracks; evaluation/tracking_scoring.py looks for it",
 }
 

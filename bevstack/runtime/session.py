@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from bevstack.errors import InputError
 from bevstack.runtime.boxes import Boxes, decoded, sigmoid
@@ -55,7 +54,7 @@ class ExportedModel:
     """A file of ``tools/export.py`` as a function of images; it keeps nothing from one step to the next.
 
     Args:
-        session: of the file.
+        session: an ``onnxruntime.InferenceSession`` of the file.
         file: for messages.
 
     Attributes:
@@ -65,7 +64,7 @@ class ExportedModel:
         InputError: the file carries no description, or one of another interface.
     """
 
-    def __init__(self, session: onnxruntime.InferenceSession, file: str) -> None:
+    def __init__(self, session: Any, file: str) -> None:
         self.session, self.file = session, file
         text = session.get_modelmeta().custom_metadata_map.get("bevstack")
         if text is None:
@@ -175,8 +174,12 @@ def load(
         providers: of ONNX Runtime, the first that can take an operator does.
 
     Raises:
-        InputError: the file cannot be read, or is no exported model.
+        InputError: the file cannot be read, or is no exported model; ONNX Runtime is not installed.
     """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise InputError(file, "onnxruntime", "is not installed: pip install onnxruntime") from error
     if not os.path.isfile(file):
         raise InputError(file, "file", "not there")
     options = onnxruntime.SessionOptions()

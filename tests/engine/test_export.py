@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ RESNET = dict(
 )
 
 
-def small_bevformer(compat: str | None = None):
+def small_bevformer(compat: str | None = None, with_map: bool = False):
     """BEVFormer tiny with fewer layers, queries and cells on small images, its weights drawn at random."""
     options = [] if compat is None else [f"compat={compat}"]
     cfg = load_config(REPOSITORY / "configs" / "bevformer" / "bevformer_tiny.py", options)
@@ -43,6 +44,9 @@ def small_bevformer(compat: str | None = None):
     cfg.model.encoder.num_layers = 1
     cfg.model.heads.detection.num_queries = 30
     cfg.model.heads.detection.decoder.num_layers = 2
+    if with_map:
+        head = dict(type="SemanticSegmentationHead", in_channels=256, grid=grid, raster="map", classes=("road",))
+        cfg.model.heads.map = head
     return cfg, built(cfg), (60, 100)
 
 
@@ -129,14 +133,24 @@ def test_bevformer_by_the_names_of_mlperf(bevformer):
     model.alignment.motion = "can_bus"
 
 
-def test_bevformer_as_torchs_own_archive(tmp_path):
-    """Without the published faults; run anew from the file alone."""
-    cfg, model, size = small_bevformer()
-    path = tmp_path / "tiny.pt2"
-    report = export_model(model, cfg, path, ExportSettings(source_size_px=size, frames=4))
+def test_bevformer_with_a_map(tmp_path):
+    cfg, model, size = small_bevformer(with_map=True)
+    path = tmp_path / "tiny.onnx"
+    report = export_model(model, cfg, path, ExportSettings(source_size_px=size, frames=FRAMES))
+    checked(report, path)
     assert report.inputs["memory_features"] == (1, 1, 256, 10, 12) and report.inputs["can_bus"] == (1, 18)
-    assert set(report.outputs) == {"detection.logits", "detection.boxes", "new_memory_features"}
-    assert report.worst <= TOLERANCE
+    assert set(report.outputs) == {"detection.logits", "detection.boxes", "map.logits", "new_memory_features"}
+
+
+def test_torchs_own_archive(demo, tmp_path):
+    """Run anew from the file alone; BEVFormer's parts are in the other tests."""
+    cfg, model, *_ = demo
+    path = tmp_path / "demo.pt2"
+    report = export_model(model, cfg, path, ExportSettings(source_size_px=(72, 128), frames=4))
+    assert report.worst <= TOLERANCE and report.bytes == path.stat().st_size
+    extra = {"bevstack.json": ""}
+    torch.export.load(path, extra_files=extra)
+    assert json.loads(extra["bevstack.json"])["classes"] == list(cfg.classes)
 
 
 def test_a_rig_that_needs_more_slots_is_refused(demo, tmp_path):
