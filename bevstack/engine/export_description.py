@@ -16,7 +16,9 @@ from bevstack.engine.models import class_names
 from bevstack.engine.stored_config import data_settings
 from bevstack.geometry import BEVGrid
 from bevstack.models import BEVPerception
+from bevstack.models.bev import BEVFormerEncoder
 from bevstack.models.heads import DenseDetectionHead, QueryDetectionHead, SemanticSegmentationHead
+from bevstack.reference.parts import PaddingSeesEncoder
 from bevstack.registry import TASK_UTILS
 from bevstack.structures import CameraRig
 from bevstack.structures.moment import Motion, Rig
@@ -98,6 +100,7 @@ def described(model: BEVPerception, config: Config, images: ImagePlan, memory_na
         "format": 1,
         "classes": list(names),
         "grid": _grid(model.encoder.grid),
+        "visibility": _visibility(model, images),
         "num_cameras": images.rig.num_cameras,
         "cameras": list(getattr(model, "cameras", ())),
         "images": images.described(model),
@@ -105,6 +108,15 @@ def described(model: BEVPerception, config: Config, images: ImagePlan, memory_na
         "memory": {name: f"new_{name}" for name in memory_names},
         "heads": {name: described_head(head) for name, head in model.heads.items()},
     }
+
+
+def _visibility(model: BEVPerception, images: ImagePlan) -> dict[str, Any] | None:
+    """What decides which camera sees which cell: heights of the pillars' points, and the size that counts."""
+    encoder = model.encoder
+    if not isinstance(encoder, BEVFormerEncoder):
+        return None
+    size = images.padded_size_px if isinstance(encoder, PaddingSeesEncoder) else images.size_px
+    return {"heights_m": encoder.pillars[0, :, 2].tolist(), "size_px": list(size)}
 
 
 def can_bus_at_start(config: Config) -> list[float]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bevstack.errors import InputError
+from bevstack.ops.modulated_deform_conv import one_node
 
 OPSET = 20
 MOST_AXES = 5
@@ -66,6 +67,7 @@ def write_onnx(
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
+            custom_translation_table={one_node._opoverload: _deform_conv},
         )
     model = written.model_proto
     graph = model.graph
@@ -81,6 +83,25 @@ def write_onnx(
     entry.key, entry.value = METADATA, json.dumps(description)
     onnx.save(model, str(path))
     return dict(Counter(node.op_type for node in graph.node).most_common())
+
+
+def _deform_conv(x, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups):
+    """ONNX's deformable convolution of the arguments of :func:`bevstack.ops.modulated_deform_conv.one_node`."""
+    from onnxscript import opset20
+
+    return opset20.DeformConv(
+        x,
+        weight,
+        offset,
+        bias,
+        mask,
+        strides=list(stride),
+        pads=[*padding, *padding],
+        dilations=list(dilation),
+        kernel_shape=list(weight.shape[2:]),
+        group=groups,
+        offset_group=deform_groups,
+    )
 
 
 def require_portable(model: Any, path: Path) -> None:

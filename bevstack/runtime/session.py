@@ -13,6 +13,7 @@ import numpy as np
 from bevstack.errors import InputError
 from bevstack.runtime.boxes import Boxes, decoded, sigmoid
 from bevstack.runtime.images import prepared
+from bevstack.runtime.visibility import require_room
 
 Memory = Mapping[str, np.ndarray]
 """What a step leaves for the next one; to be handed on as it is."""
@@ -51,7 +52,7 @@ class Prediction:
 
 
 class ExportedModel:
-    """A file of ``tools/export.py`` as a function of images; it keeps nothing from one step to the next.
+    """A file of ``tools/export.py`` as a function of images; it remembers nothing of one step in the next but its rig.
 
     Args:
         session: an ``onnxruntime.InferenceSession`` of the file.
@@ -66,6 +67,7 @@ class ExportedModel:
 
     def __init__(self, session: Any, file: str) -> None:
         self.session, self.file = session, file
+        self._good_rig: np.ndarray | None = None
         text = session.get_modelmeta().custom_metadata_map.get("bevstack")
         if text is None:
             raise InputError(file, "metadata", "no entry 'bevstack': not a file of tools/export.py")
@@ -107,9 +109,11 @@ class ExportedModel:
             raise InputError("step", "images", f"{len(images)} images; the model has {number} cameras")
         pixels, new_from_old = prepared(images, self.described["images"])
         poses[[image is None for image in images], 2, 3] -= _OUT_OF_SIGHT_M  # all ground lies behind the camera
+        intrinsics = new_from_old @ intrinsics
+        self._check_rig(intrinsics, poses)
         given = {
             "images": pixels,
-            "pixels_from_camera": (new_from_old @ intrinsics)[None].astype(np.float32),
+            "pixels_from_camera": intrinsics[None].astype(np.float32),
             "camera_from_bev": poses[None].astype(np.float32),
             **self._motion(motion, memory),
         }
@@ -128,6 +132,13 @@ class ExportedModel:
             elif head.get("layers") == "sigmoid":
                 prediction.layers[name] = sigmoid(of_head["logits"][0])
         return prediction, memory
+
+    def _check_rig(self, intrinsics: np.ndarray, poses: np.ndarray) -> None:
+        """Refuse a rig that the file has no room for; one that was found good is not looked at again."""
+        given = np.concatenate([intrinsics.ravel(), poses.ravel()])
+        if self._good_rig is None or not np.array_equal(given, self._good_rig):
+            require_room(intrinsics, poses, self.described)
+            self._good_rig = given
 
     def _motion(self, motion: Motion | None, memory: Memory | None) -> dict[str, np.ndarray]:
         motion = Motion() if motion is None else motion

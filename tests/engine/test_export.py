@@ -14,13 +14,15 @@ import torch
 from bevstack import Predictor
 from bevstack.engine.arguments import export_arguments
 from bevstack.engine.config import load_config
-from bevstack.engine.export import TOLERANCE, ExportReport, ExportSettings, export_model
-from bevstack.engine.export_description import usual_rig
-from bevstack.engine.export_onnx import MOST_AXES, inverse_of_affine
+from bevstack.engine.export import TOLERANCE, ExportReport, ExportSettings, export_model, made_up_clip, onnx_runner
+from bevstack.engine.export_description import ImagePlan, usual_rig
+from bevstack.engine.export_onnx import MOST_AXES, inverse_of_affine, traced, write_onnx
 from bevstack.engine.models import build_model
 from bevstack.errors import InputError
 from bevstack.experiments.benchmarks.inputs import scattered
+from bevstack.ops.modulated_deform_conv import modulated_deform_conv
 from bevstack.runtime import load
+from bevstack.runtime.visibility import cameras_a_cell
 from bevstack.structures.moment import Motion
 from tests.integration.conftest import REPOSITORY, shrunken
 
@@ -173,6 +175,32 @@ def test_bad_arguments_are_one_line(tmp_path):
         assert str(caught.value).startswith(line)
 
 
+class Deformable(torch.nn.Module):
+    """A deformable convolution of two groups with a stride, without or with a bias."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(6, 4, 3, 3))
+        self.bias = torch.nn.Parameter(torch.randn(6)) if bias else None
+
+    def forward(self, x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return modulated_deform_conv(x, offset, mask, self.weight, self.bias, 2, 1, 1, groups=2, deform_groups=2)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_deformable_convolution_is_onnxs_own(tmp_path, bias):
+    """Expected: the convolution itself, whose conventions are mmcv's (tests/ops)."""
+    torch.manual_seed(0)
+    module = Deformable(bias)
+    inputs = (torch.randn(2, 8, 9, 10), torch.randn(2, 36, 5, 5) * 2, torch.rand(2, 18, 5, 5))
+    names = ("x", "offset", "mask")
+    operators = write_onnx(traced(module, inputs), tmp_path / "d.onnx", (names, ("y",)), {})
+    assert operators == {"DeformConv": 1}
+    found = onnx_runner(tmp_path / "d.onnx")({n: value.numpy() for n, value in zip(names, inputs, strict=True)})
+    with torch.no_grad():
+        np.testing.assert_allclose(found["y"], module(*inputs).numpy(), atol=1e-4)
+
+
 def test_inverse_of_affine_is_numpys():
     matrices = np.tile(np.eye(4), (5, 1, 1))
     matrices[:, :3] = np.random.default_rng(0).normal(size=(5, 3, 4))
@@ -231,6 +259,29 @@ def test_the_runtime_says_what_the_predictor_says_where_there_is_no_torch(demo, 
         layers = prediction.sample.pred_rasters["map"].layers.numpy()
         ours = 1 / (1 + np.exp(-found[f"{step}.map.logits"][0]))
         np.testing.assert_allclose(ours, layers, atol=0.02)
+
+
+def test_the_runtime_refuses_what_it_cannot_answer(demo):
+    """Its count of cameras is that of the encoder's plan; three cameras that look the same way see one cell."""
+    _, model, path, _ = demo
+    images, rig = moments()
+    runtime = load(path)
+    frame = made_up_clip(ImagePlan(demo[0], model, rig, (72, 128)), 1)[0]
+    matrices = frame.rig.pixels_from_camera[0].double().numpy(), frame.rig.camera_from_bev[0].double().numpy()
+    needed = model.encoder.visibility(frame.rig).slots.shape[-1]
+    assert cameras_a_cell(*matrices, runtime.described["grid"], runtime.described["visibility"]) == needed == 2
+    poses = rig.camera_from_bev.copy()
+    poses[1:3] = poses[0]
+    with pytest.raises(InputError, match=r"camera_from_bev: \d cameras of this rig see one cell, .* --num-slots"):
+        runtime.step(list(images[0]), rig.pixels_from_camera[[0, 0, 0, 3, 4, 5]], poses)
+    with pytest.raises(InputError, match="images: 5 images; the model has 6 cameras"):
+        runtime.step(list(images[0][:5]), rig.pixels_from_camera, rig.camera_from_bev)
+    with pytest.raises(InputError, match=r"pixels_from_camera: has shape \(5, 3, 3\)"):
+        runtime.step(list(images[0]), rig.pixels_from_camera[:5], rig.camera_from_bev)
+    prediction, _ = runtime.step([None, *images[0][1:]], rig.pixels_from_camera, rig.camera_from_bev)
+    assert np.isfinite(prediction.raw["detection.heatmap"]).all()
+    with pytest.raises(InputError, match="file: not there"):
+        load(path.with_name("none.onnx"))
 
 
 def _moved() -> np.ndarray:
