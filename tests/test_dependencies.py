@@ -21,7 +21,6 @@ CHOSEN_BY_THE_USER = {"mmcv"}
 NOT_OURS = {"torchvision": "the doctor asks whether it can be imported; timm brings it"}
 # Declared without being imported.
 NOT_IMPORTED = {
-    "onnxscript": "torch.onnx.export imports it; experiments/benchmarks/peers.py calls that",
     "motmetrics": "the devkit imports it when it scores tracks; evaluation/tracking_scoring.py looks for it",
 }
 

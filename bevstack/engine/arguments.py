@@ -98,6 +98,39 @@ def add_step_options(parser: argparse._ActionsContainer) -> None:
     add_config_options(parser)
 
 
+def export_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line of ``tools/export.py``.
+
+    Raises:
+        InputError: a file that is neither ``.onnx`` nor ``.pt2`` or cannot be written, or a size that is none.
+    """
+    parser = argparse.ArgumentParser(
+        prog="tools/export.py", description="A trained model as a file that runs without this package."
+    )
+    parser.add_argument("model", help="checkpoint, or a training's work directory")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="FILE.onnx or FILE.pt2")
+    parser.add_argument("--config", help="config of weights that carry none")
+    parser.add_argument(
+        "--interface", choices=("native", "mlperf"), default="native", help="mlperf: as its 3D detection reference"
+    )
+    parser.add_argument("--image-size", default="900x1600", metavar="HxW", help="of the cameras' images")
+    parser.add_argument("--num-slots", type=int, metavar="S", help="room for so many cameras that see one cell")
+    parser.add_argument("--frames", type=int, default=20, help="of the stream that is run beside torch")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="what is printed, as JSON")
+    args = parser.parse_args(arguments)
+    if args.out.suffix not in (".onnx", ".pt2"):
+        raise InputError(args.out, "--out", f"ends in '{args.out.suffix}'; there are .onnx and .pt2")
+    height, _, width = args.image_size.partition("x")
+    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise InputError(args.model, "--image-size", f"'{args.image_size}' is no HEIGHTxWIDTH, as 900x1600")
+    args.image_size = int(height), int(width)
+    for field, value in (("--num-slots", args.num_slots), ("--frames", args.frames)):
+        if value is not None and value < 1:
+            raise InputError(args.model, field, f"must be positive, not {value}")
+    require_writable(args.out.parent, "--out")
+    return args
+
+
 def convert_parser() -> argparse.ArgumentParser:
     """Flags of ``tools/convert_checkpoint.py``."""
     description = "Weights of other projects in this project's layout, or the weights alone of a training's checkpoint."

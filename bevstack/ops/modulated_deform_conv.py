@@ -11,6 +11,8 @@ Sources: Zhu et al. 2019, Deformable ConvNets v2, eq. 1; conventions of mmcv's o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -80,6 +82,8 @@ def modulated_deform_conv(
 
     if x.is_meta:
         return x.new_empty(batch, out_channels, rows, columns)
+    if torch.compiler.is_exporting():
+        return one_node(x, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups)
     dtype = torch.promote_types(x.dtype, torch.float32)
     tokens = x.permute(0, 2, 3, 1).to(dtype).contiguous()
     offset = offset.to(dtype).view(batch, deform_groups, taps, 2, rows, columns).permute(0, 4, 5, 2, 1, 3)
@@ -115,6 +119,37 @@ def modulated_deform_conv(
     if bias is not None:
         result = result + bias.to(result.dtype)
     return result.permute(0, 3, 1, 2)
+
+
+@torch.library.custom_op("bevstack::modulated_deform_conv", mutates_args=())
+def one_node(
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    deform_groups: int,
+) -> Tensor:
+    """:func:`modulated_deform_conv` as one node of an exported graph, for which other runtimes have an operator.
+
+    Args:
+        x, offset, mask, weight, bias, groups, deform_groups: as there.
+        stride, padding, dilation: pairs.
+
+    Returns:
+        (B, C', H', W').
+    """
+    pairs = ((size[0], size[1]) for size in (stride, padding, dilation))
+    return modulated_deform_conv(x, offset, mask, weight, bias, *pairs, groups, deform_groups).contiguous()
+
+
+@one_node.register_fake
+def _one_node_shape(x, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups):
+    return x.new_empty(x.shape[0], weight.shape[0], *mask.shape[2:])
 
 
 def _pair(value: _Pair) -> tuple[int, int]:

@@ -6,7 +6,6 @@ import pytest
 import torch
 from mmengine.registry import init_default_scope
 
-from bevstack.experiments.benchmarks.peers import OUTPUTS, StepOfTensors, tensors_of
 from bevstack.experiments.usual_formulation import UsualEncoder, UsualSpatialCrossAttention, UsualTemporalSelfAttention
 from bevstack.experiments.usual_model import UsualDetectionHead, UsualPerception
 from bevstack.geometry import BEVGrid
@@ -148,15 +147,3 @@ def test_whole_model():
     losses = model(clip, samples, "loss")
     for name, value in usual.losses(clip, samples).items():
         assert losses[f"detection.{name}"].item() == pytest.approx(value.item(), rel=1e-4), name
-
-
-def test_a_step_of_tensors_is_the_step():
-    # expected: the model's own step with its memory, which is what a peer's file is exported from
-    model, frames = whole_model(), clip_of_three().frames
-    with torch.no_grad():
-        _, memory = model.step(frames[0])
-        bev, after = model.step(frames[1], memory)
-        raw = model.heads["detection"](bev)
-        found = StepOfTensors(model, frames[1], memory)(*tensors_of(frames[1], memory))
-    for name, one, other in zip(OUTPUTS, found, (raw["logits"][-1], raw["boxes"][-1], after.features), strict=True):
-        assert close(one, other, 1e-6), name

@@ -40,8 +40,7 @@ def run(watch: Stopwatch, settings: Settings) -> list[Row]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "step.onnx"
             try:
-                export_onnx(model, frame, memory, path)
-                others[base] = peer_step(base, path, model, frame, memory)
+                others[base] = peer_step(base, path, export_onnx(model, frame, memory, path))
             except Exception as error:  # noqa: BLE001 - torch's exporter and peers fail in many ways; the row says how
                 facts[f"without {base}"] = f"{type(error).__name__}: {reason_of(error)}"
     ways = others | {"ours": partial(our_step, inference_form(model), frame, memory)}

@@ -114,7 +114,7 @@ class TemporalSelfAttention(nn.Module):
         offsets, logits = full_precision_linear(both, self.sampling_offsets, self.attention_weights)
 
         def per_entry(raw: Tensor, *sizes: int) -> Tensor:  # heads first in the layer's output, entries first in the op
-            return raw.unflatten(-1, (heads, 2, *sizes)).transpose(2, 3)
+            return raw.unflatten(-1, (heads, 2, -1)).transpose(2, 3).unflatten(-1, sizes)
 
         sampled = deformable_attention(
             value.unflatten(-1, (heads, -1)),

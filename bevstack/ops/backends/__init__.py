@@ -2,6 +2,7 @@
 
 - ``reference``: the definition in plain torch operations, any dtype and device, differentiable any number of times.
 - ``torch``: as fast as torch gets without a compiler, from ``embedding_bag``; first derivatives.
+- ``grid_sample``: for exported graphs, of operations that other runtimes have, no tensor of more than five axes.
 - ``native``: loops that numba compiles for this processor at first use (CPU, float32 and bfloat16).
 - ``triton``: kernels for a GPU (CUDA, float32, bfloat16 and float16).
 
@@ -20,7 +21,7 @@ from types import ModuleType
 
 from bevstack.errors import InputError
 
-BACKENDS = ("reference", "torch", "native", "triton")
+BACKENDS = ("reference", "torch", "grid_sample", "native", "triton")
 ENVIRONMENT = "BEVSTACK_OPS"
 
 _chosen: str | None = None
