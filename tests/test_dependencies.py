@@ -23,6 +23,7 @@ NOT_OURS = {"torchvision": "the doctor asks whether it can be imported; timm bri
 NOT_IMPORTED = {
     "mmdet": "configs name its parts (mmdet.ResNet, mmdet.FPN), and mmdet3d needs it in these versions",
     "onnxscript": "torch.onnx.export imports it; experiments/benchmarks/peers.py calls that",
+    "tensorboard": "mmengine's TensorboardVisBackend imports torch's writer; engine/runner.py looks for it",
     "motmetrics": "the devkit imports it when it scores tracks; evaluation/tracking_scoring.py looks for it",
 }
 

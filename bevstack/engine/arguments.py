@@ -82,6 +82,50 @@ def visualize_arguments(arguments: Sequence[str] | None = None) -> argparse.Name
     return args
 
 
+def infer_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line of ``tools/infer.py``.
+
+    Raises:
+        InputError: flags that contradict each other, or numbers out of range.
+    """
+    parser = argparse.ArgumentParser(
+        prog="tools/infer.py", description="A trained model on your own images (docs/inference.md)."
+    )
+    parser.add_argument("model", metavar="MODEL", help="checkpoint, or a work directory, whose newest one is taken")
+    images = "a folder, or files; '-': moments as lines of JSON on standard input, answered one by one"
+    parser.add_argument("--images", required=True, nargs="+", type=Path, help=images)
+    parser.add_argument("--calibration", required=True, type=Path, metavar="RIG.JSON", help="the cameras")
+    parser.add_argument("--poses", type=Path, metavar="POSES.JSON", help="when and where: a clip with memory")
+    parser.add_argument("--out", required=True, type=Path, help="folder for <moment>.json and <moment>.png")
+    parser.add_argument("--config", help="instead of the checkpoint's; a program that runs (weights alone need it)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; the GPU where there is one by default")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="instead of the config's")
+    parser.add_argument("--track", action="store_true", help="identities along streams, by the config's tracker")
+    parser.add_argument("--frame", choices=("bev", "ego", "global"), default="bev", help="that boxes are written in")
+    parser.add_argument("--min-score", type=float, default=0.05, help="least score of a box that is written")
+    parser.add_argument("--score-thr", type=float, default=0.3, help="least score of a box that is drawn")
+    parser.add_argument("--cells", action="store_true", help="also write the cells of rasters and masks")
+    parser.add_argument("--parquet", action="store_true", help="also boxes.parquet (needs pyarrow)")
+    parser.add_argument("--no-pictures", action="store_true", help="results alone")
+    parser.add_argument("--layout", choices=("wide", "tall"), help="panels right of the cameras, or below them")
+    parser.add_argument("--clip", choices=("gif", "mp4", "none"), default="none", help="also a clip a stream")
+    parser.add_argument("--fps", type=float, default=4.0, help="of the clip")
+    args = parser.parse_args(arguments)
+    for field, value in (("--min-score", args.min_score), ("--score-thr", args.score_thr)):
+        if not 0 <= value <= 1:
+            raise InputError("infer", field, f"{value:g} is no score from 0 to 1")
+    if not args.fps > 0:
+        raise InputError("infer", "--fps", f"must be positive, not {args.fps:g}")
+    if args.no_pictures and args.clip != "none":
+        raise InputError("infer", "--clip", "is made of the pictures: leave --no-pictures out")
+    if Path("-") in args.images and (len(args.images) > 1 or args.poses is not None):
+        raise InputError("infer", "--images", "'-' stands alone, without --poses: its lines hold images and poses")
+    if args.frame == "global" and args.poses is None and Path("-") not in args.images:
+        raise InputError("infer", "--frame", "global needs --poses")
+    require_writable(args.out, "--out")
+    return args
+
+
 def benchmark_parser() -> argparse.ArgumentParser:
     """Flags of ``tools/benchmark.py`` for one step of a config."""
     parser = argparse.ArgumentParser(prog="tools/benchmark.py", description="Time one step of a config.")
