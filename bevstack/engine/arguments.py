@@ -126,6 +126,27 @@ def infer_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return args
 
 
+def convert_calibration_parser() -> argparse.ArgumentParser:
+    """Flags of ``tools/convert_calibration.py``."""
+    description = "rig.json (and poses.json) for tools/infer.py, of other formats."
+    parser = argparse.ArgumentParser(prog="tools/convert_calibration.py", description=description)
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    nuscenes = kinds.add_parser("nuscenes", help="one scene of nuScenes' tables")
+    nuscenes.add_argument("--version", default="v1.0-mini", help="folder of the tables")
+    t4 = kinds.add_parser("t4", help="one scene of a T4 dataset, whose tables are in annotation/")
+    for kind in (nuscenes, t4):
+        kind.add_argument("--scene", metavar="NAME", help="the first one by default")
+        bev = "the BEV frame: the lidar's, or at its place as nuScenes' lidar stands, x right and y forward"
+        kind.add_argument("--bev", choices=("lidar", "nuscenes"), help=bev)
+    kitti = kinds.add_parser("kitti", help="a calibration file of KITTI's object or odometry set")
+    kitti.add_argument("--cameras", nargs="+", metavar="P", help="projections, P2 by default")
+    kitti.add_argument("--lidar-height", type=float, default=1.73, metavar="METRES", help="above the ground")
+    for kind in (nuscenes, t4, kitti):
+        kind.add_argument("source", type=Path, metavar="SOURCE", help="folder of the dataset, or the calibration file")
+        kind.add_argument("--out", required=True, type=Path, help="folder for rig.json and poses.json")
+    return parser
+
+
 def benchmark_parser() -> argparse.ArgumentParser:
     """Flags of ``tools/benchmark.py`` for one step of a config."""
     parser = argparse.ArgumentParser(prog="tools/benchmark.py", description="Time one step of a config.")

@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_notes(records, rig)
         bar = track(records, "predicting", console=Console(file=sys.stderr))
         count = infer(predictor, rig, bar, args)
-    made = "JSON" + ", picture" * (not args.no_pictures)
-    table = " and boxes.parquet" if args.parquet else ""
+    made = "JSON" + " and picture" * (not args.no_pictures)
+    table = ", boxes.parquet" if args.parquet else ""
     print(f"{count} moment(s): {made} of each{table} in {args.out}", file=sys.stderr if streamed else sys.stdout)
     return 0
 

@@ -70,7 +70,7 @@ def test_a_folder_of_one_moment(user, tmp_path, capsys):
     assert result["boxes"] == plain(expected.as_dict(cells=False)["boxes"]) and len(result["boxes"]) > 10
     assert result["boxes_frame"] == "bev" and set(result["images"]) == set(CAMERAS)
     assert result["rasters"]["map"]["layers"] == ["road", "grass"]
-    assert capsys.readouterr().out == f"1 moment(s): JSON, picture of each in {tmp_path / 'out'}\n"
+    assert capsys.readouterr().out == f"1 moment(s): JSON and picture of each in {tmp_path / 'out'}\n"
     with Image.open(tmp_path / "out" / "000000.png") as picture:
         assert picture.width > picture.height > 100
 
