@@ -19,6 +19,10 @@ def train_parser() -> argparse.ArgumentParser:
         "--resume", nargs="?", const="auto", metavar="CHECKPOINT", help="continue; without a file: the newest one"
     )
     parser.add_argument("--amp", action="store_true", help="mixed precision: bf16 or fp16, what the device has")
+    scale = "scale the learning rate by samples a step over the config's auto_scale_lr.base_batch_size"
+    parser.add_argument("--auto-scale-lr", action="store_true", help=scale)
+    dry = "build everything, make a few steps, say memory, speed and the time of the whole, and keep nothing"
+    parser.add_argument("--dry-run", action="store_true", help=dry)
     add_config_options(parser)
     add_launcher(parser)
     return parser

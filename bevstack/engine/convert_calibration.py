@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         InputError: the tables or the calibration cannot be read, or lack something.
     """
     args = convert_calibration_parser().parse_args(arguments)
+    moments: list[dict[str, Any]]
     if args.kind == "kitti":
         rig, moments = rig_of_kitti(args.source, args.cameras or ["P2"], args.lidar_height), []
     else:

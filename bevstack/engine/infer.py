@@ -131,7 +131,9 @@ def infer(
         args: of the command line.
         answers: whether to print each result as a line of JSON, at once.
     """
-    rows, pictures, count = [], {}, 0
+    rows: list[dict] = []
+    pictures: dict[str, list[Path]] = {}
+    count = 0
     for record, moment, prediction in predicted(predictor, moments_of(records, rig), args.track):
         frame_from_bev = rig.ego_from_bev
         if args.frame == "global":
@@ -144,6 +146,7 @@ def infer(
         rows += box_rows(result) if args.parquet else []
         if not args.no_pictures:
             path = args.out / f"{record.name}.png"
+            prediction.sample.set_metainfo({"scene_name": f"{record.stream} {record.name}".strip()})  # its title
             write_png(path, predictor.draw(prediction, moment.images, rig, args.score_thr, args.layout))
             pictures.setdefault(record.stream, []).append(path)
         if answers:
