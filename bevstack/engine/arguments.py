@@ -86,6 +86,53 @@ def visualize_arguments(arguments: Sequence[str] | None = None) -> argparse.Name
     return args
 
 
+def browse_data_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line of ``tools/browse_data.py``.
+
+    Raises:
+        InputError: numbers out of range, or a folder that cannot be written to.
+    """
+    description = "Draw augmented clips with labels, maps and projected boxes, before training."
+    parser = argparse.ArgumentParser(prog="tools/browse_data.py", description=description)
+    parser.add_argument("config")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the pictures")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="train", help="whose pipeline and data")
+    parser.add_argument("--scenes", nargs="+", help="scene names; all of the split by default")
+    parser.add_argument("--max-samples", type=int, default=8, help="so many, spread over the split")
+    parser.add_argument("--epoch", type=int, default=0, help="whose augmentation is drawn")
+    parser.add_argument("--repeat", type=int, default=1, help="each sample in so many epochs, one after the other")
+    add_config_options(parser)
+    args = parser.parse_args(arguments)
+    for field, value in (("--max-samples", args.max_samples), ("--repeat", args.repeat)):
+        if value < 1:
+            raise InputError(args.config, field, f"must be positive, not {value}")
+    if args.epoch < 0:
+        raise InputError(args.config, "--epoch", f"must not be negative, as {args.epoch} is")
+    require_writable(args.out, "--out")
+    return args
+
+
+def plot_run_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line of ``tools/plot_run.py``.
+
+    Raises:
+        InputError: a number out of range, or no picture's ending.
+    """
+    parser = argparse.ArgumentParser(prog="tools/plot_run.py", description="Draw loss and metric curves of trainings.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="work directories, or their scalars.json")
+    parser.add_argument("--out", type=Path, default=Path("curves.png"), help="png, svg or pdf (curves.png)")
+    parser.add_argument("--keys", nargs="+", metavar="NAME", help="scalars; losses, rate, speed and scores by default")
+    parser.add_argument("--smooth", type=int, default=1, metavar="N", help="mean over N reports")
+    parser.add_argument("--list", action="store_true", help="print the names of the scalars instead")
+    args = parser.parse_args(arguments)
+    if args.smooth < 1:
+        raise InputError("plot_run", "--smooth", f"must be positive, not {args.smooth}")
+    if args.out.suffix not in (".png", ".svg", ".pdf"):
+        raise InputError(args.out, "--out", "expected a name that ends in .png, .svg or .pdf")
+    require_writable(args.out.parent, "--out")
+    return args
+
+
 def infer_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line of ``tools/infer.py``.
 
