@@ -81,7 +81,8 @@ class BEVRunner(Runner):
     * without a GPU, processes talk over gloo;
     * the console shows results, in lines of at most 120 columns (:mod:`bevstack.engine.console`); config, hooks and
       environment go to the log file and the work directory;
-    * scalars go to TensorBoard, too, where it is installed and the config names no ``visualizer``;
+    * scalars, and pictures of each validation, go to TensorBoard, too, where it is installed and the config names no
+      ``visualizer``;
     * runs of one process that start within a second do not share mmengine's logger, visualizer and message hub.
 
     Args:
@@ -215,12 +216,14 @@ class BEVRunner(Runner):
             self.logger.info("the backbone is compiled by torch.compile; the first steps take longer")
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
-        """mmengine's default hooks and a progress bar."""
+        """mmengine's default hooks, a progress bar, and pictures of validations; None for one of them leaves it out."""
         hooks = dict(hooks or {})
-        progress = hooks.pop("progress", {"type": "bevstack.ProgressHook"})
+        own = {"progress": {"type": "bevstack.ProgressHook"}, "pictures": {"type": "bevstack.EvaluationPicturesHook"}}
+        own |= {name: hooks.pop(name) for name in own if name in hooks}
         super().register_default_hooks(hooks)
-        if progress is not None:
-            self.register_hook(progress)
+        for hook in own.values():
+            if hook is not None:
+                self.register_hook(hook)
 
     @property
     def module(self) -> nn.Module:
