@@ -136,6 +136,7 @@ optim_wrapper = dict(
     optimizer=dict(type="AdamW", lr=3e-3, weight_decay=0.01, fused=True),
     clip_grad=dict(max_norm=35),
 )
+auto_scale_lr = dict(enable=False, base_batch_size=4)
 train_cfg = dict(
     type="StreamingTrainLoop", max_epochs=12, kept_features=dict(max_bytes=3_000_000_000, required=False)
 )

@@ -21,6 +21,7 @@ CHOSEN_BY_THE_USER = {"mmcv"}
 NOT_OURS = {"torchvision": "the doctor asks whether it can be imported; timm brings it"}
 # Declared without being imported.
 NOT_IMPORTED = {
+    "tensorboard": "mmengine's TensorboardVisBackend imports torch's writer; engine/runner.py looks for it",
     "motmetrics": "the devkit imports it when it scores tracks; evaluation/tracking_scoring.py looks for it",
 }
 

@@ -19,6 +19,10 @@ def train_parser() -> argparse.ArgumentParser:
         "--resume", nargs="?", const="auto", metavar="CHECKPOINT", help="continue; without a file: the newest one"
     )
     parser.add_argument("--amp", action="store_true", help="mixed precision: bf16 or fp16, what the device has")
+    scale = "scale the learning rate by samples a step over the config's auto_scale_lr.base_batch_size"
+    parser.add_argument("--auto-scale-lr", action="store_true", help=scale)
+    dry = "build everything, make a few steps, say memory, speed and the time of the whole, and keep nothing"
+    parser.add_argument("--dry-run", action="store_true", help=dry)
     add_config_options(parser)
     add_launcher(parser)
     return parser
@@ -80,6 +84,118 @@ def visualize_arguments(arguments: Sequence[str] | None = None) -> argparse.Name
             raise InputError(args.config, field, f"must be positive, not {value:g}")
     require_writable(args.out, "--out")
     return args
+
+
+def browse_data_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line of ``tools/browse_data.py``.
+
+    Raises:
+        InputError: numbers out of range, or a folder that cannot be written to.
+    """
+    description = "Draw augmented clips with labels, maps and projected boxes, before training."
+    parser = argparse.ArgumentParser(prog="tools/browse_data.py", description=description)
+    parser.add_argument("config")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the pictures")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="train", help="whose pipeline and data")
+    parser.add_argument("--scenes", nargs="+", help="scene names; all of the split by default")
+    parser.add_argument("--max-samples", type=int, default=8, help="so many, spread over the split")
+    parser.add_argument("--epoch", type=int, default=0, help="whose augmentation is drawn")
+    parser.add_argument("--repeat", type=int, default=1, help="each sample in so many epochs, one after the other")
+    add_config_options(parser)
+    args = parser.parse_args(arguments)
+    for field, value in (("--max-samples", args.max_samples), ("--repeat", args.repeat)):
+        if value < 1:
+            raise InputError(args.config, field, f"must be positive, not {value}")
+    if args.epoch < 0:
+        raise InputError(args.config, "--epoch", f"must not be negative, as {args.epoch} is")
+    require_writable(args.out, "--out")
+    return args
+
+
+def plot_run_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line of ``tools/plot_run.py``.
+
+    Raises:
+        InputError: a number out of range, or no picture's ending.
+    """
+    parser = argparse.ArgumentParser(prog="tools/plot_run.py", description="Draw loss and metric curves of trainings.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="work directories, or their scalars.json")
+    parser.add_argument("--out", type=Path, default=Path("curves.png"), help="png, svg or pdf (curves.png)")
+    parser.add_argument("--keys", nargs="+", metavar="NAME", help="scalars; losses, rate, speed and scores by default")
+    parser.add_argument("--smooth", type=int, default=1, metavar="N", help="mean over N reports")
+    parser.add_argument("--list", action="store_true", help="print the names of the scalars instead")
+    args = parser.parse_args(arguments)
+    if args.smooth < 1:
+        raise InputError("plot_run", "--smooth", f"must be positive, not {args.smooth}")
+    if args.out.suffix not in (".png", ".svg", ".pdf"):
+        raise InputError(args.out, "--out", "expected a name that ends in .png, .svg or .pdf")
+    require_writable(args.out.parent, "--out")
+    return args
+
+
+def infer_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line of ``tools/infer.py``.
+
+    Raises:
+        InputError: flags that contradict each other, or numbers out of range.
+    """
+    parser = argparse.ArgumentParser(
+        prog="tools/infer.py", description="A trained model on your own images (docs/inference.md)."
+    )
+    parser.add_argument("model", metavar="MODEL", help="checkpoint, or a work directory, whose newest one is taken")
+    images = "a folder, or files; '-': moments as lines of JSON on standard input, answered one by one"
+    parser.add_argument("--images", required=True, nargs="+", type=Path, help=images)
+    parser.add_argument("--calibration", required=True, type=Path, metavar="RIG.JSON", help="the cameras")
+    parser.add_argument("--poses", type=Path, metavar="POSES.JSON", help="when and where: a clip with memory")
+    parser.add_argument("--out", required=True, type=Path, help="folder for <moment>.json and <moment>.png")
+    parser.add_argument("--config", help="instead of the checkpoint's; a program that runs (weights alone need it)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; the GPU where there is one by default")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="instead of the config's")
+    parser.add_argument("--track", action="store_true", help="identities along streams, by the config's tracker")
+    parser.add_argument("--frame", choices=("bev", "ego", "global"), default="bev", help="that boxes are written in")
+    parser.add_argument("--min-score", type=float, default=0.05, help="least score of a box that is written")
+    parser.add_argument("--score-thr", type=float, default=0.3, help="least score of a box that is drawn")
+    parser.add_argument("--cells", action="store_true", help="also write the cells of rasters and masks")
+    parser.add_argument("--parquet", action="store_true", help="also boxes.parquet (needs pyarrow)")
+    parser.add_argument("--no-pictures", action="store_true", help="results alone")
+    parser.add_argument("--layout", choices=("wide", "tall"), help="panels right of the cameras, or below them")
+    parser.add_argument("--clip", choices=("gif", "mp4", "none"), default="none", help="also a clip a stream")
+    parser.add_argument("--fps", type=float, default=4.0, help="of the clip")
+    args = parser.parse_args(arguments)
+    for field, value in (("--min-score", args.min_score), ("--score-thr", args.score_thr)):
+        if not 0 <= value <= 1:
+            raise InputError("infer", field, f"{value:g} is no score from 0 to 1")
+    if not args.fps > 0:
+        raise InputError("infer", "--fps", f"must be positive, not {args.fps:g}")
+    if args.no_pictures and args.clip != "none":
+        raise InputError("infer", "--clip", "is made of the pictures: leave --no-pictures out")
+    if Path("-") in args.images and (len(args.images) > 1 or args.poses is not None):
+        raise InputError("infer", "--images", "'-' stands alone, without --poses: its lines hold images and poses")
+    if args.frame == "global" and args.poses is None and Path("-") not in args.images:
+        raise InputError("infer", "--frame", "global needs --poses")
+    require_writable(args.out, "--out")
+    return args
+
+
+def convert_calibration_parser() -> argparse.ArgumentParser:
+    """Flags of ``tools/convert_calibration.py``."""
+    description = "rig.json (and poses.json) for tools/infer.py, of other formats."
+    parser = argparse.ArgumentParser(prog="tools/convert_calibration.py", description=description)
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    nuscenes = kinds.add_parser("nuscenes", help="one scene of nuScenes' tables")
+    nuscenes.add_argument("--version", default="v1.0-mini", help="folder of the tables")
+    t4 = kinds.add_parser("t4", help="one scene of a T4 dataset, whose tables are in annotation/")
+    for kind in (nuscenes, t4):
+        kind.add_argument("--scene", metavar="NAME", help="the first one by default")
+        bev = "the BEV frame: the lidar's, or at its place as nuScenes' lidar stands, x right and y forward"
+        kind.add_argument("--bev", choices=("lidar", "nuscenes"), help=bev)
+    kitti = kinds.add_parser("kitti", help="a calibration file of KITTI's object or odometry set")
+    kitti.add_argument("--cameras", nargs="+", metavar="P", help="projections, P2 by default")
+    kitti.add_argument("--lidar-height", type=float, default=1.73, metavar="METRES", help="above the ground")
+    for kind in (nuscenes, t4, kitti):
+        kind.add_argument("source", type=Path, metavar="SOURCE", help="folder of the dataset, or the calibration file")
+        kind.add_argument("--out", required=True, type=Path, help="folder for rig.json and poses.json")
+    return parser
 
 
 def benchmark_parser() -> argparse.ArgumentParser:

@@ -69,6 +69,8 @@ def write_onnx(
             verbose=False,
             custom_translation_table={one_node._opoverload: _deform_conv},
         )
+    if written is None:  # torch says so of its other exporter, which is not asked
+        raise RuntimeError("torch.onnx.export returned no program")
     model = written.model_proto
     graph = model.graph
     read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}

@@ -116,8 +116,8 @@ class StepOfTensors(nn.Module):
         seconds = torch.zeros(1, frames)
         if memory is not None:
             there = memory.features.shape[1]
-            pairs = ((features, memory.features), (poses, memory.now_from_frame))
-            pairs += ((valid, memory.valid), (seconds, memory.seconds))
+            pairs = [(features, memory.features), (poses, memory.now_from_frame)]
+            pairs += [(valid, memory.valid), (seconds, memory.seconds)]
             kept = [torch.cat([value.to(empty.dtype), empty[:, there:]], dim=1) for empty, value in pairs]
             features, poses, valid, seconds = kept
         if frames > 1:  # what is not valid may be anything; here it is nothing

@@ -21,10 +21,12 @@ from mmengine.dist import all_gather_object, is_distributed, is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import CheckpointHook
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import LogProcessor, Runner
 from mmengine.runner.checkpoint import weights_to_cpu
+from mmengine.visualization import Visualizer
 from torch import nn
 
+from bevstack.engine import tensorboard
 from bevstack.engine.checkpoint import (
     LAST_CHECKPOINT,
     as_parts,
@@ -41,7 +43,7 @@ from bevstack.engine.checkpoint import (
 )
 from bevstack.engine.compilation import compile_options
 from bevstack.engine.config import said
-from bevstack.engine.console import WithoutNoise
+from bevstack.engine.console import ShortFormatter, ShortLogProcessor, WithoutNoise
 from bevstack.engine.cpu_memory import keep_freed_memory
 from bevstack.engine.label_checks import check_trained_cameras, check_trained_labels, object_heads
 from bevstack.engine.processes import join_gloo
@@ -77,7 +79,10 @@ class BEVRunner(Runner):
       ``resume_changed=True``;
     * epoch-based training without a ``type`` uses :class:`bevstack.engine.train_loops.ResumableTrainLoop`;
     * without a GPU, processes talk over gloo;
-    * the console shows results; config, hooks and environment go to the log file and the work directory;
+    * the console shows results, in lines of at most 120 columns (:mod:`bevstack.engine.console`); config, hooks and
+      environment go to the log file and the work directory;
+    * scalars, and pictures of each validation, go to TensorBoard, too, where it is installed and the config names no
+      ``visualizer``;
     * runs of one process that start within a second do not share mmengine's logger, visualizer and message hub.
 
     Args:
@@ -106,8 +111,24 @@ class BEVRunner(Runner):
         self._console_levels = {handler: handler.level for handler in console}
         for handler in console:
             handler.addFilter(WithoutNoise())
+            handler.setFormatter(ShortFormatter())
             handler.setLevel(max(handler.level, logging.ERROR))
         return logger
+
+    def build_log_processor(self, log_processor: dict | LogProcessor) -> LogProcessor:
+        """A log processor as configured; without a type one whose lines fit a console."""
+        if isinstance(log_processor, dict) and "type" not in log_processor:
+            return ShortLogProcessor(**log_processor)
+        return super().build_log_processor(log_processor)
+
+    def build_visualizer(self, visualizer: dict | Visualizer | None = None) -> Visualizer:
+        """A visualizer as configured; without one, scalars go to ``scalars.json`` and, if it is there, TensorBoard."""
+        if visualizer is None:
+            backends = [{"type": "LocalVisBackend"}]
+            if tensorboard.installed():
+                backends.append({"type": "bevstack.TensorboardBackend"})
+            visualizer = {"type": "Visualizer", "vis_backends": backends}
+        return super().build_visualizer(visualizer)
 
     def setup_env(self, env_cfg: dict) -> None:
         """Processes, threads and, when distributed, the process group: gloo where there is no GPU."""
@@ -195,12 +216,14 @@ class BEVRunner(Runner):
             self.logger.info("the backbone is compiled by torch.compile; the first steps take longer")
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
-        """mmengine's default hooks and a progress bar."""
+        """mmengine's default hooks, a progress bar, and pictures of validations; None for one of them leaves it out."""
         hooks = dict(hooks or {})
-        progress = hooks.pop("progress", {"type": "bevstack.ProgressHook"})
+        own = {"progress": {"type": "bevstack.ProgressHook"}, "pictures": {"type": "bevstack.EvaluationPicturesHook"}}
+        own |= {name: hooks.pop(name) for name in own if name in hooks}
         super().register_default_hooks(hooks)
-        if progress is not None:
-            self.register_hook(progress)
+        for hook in own.values():
+            if hook is not None:
+                self.register_hook(hook)
 
     @property
     def module(self) -> nn.Module:

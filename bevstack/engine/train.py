@@ -7,14 +7,18 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from mmengine.config import Config
 
+from bevstack.engine import dry_run
 from bevstack.engine.arguments import train_parser
 from bevstack.engine.checkpoint import newest_checkpoint, read_checkpoint
 from bevstack.engine.config import building, check_components, load_config
+from bevstack.engine.console import batch_size
 from bevstack.engine.faults import RunError
 from bevstack.engine.hooks import BudgetSchedule
 from bevstack.engine.label_checks import check_labels
@@ -25,7 +29,7 @@ from bevstack.engine.stream_checks import check_memory, check_streams
 from bevstack.engine.training_checks import check_training
 from bevstack.engine.work_dir import WorkDirLock
 from bevstack.errors import InputError
-from bevstack.files import atomic_write
+from bevstack.files import atomic_write, require_writable
 from bevstack.precision import choose_precision
 
 SUMMARY_NAME = "train_summary.json"
@@ -37,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     cfg = load_config(args.config, args.cfg_options)
     try:
-        train(cfg, args.work_dir, args.resume, args.amp, args.launcher)
+        options = RunOptions(args.resume, args.amp, args.launcher, args.auto_scale_lr, args.dry_run)
+        train_with(cfg, args.work_dir, options)
         leave_group()
     except RunError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -68,32 +73,60 @@ def train(
         InputError: anything the user can mend.
         RunError: the run stopped in the middle.
     """
+    return train_with(cfg, work_dir, RunOptions(resume, amp, launcher))
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a config is trained.
+
+    Args:
+        resume: None, "auto" or a checkpoint.
+        amp: mixed precision in what the device has.
+        launcher: "none", "pytorch" (torchrun) or "slurm".
+        auto_scale_lr: whether the learning rate is scaled by the batch size (``auto_scale_lr`` of the config).
+        dry_run: whether to make a few steps alone and say what they say of the whole.
+    """
+
+    resume: str | None = None
+    amp: bool = False
+    launcher: str = "none"
+    auto_scale_lr: bool = False
+    dry_run: bool = False
+
+
+def train_with(cfg: Config, work_dir: str | os.PathLike | None, options: RunOptions) -> dict:
+    """As :func:`train`; of a dry run nothing is left, and the summary is that of its steps."""
     started = time.monotonic()
+    resume, launcher = options.resume, options.launcher
     name = Path(cfg.filename or "run").stem
     cfg.work_dir = str(work_dir or cfg.get("work_dir") or Path("work_dirs") / name)
     cfg.launcher = launcher
     for part in ("train_dataloader", "train_cfg", "optim_wrapper"):
         if cfg.get(part) is None:
             raise InputError(cfg.filename or "config", part, "absent: this config does not train")
-    if amp:
+    if options.amp:
         _use_autocast(cfg)
+    if options.auto_scale_lr:
+        _scale_rates(cfg)
     check_components(cfg)
     check_training(cfg, resumes=bool(resume or cfg.get("resume")))
     for part in ("train", "val"):
         check_streams(cfg, part, process_count(launcher))
+    if options.dry_run:
+        require_writable(cfg.work_dir, "--work-dir")
+        notes = _set_resume(cfg, resume)
+        with TemporaryDirectory(prefix="bevstack-dry-run-") as folder:
+            dry_run.prepare(cfg, Path(folder))
+            runner, notes = _built(cfg, notes)
+            summary = _describe(runner, notes, "none: a dry run keeps nothing")
+            lines = dry_run.run(runner)
+            if runner.rank == 0:
+                print(*lines, "dry run: everything was built, nothing is kept", sep="\n", flush=True)
+            return {**summary, "steps": runner.iter}
     lock = WorkDirLock(cfg.work_dir) if _is_main() else None
     try:
-        notes = _set_resume(cfg, resume)
-        with building(cfg):
-            runner = BEVRunner.from_cfg(cfg)
-            notes += check_memory(cfg, runner.module)
-            runner.build_for_training()
-            check_labels(cfg, runner.module, runner.train_dataloader.dataset, "train")
-            if runner.val_loop is not None:
-                check_labels(cfg, runner.module, runner.val_dataloader.dataset, "val")
-                if hasattr(runner.val_loop, "rehearse"):
-                    runner.val_loop.rehearse()
-            notes += schedule_notes(cfg, runner.max_epochs, runner.max_iters)
+        runner, notes = _built(cfg, _set_resume(cfg, resume))
         summary = _describe(runner, notes)
         runner.train()
         return _finish(runner, summary, time.monotonic() - started)
@@ -102,9 +135,38 @@ def train(
             lock.release()
 
 
+def _built(cfg: Config, notes: list[str]) -> tuple[BEVRunner, list[str]]:
+    """The runner of a config with all that it trains by, checked, and what the user should know."""
+    with building(cfg):
+        runner = BEVRunner.from_cfg(cfg)
+        notes = [*notes, *check_memory(cfg, runner.module)]
+        runner.build_for_training()
+        check_labels(cfg, runner.module, runner.train_dataloader.dataset, "train")
+        if runner.val_loop is not None:
+            check_labels(cfg, runner.module, runner.val_dataloader.dataset, "val")
+            if hasattr(runner.val_loop, "rehearse"):
+                runner.val_loop.rehearse()
+        notes += schedule_notes(cfg, runner.max_epochs, runner.max_iters)
+    scale = cfg.get("auto_scale_lr") or {}
+    if scale.get("enable"):
+        size = batch_size(runner.train_dataloader) * runner.world_size
+        base = scale["base_batch_size"]
+        notes.append(f"learning rate times {size / base:g}: {size} samples a step, the config's is for {base}")
+    return runner, notes
+
+
 def _is_main() -> bool:
     """Whether this is the main process, before there is a process group."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+
+
+def _scale_rates(cfg: Config) -> None:
+    """Switch on mmengine's scaling of the learning rate, by samples a step beside ``base_batch_size``."""
+    scale = cfg.get("auto_scale_lr") or {}
+    if not scale.get("base_batch_size"):
+        reason = "absent: --auto-scale-lr asks for the samples a step that the learning rate is for"
+        raise InputError(cfg.filename or "config", "auto_scale_lr.base_batch_size", reason)
+    cfg.auto_scale_lr = {**scale, "enable": True}
 
 
 def _use_autocast(cfg: Config) -> None:
@@ -143,7 +205,7 @@ def device_name() -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
-def _describe(runner: BEVRunner, notes: list[str]) -> dict:
+def _describe(runner: BEVRunner, notes: list[str], place: str | None = None) -> dict:
     """Print what is trained on what, and start the summary."""
     precision = getattr(runner.optim_wrapper, "precision", None) or choose_precision("float32")
     parameters = list(runner.module.parameters())
@@ -158,7 +220,7 @@ def _describe(runner: BEVRunner, notes: list[str]) -> dict:
         "model": f"{runner.model_name}, {total / 1e6:.2f} M parameters, {frozen / 1e6:.2f} M of them frozen",
         "data": f"{len(loader.dataset)} samples, {len(loader)} steps of {batch} an epoch",
         "schedule": f"{length}, seed {runner.seed}",
-        "work dir": runner.work_dir,
+        "work dir": place or runner.work_dir,
     }
     if runner.rank == 0:
         for key, text in lines.items():

@@ -143,8 +143,8 @@ def one_node(
     Returns:
         (B, C', H', W').
     """
-    pairs = ((size[0], size[1]) for size in (stride, padding, dilation))
-    return modulated_deform_conv(x, offset, mask, weight, bias, *pairs, groups, deform_groups).contiguous()
+    by, around, apart = ((size[0], size[1]) for size in (stride, padding, dilation))
+    return modulated_deform_conv(x, offset, mask, weight, bias, by, around, apart, groups, deform_groups).contiguous()
 
 
 @one_node.register_fake

@@ -1,0 +1,104 @@
+"""The commands of docs/training.md and of docs/inference.md's folder of images, run on the tiny set as they stand."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.integration.conftest import FRAMES, REPOSITORY, Tiny
+
+KITTI = """P2: 700 0 600 35 0 700 180 0 0 0 1 0
+Tr_velo_to_cam: 0 -1 0 0 0 0 -1 -0.08 1 0 0 -0.27
+"""
+
+
+def commands_of(page: str, start: str = "", end: str = "") -> list[list[str]]:
+    """The page's lines that call Python on a tool, split, without comments; between two headings where named."""
+    text = (REPOSITORY / "docs" / page).read_text()
+    text = text.partition(f"\n{start}\n")[2] if start else text
+    text = text.partition(f"\n{end}\n")[0] if end else text
+    return [shlex.split(line, comments=True) for line in re.findall(r"^python (tools/.*)$", text, re.MULTILINE)]
+
+
+def call(command: list[str], folder: Path) -> None:
+    """Run a command of a page in a folder, in this process; it must end well."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(REPOSITORY / command[0]), run_name="__main__")
+    assert not left.value.code, command
+
+
+@pytest.fixture
+def user(trained: Tiny, tmp_path) -> Path:
+    """A folder in which what the pages name is there: a run, a dataset, one moment's images, a clip's."""
+    (tmp_path / "work_dirs").mkdir()
+    for name in ("demo", "a", "b"):
+        (tmp_path / "work_dirs" / name).symlink_to(trained.work_dir)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "nuscenes").symlink_to(trained.root)
+    (tmp_path / "DATASET").mkdir()
+    (tmp_path / "DATASET" / "annotation").symlink_to(trained.root / "v1.0-mini")
+    (tmp_path / "calib.txt").write_text(KITTI)
+    return tmp_path
+
+
+def test_a_folder_of_images(trained, user, capsys):
+    # Expected: what the page says is written; in the clip's last moment other boxes than without its poses.
+    commands = commands_of("inference.md", "## From a folder, by one command", "## What goes in")
+    assert [Path(command[0]).stem for command in commands] == ["infer"] * 2 + ["convert_calibration", "infer"] + [
+        "convert_calibration"
+    ] * 2
+    scene = json.loads((trained.root / "v1.0-mini" / "scene.json").read_text())[0]["name"]
+    for command in commands[2:]:
+        call([{"scene-0061": scene}.get(word, word) for word in command], user)
+        if "nuscenes" in command:
+            for name in ("rig.json", "poses.json"):
+                shutil.copy(user / "mine" / name, user)
+    results = sorted((user / "out").glob("*.json"))
+    assert len(results) == len(list((user / "out").glob("*.png"))) == FRAMES
+    assert json.loads((user / "mine" / "rig.json").read_text())["cameras"][0]["name"] == "P2", "the last one written"
+    moments = json.loads((user / "poses.json").read_text())["moments"]
+    (user / "images").mkdir()
+    for n, moment in enumerate(moments):
+        for camera, image in moment.pop("images").items():
+            (user / "clip" / camera).mkdir(parents=True, exist_ok=True)
+            shutil.copy(trained.root / image, user / "clip" / camera / f"{n}.jpg")
+            shutil.copy(trained.root / image, user / "images" / f"{camera}.jpg")
+        moment.pop("name")
+    (user / "poses.json").write_text(json.dumps({"moments": moments}))
+    for command in commands[:2]:
+        shutil.rmtree(user / "out")
+        call([*command, "--min-score", "0"], user)
+    assert sorted(path.name for path in (user / "out").iterdir())[-1].endswith(".mp4")
+    assert len(list((user / "out").glob("*.json"))) == FRAMES
+    capsys.readouterr()
+
+
+def test_watching_a_training(trained, user, capsys):
+    # Expected: pictures of the samples, the report of a dry run, curves of both runs.
+    shutil.rmtree(user / "work_dirs", ignore_errors=True)
+    for name in ("a", "b"):
+        shutil.copytree(trained.work_dir, user / "work_dirs" / name, ignore=shutil.ignore_patterns("*.pth"))
+    for command in commands_of("training.md"):
+        call([str(trained.config) if word == "CONFIG" else word for word in command], user)
+        printed = capsys.readouterr().out
+        if "--dry-run" in command:
+            assert "samples/s" in printed and "nothing is kept" in printed
+        if "--list" in command:
+            assert "detection.loss_heatmap" in printed.split()
+    pictures = [*(user / "browse").glob("*.png"), user / "curves.png"]
+    assert len(pictures) > 4 and (user / "loss.svg").read_text().count("<path") > 5
+    for path in pictures:
+        with Image.open(path) as picture:
+            assert np.asarray(picture).std() > 5
