@@ -32,7 +32,8 @@ def stored_size_px(data: bytes) -> tuple[int, int] | None:
     place = 2
     while data.startswith(_JPEG_START) and place + 9 <= len(data) and data[place] == 0xFF:
         if data[place + 1] in _FRAME_STARTS:
-            return int.from_bytes(data[place + 5 : place + 7], "big"), int.from_bytes(data[place + 7 : place + 9], "big")
+            rows, columns = data[place + 5 : place + 7], data[place + 7 : place + 9]
+            return int.from_bytes(rows, "big"), int.from_bytes(columns, "big")
         filled = data[place + 1] == 0xFF  # fill bytes may stand before a marker
         place += 1 if filled else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
     return None

@@ -23,7 +23,7 @@ from bevstack.engine.runner import BEVRunner
 from bevstack.engine.schedules import schedule_notes
 from bevstack.engine.stream_checks import check_memory, check_streams
 from bevstack.engine.training_checks import check_training
-from bevstack.engine.work_dir import WorkDirLock
+from bevstack.engine.work_dir import Attempt, WorkDirLock
 from bevstack.errors import InputError
 from bevstack.files import atomic_write
 from bevstack.precision import choose_precision
@@ -83,20 +83,24 @@ def train(
         check_streams(cfg, part, process_count(launcher))
     lock = WorkDirLock(cfg.work_dir) if _is_main() else None
     try:
-        notes = _set_resume(cfg, resume)
-        with building(cfg):
-            runner = BEVRunner.from_cfg(cfg)
-            notes += check_memory(cfg, runner.module)
-            runner.build_for_training()
-            check_labels(cfg, runner.module, runner.train_dataloader.dataset, "train")
-            if runner.val_loop is not None:
-                check_labels(cfg, runner.module, runner.val_dataloader.dataset, "val")
-                if hasattr(runner.val_loop, "rehearse"):
-                    runner.val_loop.rehearse()
-            notes += schedule_notes(cfg, runner.max_epochs, runner.max_iters)
-        summary = _describe(runner, notes)
-        runner.train()
-        return _finish(runner, summary, time.monotonic() - started)
+        with Attempt(cfg.work_dir) as attempt:
+            notes = _set_resume(cfg, resume)
+            with building(cfg):
+                runner = BEVRunner.from_cfg(cfg)
+                notes += check_memory(cfg, runner.module)
+                runner.build_for_training()
+                check_labels(cfg, runner.module, runner.train_dataloader.dataset, "train")
+                if runner.val_loop is not None:
+                    check_labels(cfg, runner.module, runner.val_dataloader.dataset, "val")
+                    if hasattr(runner.val_loop, "rehearse"):
+                        runner.val_loop.rehearse()
+                notes += schedule_notes(cfg, runner.max_epochs, runner.max_iters)
+            summary = _describe(runner, notes)
+            try:
+                runner.train()
+            finally:
+                attempt.began = runner.iter > 0
+            return _finish(runner, summary, time.monotonic() - started)
     finally:
         if lock is not None:
             lock.release()

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from mmengine.config import Config
+
 from tests.engine.front_door import CLASSES, small_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +62,8 @@ def refused(capfd: pytest.CaptureFixture, folder: Path, name: str, *arguments: A
     assert len(lines) == 1, err
     found = _LINE.fullmatch(lines[0])
     assert found, lines[0]
-    assert files_below(folder) == before, "something was left behind"
+    assert sorted(set(files_below(folder)) - set(before)) == [], "something was left behind"
+    assert files_below(folder) == before, "something is gone"
     assert seconds < LONGEST_S
     return found["file"], found["field"], found["reason"]
 

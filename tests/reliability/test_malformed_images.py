@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from tables import IMAGE_SIZE_PX, VERSION, build_root
-from tests.reliability.contract import call_tool, refused, write_config
 
 from bevstack.images import MOST_PIXELS, read_image, stored_size_px
+from tests.reliability.contract import call_tool, refused, write_config
 
 IMAGE = "samples/CAM_FRONT/s1k0.jpg"
 

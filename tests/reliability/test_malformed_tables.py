@@ -15,6 +15,7 @@ import pytest
 from tables import LOCATION, START_US, VERSION, build_root, edit_table, write_json
 from test_bad_tables import CASES, put
 from test_nuscenes_index import DAMAGE
+
 from tests.reliability.contract import call_tool, refused, write_config
 
 # line of docs/reliability.md -> cases of tests/datasets/test_bad_tables.py
