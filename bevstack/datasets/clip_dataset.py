@@ -1,6 +1,6 @@
 """What all formats share: clips along streams, their seeds, and the pipeline that works on them.
 
-Long because a sample is one thing: what is drawn for it, read of it and answered about it stands together.
+The file is long because a sample is one thing: what is drawn for it, read of it and answered about it stands together.
 """
 
 from __future__ import annotations

@@ -95,12 +95,10 @@ def naming_dead_worker(loader: DataLoader, running: Callable[[], tuple[Any, int]
         if found is None:
             raise
         iterator, skip = running()
-        process, places = int(found[1]), {}
-        for number, worker in enumerate(getattr(iterator, "_workers", ())):
-            places[worker.pid] = number
-        number = places.get(process)
+        workers = {worker.pid: number for number, worker in enumerate(getattr(iterator, "_workers", ()))}
+        number = workers.get(int(found[1]))
         asked = {skip + batch for batch, task in getattr(iterator, "_task_info", {}).items() if task[0] == number}
-        batches = islice(loader.batch_sampler, max(asked, default=-1) + 1)
+        batches = islice(loader.batch_sampler or (), max(asked, default=-1) + 1)
         samples = [sample for place, batch in enumerate(batches) if place in asked for sample in batch]
         told = ", ".join(_sample_name(loader.dataset, int(sample)) for sample in samples) or "none that is known"
         reason = str(error).splitlines()[0].rstrip(". ")

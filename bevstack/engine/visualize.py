@@ -125,7 +125,7 @@ def predicted_samples(
         yield from (dataset[number]["data_samples"] for number in chosen)
         return
     streaming = carries_memory(cfg, "test" if cfg.get("test_cfg") else "val")
-    precision, streams, model = precision_of(cfg), Streams(), inference_form(model)
+    precision, streams, model = precision_of(cfg, model=model), Streams(), inference_form(model)
     compile_form(model, cfg)
     for number in chosen:
         with torch.no_grad(), precision.autocast():
