@@ -1,4 +1,4 @@
-# make install | demo | test | lint: each makes .venv by itself and runs again in seconds.
+# make install | demo | test | test-slow | lint: each makes .venv by itself and runs again in seconds.
 #   PYTHON=/path/to/python3.11    another interpreter (3.10 to 3.12) for .venv
 #   EXTRAS=mmcv-lite,timm,dev     what to install; EXTRAS=mmcv,timm,dev takes compiled mmcv instead
 #   CONSTRAINTS=FILE              other pins, for example with a CUDA build of torch
@@ -16,7 +16,7 @@ DEMO_VAL_SCENES ?= 16
 DEMO_ARGUMENTS ?= --image-size 448x252
 SEED ?= 0
 
-.PHONY: install demo test lint doctor clean
+.PHONY: install demo test test-slow lint doctor clean
 
 install: $(STAMP)
 	@echo "bevstack is installed in $(VENV); see what was found with: $(BIN)/python -m bevstack.doctor"
@@ -47,7 +47,10 @@ $(TEST_STAMP): $(STAMP)
 	@touch $@
 
 test: lint $(TEST_STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not soak" tests
+
+test-slow: $(TEST_STAMP)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or soak" tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

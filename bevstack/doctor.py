@@ -75,6 +75,7 @@ def check_torch() -> Iterator[Finding]:
         return
     import torch  # only here: whether it is installed has just been found out
 
+    from bevstack.bfloat16_check import TIME_KINDS, fault_of  # only here: it imports torch
     from bevstack.precision import choose_precision, cpu_bfloat16_support  # only here: it imports torch
 
     if torch.cuda.is_available():
@@ -85,6 +86,10 @@ def check_torch() -> Iterator[Finding]:
         yield Finding("GPU", f"none ({built}); CPU: {torch.backends.cpu.get_cpu_capability()}, {support}")
     precision = choose_precision("auto")
     yield Finding("precision", f"{precision.name} ({precision.reason})")
+    wrong = next(filter(None, map(fault_of, TIME_KINDS)), None) if precision.name == "bfloat16" else None
+    if wrong is not None and precision.device_type == "cpu":
+        advice = "no model of this package has it; one of your own that does is computed in float32"
+        yield Finding("precision", f"bfloat16 is wrong here in torch's {wrong}", NOTE, advice)
 
 
 def check_operators() -> Finding:

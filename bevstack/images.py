@@ -12,6 +12,9 @@ from bevstack.errors import InputError
 
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND\xaeB`\x82"
+_FRAME_STARTS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG segments that tell the size (ITU T.81, table B.1)
+MOST_PIXELS = 64_000_000
+"""A larger image is refused before it is decoded: a small file may hold more than fits into memory."""
 
 
 def _is_cut_off(data: bytes) -> bool:
@@ -20,6 +23,20 @@ def _is_cut_off(data: bytes) -> bool:
         # Inside entropy-coded data 0xFF is always stuffed, so nothing after the last scan's start can look like an end.
         return data.find(_JPEG_END, data.rfind(_JPEG_SCAN)) < 0
     return data.startswith(_PNG_START) and _PNG_END not in data[-64:]
+
+
+def stored_size_px(data: bytes) -> tuple[int, int] | None:
+    """(height, width) that the header of a JPEG or PNG tells, without decoding; None where it tells none."""
+    if data.startswith(_PNG_START) and len(data) >= 24:
+        return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
+    place = 2
+    while data.startswith(_JPEG_START) and place + 9 <= len(data) and data[place] == 0xFF:
+        if data[place + 1] in _FRAME_STARTS:
+            rows, columns = data[place + 5 : place + 7], data[place + 7 : place + 9]
+            return int.from_bytes(rows, "big"), int.from_bytes(columns, "big")
+        filled = data[place + 1] == 0xFF  # fill bytes may stand before a marker
+        place += 1 if filled else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return None
 
 
 def read_image(
@@ -39,7 +56,8 @@ def read_image(
         (H, W, 3) uint8 RGB.
 
     Raises:
-        InputError: missing, unreadable, cut off, not an image, or another size than ``size_px``.
+        InputError: missing, unreadable, cut off, not an image, of more than :data:`MOST_PIXELS`, or another size than
+            ``size_px``.
     """
     path = Path(path)
     try:
@@ -50,6 +68,10 @@ def read_image(
         raise InputError(path, "image", "the file is empty")
     if _is_cut_off(data):
         raise InputError(path, "image", f"the file is cut off after {len(data)} bytes")
+    stored = stored_size_px(data)
+    if stored is not None and stored[0] * stored[1] > MOST_PIXELS:
+        size = f"{stored[1]}x{stored[0]}"
+        raise InputError(path, "size", f"{size}, more than the {MOST_PIXELS // 10**6} megapixels that are decoded")
     flags = (cv2.IMREAD_REDUCED_COLOR_2 if reduced else cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)

@@ -1,4 +1,4 @@
-"""Which number format to compute in: what the machine has, and what was asked for."""
+"""Which number format to compute in: what the machine has, what is right on it, and what was asked for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
+
+from bevstack.bfloat16_check import USUAL_KINDS, faults, kinds_of
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -55,15 +58,20 @@ def default_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def choose_precision(requested: str = "auto", device: torch.device | str | None = None) -> Precision:
+def choose_precision(
+    requested: str = "auto", device: torch.device | str | None = None, model: nn.Module | None = None
+) -> Precision:
     """The format for a device.
 
     ``auto`` takes bfloat16 where the device multiplies matrices in it (CPU: AMX or AVX512-BF16), float16 on an older
-    CUDA device, else float32. A format asked for by name is taken as it is.
+    CUDA device, else float32. On a CPU bfloat16 has to prove itself first, on the kinds of layers that the model has
+    (:mod:`bevstack.bfloat16_check`); where one is wrong, it is float32, and ``reason`` names the layer. A format asked
+    for by name is taken as it is.
 
     Args:
         requested: one of "auto", "float32", "bfloat16", "float16".
         device: defaults to :func:`default_device`.
+        model: that will compute in it; None for layers that most models have.
 
     Raises:
         ValueError: for another name, or float16 on a CPU.
@@ -81,5 +89,9 @@ def choose_precision(requested: str = "auto", device: torch.device | str | None 
         return Precision(torch.float16, device_type, "the GPU has no bfloat16; the loss is scaled")
     instructions = cpu_bfloat16_support()
     if instructions:
-        return Precision(torch.bfloat16, device_type, f"the CPU has {instructions}")
+        checked, fault = faults(USUAL_KINDS if model is None else tuple(kinds_of(model)))
+        if fault is not None:
+            return Precision(torch.float32, device_type, f"bfloat16 is wrong on this CPU in {fault}")
+        reason = f"the CPU has {instructions}, right in {checked} kinds of layers"
+        return Precision(torch.bfloat16, device_type, reason)
     return Precision(torch.float32, device_type, "the CPU has neither AMX nor AVX512-BF16")

@@ -114,7 +114,7 @@ class AutocastValLoop(_AutocastEvaluation, ValLoop):
     def __init__(self, dtype: str = "float32", **kwargs) -> None:
         refuse_fp16(kwargs)
         super().__init__(**kwargs)
-        self.precision = choose_precision(dtype)
+        self.precision = choose_precision(dtype, model=self.runner.model)
 
     def run(self) -> dict:
         """Validate; returns the metrics."""
@@ -145,7 +145,7 @@ class AutocastTestLoop(_AutocastEvaluation, TestLoop):
     def __init__(self, dtype: str = "float32", **kwargs) -> None:
         refuse_fp16(kwargs)
         super().__init__(**kwargs)
-        self.precision = choose_precision(dtype)
+        self.precision = choose_precision(dtype, model=self.runner.model)
 
     def run(self) -> dict:
         """Test; returns the metrics."""

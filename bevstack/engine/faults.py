@@ -1,15 +1,17 @@
-"""What stops a run in the middle: numbers that are not finite, a signal, a changed config."""
+"""What stops a run in the middle: numbers that are not finite, a signal, a data worker's death, a changed config."""
 
 from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from types import FrameType
 from typing import Any
 
 from torch import nn
+from torch.utils.data import DataLoader
 
 
 class RunError(RuntimeError):
@@ -71,3 +73,39 @@ def naming_unused(model: nn.Module) -> Iterator[None]:
         shown = ", ".join(names[:4]) + ", ..." * (len(names) > 4)
         advice = "leave them out of the config, freeze them, or set find_unused_parameters=True"
         raise RunError(f"{len(names)} parameters took no part in the loss: {shown}; {advice}") from error
+
+
+@contextmanager
+def naming_dead_worker(loader: DataLoader, running: Callable[[], tuple[Any, int]]) -> Iterator[None]:
+    """Say which data worker died, and which samples it was asked for, where torch gives the number of its process only.
+
+    torch notices within five seconds, wherever the main process is by then.
+
+    Args:
+        loader: of the epoch under way; its batch sampler gives the same batches again.
+        running: gives torch's iterator over it, and how many batches of the epoch it left out at the start.
+
+    Raises:
+        RunError: a worker died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.match(r"DataLoader worker \(pid(?:\(s\))? (\d+)", str(error))
+        if found is None:
+            raise
+        iterator, skip = running()
+        workers = {worker.pid: number for number, worker in enumerate(getattr(iterator, "_workers", ()))}
+        number = workers.get(int(found[1]))
+        asked = {skip + batch for batch, task in getattr(iterator, "_task_info", {}).items() if task[0] == number}
+        batches = islice(loader.batch_sampler or (), max(asked, default=-1) + 1)
+        samples = [sample for place, batch in enumerate(batches) if place in asked for sample in batch]
+        told = ", ".join(_sample_name(loader.dataset, int(sample)) for sample in samples) or "none that is known"
+        reason = str(error).splitlines()[0].rstrip(". ")
+        advice = "often the system's memory is full: set a smaller num_workers; continue with --resume"
+        raise RunError(f"data worker {number} died, asked for samples {told}: {reason}; {advice}") from error
+
+
+def _sample_name(dataset: Any, number: int) -> str:
+    """A sample's number in the dataset, and its token where the dataset tells it."""
+    return f"{number} ({dataset.clip(number).frames[-1].token})" if hasattr(dataset, "clip") else str(number)

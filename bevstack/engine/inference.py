@@ -69,7 +69,7 @@ class Predictor:
         compile_form(self.model, config)
         self.classes = classes or getattr(model, "classes", ()) or class_names(config)
         self.steps = ImageSteps.of_config(config)
-        self.precision = precision_of(config, device, dtype)
+        self.precision = precision_of(config, device, dtype, self.model)
         form = data_settings(config).get("can_bus_form") or CorrectedCanBus()
         self.can_bus_form: CanBusForm = TASK_UTILS.build(form) if isinstance(form, Mapping) else form
 

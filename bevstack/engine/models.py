@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from torch import nn
 
 from bevstack.engine.checkpoint import checkpoint_of, load_weights, read_checkpoint
 from bevstack.engine.component_names import find_component, registered
@@ -128,20 +129,26 @@ def class_names(cfg: Config, meta: Mapping[str, Any] | None = None) -> tuple[str
     return tuple(map(str, names or ()))
 
 
-def precision_of(cfg: Config, device: torch.device | str | None = None, dtype: str | None = None) -> Precision:
+def precision_of(
+    cfg: Config,
+    device: torch.device | str | None = None,
+    dtype: str | None = None,
+    model: nn.Module | None = None,
+) -> Precision:
     """The number format that a config tests its model in.
 
     Args:
         cfg: of the model.
         device: that the model is on, :func:`bevstack.precision.default_device` by default.
         dtype: instead of what the config says.
+        model: as built, which "auto" has to be right for.
 
     Raises:
         InputError: no such format, or none that the device has.
     """
     loop = cfg.get("test_cfg") or cfg.get("val_cfg") or {}
     try:
-        return choose_precision(dtype or loop.get("dtype", "float32"), device)
+        return choose_precision(dtype or loop.get("dtype", "float32"), device, model)
     except ValueError as error:
         raise InputError(cfg.filename or "config", "dtype", str(error)) from error
 

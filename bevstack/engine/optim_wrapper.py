@@ -27,10 +27,15 @@ class AutocastOptimWrapper(OptimWrapper):
 
     def __init__(self, dtype: str = "auto", **kwargs) -> None:
         super().__init__(**kwargs)
-        device = self.optimizer.param_groups[0]["params"][0].device
-        self.precision = choose_precision(dtype, device)
-        self.loss_scaler = torch.amp.GradScaler(device.type, enabled=self.precision.needs_loss_scaling)
+        self.dtype = dtype
         self._model: nn.Module | None = None
+        self.choose_precision_for(None)
+
+    def choose_precision_for(self, model: nn.Module | None) -> None:
+        """Choose the format again, now that the model is known that will compute in it; before the first step."""
+        device = self.optimizer.param_groups[0]["params"][0].device
+        self.precision = choose_precision(self.dtype, device, model)
+        self.loss_scaler = torch.amp.GradScaler(device.type, enabled=self.precision.needs_loss_scaling)
 
     @contextmanager
     def optim_context(self, model: nn.Module):

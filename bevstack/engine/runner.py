@@ -46,6 +46,7 @@ from bevstack.engine.config import said
 from bevstack.engine.console import ShortFormatter, ShortLogProcessor, WithoutNoise
 from bevstack.engine.cpu_memory import keep_freed_memory
 from bevstack.engine.label_checks import check_trained_cameras, check_trained_labels, object_heads
+from bevstack.engine.optim_wrapper import AutocastOptimWrapper
 from bevstack.engine.processes import join_gloo
 from bevstack.engine.resume_check import (
     changed_settings,
@@ -173,6 +174,13 @@ class BEVRunner(Runner):
         if isinstance(evaluator, dict) and "metrics" in evaluator:
             return EVALUATOR.build({"type": "bevstack.WholeEvaluator", **evaluator})
         return WholeEvaluator(evaluator)
+
+    def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
+        """mmengine's; a wrapper that chooses its number format hears of the model that computes in it."""
+        wrapper = super().build_optim_wrapper(optim_wrapper)
+        if isinstance(wrapper, AutocastOptimWrapper):
+            wrapper.choose_precision_for(self.model)
+        return wrapper
 
     def build_for_training(self) -> None:
         """Build loops, optimizer and schedulers, which :meth:`train` would build later; mistakes show up now."""

@@ -22,6 +22,7 @@ from bevstack.engine.processes import leave_group, process_count
 from bevstack.engine.runner import BEVRunner
 from bevstack.engine.stream_checks import check_memory, check_streams
 from bevstack.engine.train import SUMMARY_NAME
+from bevstack.engine.work_dir import Attempt
 from bevstack.errors import InputError
 from bevstack.evaluation import print_table, write_metrics
 
@@ -75,17 +76,17 @@ def test(
     compile_options(cfg)
     check_streams(cfg, "test", process_count(launcher))
     whole = cfg.copy()
-    _prepare(cfg, out, launcher)
-
-    with building(cfg):
-        runner = BEVRunner.from_cfg(cfg)
-        check_memory(whole, runner.module, tests=True)
-        dataset = runner.test_loop.dataloader.dataset
-        check_labels(whole, runner.module, dataset, "test")
-    cameras = (getattr(dataset, "metainfo", None) or {}).get("cameras", ())
-    check_trained_cameras(runner.module, content.get("meta") or {}, cameras, checkpoint)
-    runner.take_weights(content, checkpoint, strict=True)
-    del content  # the optimizer's state is as large as the model
+    with Attempt(out):
+        _prepare(cfg, out, launcher)
+        with building(cfg):
+            runner = BEVRunner.from_cfg(cfg)
+            check_memory(whole, runner.module, tests=True)
+            dataset = runner.test_loop.dataloader.dataset
+            check_labels(whole, runner.module, dataset, "test")
+        cameras = (getattr(dataset, "metainfo", None) or {}).get("cameras", ())
+        check_trained_cameras(runner.module, content.get("meta") or {}, cameras, checkpoint)
+        runner.take_weights(content, checkpoint, strict=True)
+        del content  # the optimizer's state is as large as the model
     metrics = dict(runner.test())
     if runner.rank == 0:
         metrics |= _training_seconds(checkpoint.parent, out)

@@ -27,7 +27,7 @@ from bevstack.engine.runner import BEVRunner
 from bevstack.engine.schedules import schedule_notes
 from bevstack.engine.stream_checks import check_memory, check_streams
 from bevstack.engine.training_checks import check_training
-from bevstack.engine.work_dir import WorkDirLock
+from bevstack.engine.work_dir import Attempt, WorkDirLock
 from bevstack.errors import InputError
 from bevstack.files import atomic_write, require_writable
 from bevstack.precision import choose_precision
@@ -126,10 +126,14 @@ def train_with(cfg: Config, work_dir: str | os.PathLike | None, options: RunOpti
             return {**summary, "steps": runner.iter}
     lock = WorkDirLock(cfg.work_dir) if _is_main() else None
     try:
-        runner, notes = _built(cfg, _set_resume(cfg, resume))
-        summary = _describe(runner, notes)
-        runner.train()
-        return _finish(runner, summary, time.monotonic() - started)
+        with Attempt(cfg.work_dir) as attempt:
+            runner, notes = _built(cfg, _set_resume(cfg, resume))
+            summary = _describe(runner, notes)
+            try:
+                runner.train()
+            finally:
+                attempt.began = runner.iter > 0
+            return _finish(runner, summary, time.monotonic() - started)
     finally:
         if lock is not None:
             lock.release()

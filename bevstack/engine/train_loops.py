@@ -16,7 +16,7 @@ from mmengine.runner.loops import EpochBasedTrainLoop
 from torch.utils.data import DataLoader
 
 from bevstack.engine.checkpoint import restore_rng_state, unchanged_rng
-from bevstack.engine.faults import NonFiniteError, SignalWatch, StoppedBySignal, naming_unused
+from bevstack.engine.faults import NonFiniteError, SignalWatch, StoppedBySignal, naming_dead_worker, naming_unused
 from bevstack.engine.kept_features import KeptFeatures
 from bevstack.engine.streaming import Streams
 from bevstack.registry import LOOPS
@@ -70,6 +70,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         self.seconds = 0.0  # of training so far, over all resumes
         self.resumed_rng: dict | None = None
         self._skip = self._epoch_start = 0
+        self._running: tuple[Any, int] = None, 0  # torch's iterator of this epoch, and the batches that it left out
 
     @property
     def batch_in_epoch(self) -> int:
@@ -145,17 +146,18 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         self.start_streams()
         started = time.monotonic()
         before = self.seconds
-        for index, data_batch in self._batches():
-            self.run_iter(index, data_batch)
-            self.seconds = before + time.monotonic() - started
-            if self._should_stop(watch):
-                break
-            if self.by_iterations:
-                self._decide_current_val_interval()
-                before -= self._validate_if_due()
-                self.runner.model.train()
-                if self.finished:
+        with naming_dead_worker(self.dataloader, lambda: self._running):
+            for index, data_batch in self._batches():
+                self.run_iter(index, data_batch)
+                self.seconds = before + time.monotonic() - started
+                if self._should_stop(watch):
                     break
+                if self.by_iterations:
+                    self._decide_current_val_interval()
+                    before -= self._validate_if_due()
+                    self.runner.model.train()
+                    if self.finished:
+                        break
         if self.batch_in_epoch < len(self.dataloader):
             return
         self.runner.call_hook("after_train_epoch")
@@ -187,6 +189,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         if state is not None and not skip:
             restore_rng_state(state)
         iterator: Iterator[dict] = iter(self._without_first(skip) if skip else self.dataloader)
+        self._running = iterator, skip
         iterator = islice(iterator, len(self.dataloader) - skip)  # a sampler of one's own may go on for ever
         if state is not None and skip:  # making the iterator has drawn a number, as it had before the checkpoint
             restore_rng_state(state)

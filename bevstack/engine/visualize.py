@@ -125,7 +125,7 @@ def predicted_samples(
         yield from (dataset[number]["data_samples"] for number in chosen)
         return
     streaming = carries_memory(cfg, "test" if cfg.get("test_cfg") else "val")
-    precision, streams, model = precision_of(cfg), Streams(), inference_form(model)
+    precision, streams, model = precision_of(cfg, model=model), Streams(), inference_form(model)
     compile_form(model, cfg)
     for number in chosen:
         with torch.no_grad(), precision.autocast():
@@ -161,7 +161,8 @@ def draw_dataset(
     samples = predicted_samples(cfg, dataset, chosen, model)
     if model is not None and cfg.get("tracker"):
         samples = track_samples(TASK_UTILS.build(cfg.tracker), samples)
-    for sample in track(samples, "drawing", total=len(chosen), console=Console(file=sys.stderr)):
+    console = Console(file=sys.stderr)
+    for sample in track(samples, "drawing", total=len(chosen), console=console, disable=not console.is_terminal):
         scene = pictures.setdefault(sample.metainfo["scene_name"], [])
         path = args.out / sample.metainfo["scene_name"] / f"{len(scene):04d}_{sample.metainfo['token']}.png"
         write_png(path, visualizer.draw(sample, camera_views(dataset, sample)))

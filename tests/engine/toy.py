@@ -10,6 +10,7 @@ import copy
 import json
 import os
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 import bevstack.engine.runner  # noqa: F401 - imported once, before processes fork
 from bevstack.geometry import BEVGrid
@@ -42,12 +43,12 @@ def sample_of(index: int) -> BEVDataSample:
 
 @DATASETS.register_module()
 class ToyDataset(Dataset):
-    """Scenes of four frames of random images; ``nan_at`` poisons one sample's target."""
+    """Scenes of four frames of random images; ``nan_at`` poisons one sample's target, ``die_at`` kills its worker."""
 
     metainfo = {"classes": ["car"]}
 
-    def __init__(self, length: int = 16, seed: int = 0, nan_at: int = -1) -> None:
-        self.length, self.seed, self.nan_at = length, seed, nan_at
+    def __init__(self, length: int = 16, seed: int = 0, nan_at: int = -1, die_at: int = -1) -> None:
+        self.length, self.seed, self.nan_at, self.die_at = length, seed, nan_at, die_at
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
@@ -57,6 +58,8 @@ class ToyDataset(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> dict:
+        if index == self.die_at and get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
         rng = np.random.default_rng([self.seed, int(self._epoch), index])
         image = torch.from_numpy(rng.standard_normal((1, 3, 2, 2)).astype(np.float32))
         sample = sample_of(index)
