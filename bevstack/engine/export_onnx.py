@@ -23,7 +23,7 @@ METADATA = "bevstack"
 
 
 def traced(step: nn.Module, inputs: Sequence[Tensor]) -> torch.export.ExportedProgram:
-    """A step as a graph for inputs of these shapes, without what has no counterpart elsewhere (a matrix inverse)."""
+    """A step as a graph for inputs (1, ...) of these shapes, without what has no counterpart elsewhere (an inverse)."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch's own, of its own parts
         return torch.export.export(step, tuple(inputs), strict=False).run_decompositions(
