@@ -247,8 +247,8 @@ def _fed_back(step: StepOfTensors | MLPerfStep) -> dict[str, str]:
 
 def _torch_ms(model: BEVPerception, clip: Sequence[Frame]) -> float:
     """Median milliseconds of a step and its heads by torch, in the form that inference takes."""
-    form, memory, times = inference_form(model), None, []
-    step = StepOfTensors(form, clip[0])
+    memory: BEVMemory | None = None
+    step, times = StepOfTensors(inference_form(model), clip[0]), []
     for frame in clip:
         past = memory if bool(frame.motion.has_previous.all()) else None
         began = time.perf_counter()

@@ -146,12 +146,11 @@ def described_head(head: Any) -> dict[str, Any]:
             "quality_power": decoding.quality_power if outputs.quality else None,
         }
     elif isinstance(head, QueryDetectionHead):
-        decoding = head.decoding
-        limits = decoding.post_center_range_m
+        limits = head.decoding.post_center_range_m
         entry |= {
             "boxes": "query",
-            "max_num": decoding.max_num,
-            "score_threshold": decoding.score_threshold,
+            "max_num": head.decoding.max_num,
+            "score_threshold": head.decoding.score_threshold,
             "post_center_range_m": None if limits is None else [float(value) for value in limits],
         }
     elif isinstance(head, SemanticSegmentationHead):

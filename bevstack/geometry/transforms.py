@@ -88,7 +88,7 @@ def se2_from_rigid(dst_from_src: Tensor) -> Tensor:
     so it stays exactly rigid; a reflection (BEV flip) stays a reflection.
     """
     block = dst_from_src[..., :2, :2]
-    mirrored = torch.det(block) < 0
+    mirrored = block[..., 0, 0] * block[..., 1, 1] < block[..., 0, 1] * block[..., 1, 0]
     sign = torch.where(mirrored, -1.0, 1.0).to(block)
     # A planar reflection is a rotation followed by y -> -y of the source axis; undo it, take the angle, put it back.
     cos = block[..., 0, 0] + sign * block[..., 1, 1]
