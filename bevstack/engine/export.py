@@ -159,9 +159,7 @@ def made_up_clip(images: ImagePlan, frames: int) -> list[Frame]:
         can_bus = torch.zeros(1, 18)
         can_bus[0, [0, 1, 3, 16]] = torch.tensor([*matrix[:2, 3].tolist(), 1.0, 1.2])
         can_bus[0, 17] = angle.rad2deg()
-        motion = EgoMotion(
-            matrix[None], torch.tensor([not starts]), torch.tensor([0.0 if starts else 0.5]), can_bus
-        )
+        motion = EgoMotion(matrix[None], torch.tensor([not starts]), torch.tensor([0.0 if starts else 0.5]), can_bus)
         pixels = torch.randn(1, images.rig.num_cameras, 3, *images.padded_size_px, generator=generator)
         clip.append(Frame(pixels, images.rig, motion))
     return clip
@@ -185,9 +183,7 @@ def onnx_runner(path: Path) -> Runner:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     inputs = [entry.name for entry in session.get_inputs()]
     outputs = [entry.name for entry in session.get_outputs()]
-    return lambda given: dict(
-        zip(outputs, session.run(None, {name: given[name] for name in inputs}), strict=True)
-    )
+    return lambda given: dict(zip(outputs, session.run(None, {name: given[name] for name in inputs}), strict=True))
 
 
 def pt2_runner(path: Path, names: Sequence[str]) -> Runner:

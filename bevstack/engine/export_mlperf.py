@@ -66,7 +66,7 @@ class MLPerfStep(nn.Module):
         return encoded.flatten(2).permute(2, 0, 1), raw["logits"], code_from_old_code(raw["boxes"])
 
     def inputs_of(self, frame: Frame, memory: BEVMemory | None) -> dict[str, Tensor]:
-        """A frame of one sample and what is remembered, None for nothing, as named inputs: ``img`` (1, N, 3, H, W) ..."""
+        """A frame and what is remembered, None for nothing, as named inputs, images (1, N, 3, H, W)."""
         encoder = self.model.encoder
         prev_bev = torch.zeros(encoder.grid.num_cells, 1, encoder.channels)
         if memory is not None:
