@@ -159,7 +159,9 @@ def made_up_clip(images: ImagePlan, frames: int) -> list[Frame]:
         can_bus = torch.zeros(1, 18)
         can_bus[0, [0, 1, 3, 16]] = torch.tensor([*matrix[:2, 3].tolist(), 1.0, 1.2])
         can_bus[0, 17] = angle.rad2deg()
-        motion = EgoMotion(matrix[None], torch.tensor([not starts]), torch.tensor([0.0 if starts else 0.5]), can_bus)
+        motion = EgoMotion(
+            matrix[None], torch.tensor([not starts]), torch.tensor([0.0 if starts else 0.5]), can_bus
+        )
         pixels = torch.randn(1, images.rig.num_cameras, 3, *images.padded_size_px, generator=generator)
         clip.append(Frame(pixels, images.rig, motion))
     return clip
@@ -183,7 +185,9 @@ def onnx_runner(path: Path) -> Runner:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     inputs = [entry.name for entry in session.get_inputs()]
     outputs = [entry.name for entry in session.get_outputs()]
-    return lambda given: dict(zip(outputs, session.run(None, {name: given[name] for name in inputs}), strict=True))
+    return lambda given: dict(
+        zip(outputs, session.run(None, {name: given[name] for name in inputs}), strict=True)
+    )
 
 
 def pt2_runner(path: Path, names: Sequence[str]) -> Runner:
@@ -243,8 +247,9 @@ def _fed_back(step: StepOfTensors | MLPerfStep) -> dict[str, str]:
 
 def _torch_ms(model: BEVPerception, clip: Sequence[Frame]) -> float:
     """Median milliseconds of a step and its heads by torch, in the form that inference takes."""
+    form, times = inference_form(model), []
     memory: BEVMemory | None = None
-    step, times = StepOfTensors(inference_form(model), clip[0]), []
+    step = StepOfTensors(form, clip[0])
     for frame in clip:
         past = memory if bool(frame.motion.has_previous.all()) else None
         began = time.perf_counter()

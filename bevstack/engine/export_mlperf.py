@@ -51,7 +51,7 @@ class MLPerfStep(nn.Module):
     def forward(
         self, img: Tensor, prev_bev: Tensor, use_prev_bev: Tensor, can_bus: Tensor, lidar2img: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """``bev`` (Y * X, 1, C), ``cls`` (D, 1, Q, K) and ``coords`` (D, 1, Q, 10) of the inputs."""
+        """``bev`` (Q, 1, C), ``cls`` (D, 1, queries, K) and ``coords`` (D, 1, queries, 10)."""
         grid, device = self.model.encoder.grid, img.device
         identity = torch.eye(4, device=device).unsqueeze(0)
         pixels_from_camera = torch.eye(3, device=device).expand(1, lidar2img.shape[1], 3, 3)  # lidar2img is the product
@@ -66,7 +66,7 @@ class MLPerfStep(nn.Module):
         return encoded.flatten(2).permute(2, 0, 1), raw["logits"], code_from_old_code(raw["boxes"])
 
     def inputs_of(self, frame: Frame, memory: BEVMemory | None) -> dict[str, Tensor]:
-        """A frame and what is remembered, None for nothing, as named inputs, images (1, N, 3, H, W)."""
+        """A frame of one sample and what is remembered, None for nothing: ``img`` (1, N, 3, H, W) and the others."""
         encoder = self.model.encoder
         prev_bev = torch.zeros(encoder.grid.num_cells, 1, encoder.channels)
         if memory is not None:
@@ -82,7 +82,7 @@ class MLPerfStep(nn.Module):
         return dict(zip(self.input_names, values, strict=True))
 
     def outputs_of(self, frame: Frame, memory: BEVMemory | None) -> tuple[dict[str, Tensor], BEVMemory | None]:
-        """What the model itself makes of a frame, by the names of the outputs, (1, ...) each, and its memory."""
+        """What the model itself makes of a frame (1, N, 3, H, W), by the names of the outputs, and its memory after."""
         bev, after = self.model.step(frame, memory)
         raw = self.model.heads[DETECTION](bev)
         encoded = bev.features if bev.encoded is None else bev.encoded.features

@@ -23,7 +23,7 @@ METADATA = "bevstack"
 
 
 def traced(step: nn.Module, inputs: Sequence[Tensor]) -> torch.export.ExportedProgram:
-    """A step as a graph for inputs of these shapes, (1, ...) each, without what ONNX lacks (a matrix inverse)."""
+    """A step as a graph for inputs (1, ...) of these shapes, without what has no counterpart elsewhere (an inverse)."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch's own, of its own parts
         return torch.export.export(step, tuple(inputs), strict=False).run_decompositions(
@@ -69,8 +69,8 @@ def write_onnx(
             verbose=False,
             custom_translation_table={one_node._opoverload: _deform_conv},
         )
-    if written is None:
-        raise InputError(path, "onnx", "torch's exporter wrote nothing")
+    if written is None:  # torch says so of its other exporter, which is not asked
+        raise RuntimeError("torch.onnx.export returned no program")
     model = written.model_proto
     graph = model.graph
     read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}

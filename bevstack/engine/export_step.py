@@ -69,13 +69,13 @@ class StepOfTensors(nn.Module):
             self.output_names = tuple(self.outputs_of(frame, None)[0])
 
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
-        """Outputs (1, ...) or (D, 1, ...) as ``output_names`` orders them, of inputs as ``input_names`` does."""
+        """Outputs (1, ...) in the order of ``output_names``, of inputs (1, ...) in the order of ``input_names``."""
         inputs = dict(zip(self.input_names, given, strict=True))
         bev, memory = self.model.step(self._frame(inputs), self._memory(inputs))
         return tuple(self.outputs(bev, memory).values())
 
     def inputs_of(self, frame: Frame, memory: BEVMemory | None) -> dict[str, Tensor]:
-        """A frame of one sample and what is remembered, None for nothing, as named inputs (1, ...)."""
+        """A frame of one sample and what is remembered, None for nothing: ``images`` (1, N, 3, H, W) and the others."""
         rig, motion = frame.rig, frame.motion
         values: dict[str, Any] = {
             "images": frame.images.float(),
@@ -90,12 +90,12 @@ class StepOfTensors(nn.Module):
         return {name: values[name].contiguous() for name in self.input_names}
 
     def outputs_of(self, frame: Frame, memory: BEVMemory | None) -> tuple[dict[str, Tensor], BEVMemory | None]:
-        """What the model itself makes of a frame, by the names of the outputs, (1, ...) each, and its memory."""
+        """What the model itself makes of a frame (1, N, 3, H, W), by the names of the outputs, and its memory after."""
         bev, after = self.model.step(frame, memory)
         return self.outputs(bev, after), after
 
     def outputs(self, bev: BEVFeatures, memory: BEVMemory | None) -> dict[str, Tensor]:
-        """What a step gives, B_t (1, C, Y, X) and memory, as named outputs."""
+        """What a step gives, as named outputs: B_t (1, C, Y, X) where asked, raw answers of the heads, memory."""
         named = {"bev": bev.features} if self.extra else {}
         for name, head in self.model._bev_heads():
             named |= {f"{name}.{key}": value for key, value in raw_of(head, bev).items()}
@@ -116,16 +116,16 @@ class StepOfTensors(nn.Module):
         seconds = torch.zeros(1, frames)
         if memory is not None:
             there = memory.features.shape[1]
-            empty = (features, poses, valid, seconds)
-            kept = (memory.features, memory.now_from_frame, memory.valid, memory.seconds)
-            features, poses, valid, seconds = (
-                torch.cat([value.to(nothing.dtype), nothing[:, there:]], dim=1)
-                for nothing, value in zip(empty, kept, strict=True)
-            )
+            pairs = [(features, memory.features), (poses, memory.now_from_frame)]
+            pairs += [(valid, memory.valid), (seconds, memory.seconds)]
+            kept = [torch.cat([value.to(empty.dtype), empty[:, there:]], dim=1) for empty, value in pairs]
+            features, poses, valid, seconds = kept
         if frames > 1:  # what is not valid may be anything; here it is nothing
             poses = torch.where(valid[..., None, None], poses, torch.eye(4))
             seconds = torch.where(valid, seconds, 0.0)
-        return dict(zip(self.memory_names, (features, poses, valid, seconds), strict=False))
+        return dict(zip(MEMORY, (features, poses, valid, seconds), strict=True)) if frames > 1 else {
+            "memory_features": features
+        }
 
     def _frame(self, inputs: Mapping[str, Tensor]) -> Frame:
         rig = CameraRig(
