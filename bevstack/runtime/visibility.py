@@ -38,9 +38,7 @@ def cameras_a_cell(
     return int(np.max(count))
 
 
-def require_room(
-    pixels_from_camera: np.ndarray, camera_from_bev: np.ndarray, described: Mapping[str, Any]
-) -> None:
+def require_room(pixels_from_camera: np.ndarray, camera_from_bev: np.ndarray, described: Mapping[str, Any]) -> None:
     """Refuse a rig of which more cameras see a cell than a file has room for.
 
     Args:
