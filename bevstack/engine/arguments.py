@@ -57,7 +57,8 @@ def visualize_arguments(arguments: Sequence[str] | None = None) -> argparse.Name
     )
     parser.add_argument("config")
     parser.add_argument("checkpoint", nargs="?", help="left out with --dataset-only")
-    parser.add_argument("--out", required=True, type=Path, help="folder for <scene>/*.png and <scene>.gif")
+    parser.add_argument("--out", type=Path, help="folder for <scene>/*.png and <scene>.gif")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="one page to look through the clip, for any browser")
     parser.add_argument("--dataset-only", action="store_true", help="draw the ground truth, without a model")
     parser.add_argument("--split", help="train, val or test (that dataloader of the config), or a split of the dataset")
     parser.add_argument("--scenes", nargs="+", help="scene names; all of the split by default")
@@ -71,6 +72,10 @@ def visualize_arguments(arguments: Sequence[str] | None = None) -> argparse.Name
     args = parser.parse_args(arguments)
     if args.dataset_only == (args.checkpoint is not None):
         raise InputError(args.config, "CHECKPOINT", "give a checkpoint, or --dataset-only without one")
+    if args.out is None and args.html is None:
+        raise InputError(
+            args.config, "--out", "say what to write: --out DIR for pictures, --html FILE for a page, or both"
+        )
     for field, value in (
         ("--fps", args.fps),
         ("--max-samples", args.max_samples),
@@ -78,7 +83,12 @@ def visualize_arguments(arguments: Sequence[str] | None = None) -> argparse.Name
     ):
         if value is not None and not value > 0:
             raise InputError(args.config, field, f"must be positive, not {value:g}")
-    require_writable(args.out, "--out")
+    if args.out is not None:
+        require_writable(args.out, "--out")
+    if args.html is not None:
+        require_writable(args.html.parent, "--html")
+        if args.html.is_dir():
+            raise InputError(args.html, "--html", "is a folder; name a file, as clip.html")
     return args
 
 

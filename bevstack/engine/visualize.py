@@ -1,4 +1,4 @@
-"""The work behind ``tools/visualize.py``: pictures of samples, with or without a model, and a clip a scene."""
+"""The work behind ``tools/visualize.py``: a picture a sample, with or without a model, a clip a scene, a page."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from bevstack.engine.models import model_of_checkpoint, precision_of
 from bevstack.engine.stream_checks import carries_memory, check_memory
 from bevstack.engine.streaming import Streams, require_streams
 from bevstack.errors import InputError
+from bevstack.evaluation.detection_matches import detection_matches
 from bevstack.images import read_image
 from bevstack.models.inference_form import inference_form
 from bevstack.registry import DATASETS, TASK_UTILS, VISUALIZERS
@@ -36,6 +37,7 @@ from bevstack.structures.poses import bev_from_augmented
 from bevstack.tracking import track_samples
 from bevstack.visualization import CameraView
 from bevstack.visualization.files import write_clip, write_png
+from bevstack.visualization.scene_page import MAX_MOMENTS, ScenePage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with building(cfg):
         dataset = build_dataset(cfg, args.split)
     chosen = choose_samples(dataset, args.scenes, args.max_samples)
+    if args.html is not None and len(chosen) > MAX_MOMENTS:
+        reason = f"{len(chosen)} samples are too many for a page, at most {MAX_MOMENTS}: take --scenes or --max-samples"
+        raise InputError(args.config, "--html", reason)
     if args.dataset_only:
         print_findings(findings(dataset, chosen))
     model = None if content is None else model_of_checkpoint(content, args.checkpoint, cfg)
@@ -155,19 +160,35 @@ def build_visualizer(cfg: Any, score_thr: float = 0.3, layout: str | None = None
 def draw_dataset(
     cfg: Any, dataset: Any, chosen: Sequence[int], model: BaseModel | None, args: argparse.Namespace
 ) -> None:
-    """Write a PNG a sample and a clip a scene under ``args.out``; a progress bar, then one line."""
+    """Write what ``args`` asks for: under ``args.out`` a PNG a sample and a clip a scene, at ``args.html`` a page; a
+    progress bar, then one line for each."""
     visualizer = build_visualizer(cfg, args.score_thr, args.layout)
+    page = None if args.html is None else ScenePage(page_title(cfg, args), score_thr=args.score_thr)
     pictures: dict[str, list[Path]] = {}
     samples = predicted_samples(cfg, dataset, chosen, model)
     if model is not None and cfg.get("tracker"):
         samples = track_samples(TASK_UTILS.build(cfg.tracker), samples)
     for sample in track(samples, "drawing", total=len(chosen), console=Console(file=sys.stderr)):
-        scene = pictures.setdefault(sample.metainfo["scene_name"], [])
-        path = args.out / sample.metainfo["scene_name"] / f"{len(scene):04d}_{sample.metainfo['token']}.png"
-        write_png(path, visualizer.draw(sample, camera_views(dataset, sample)))
-        scene.append(path)
-    if args.format != "none":
-        for name, paths in pictures.items():
-            write_clip(args.out / f"{name}.{args.format}", paths, args.fps, args.max_width_px)
-    clips = "" if args.format == "none" else f" and {len(pictures)} {args.format.upper()} clip(s)"
-    print(f"{len(chosen)} picture(s) of {len(pictures)} scene(s){clips} in {args.out}")
+        views = camera_views(dataset, sample)
+        if args.out is not None:
+            scene = pictures.setdefault(sample.metainfo["scene_name"], [])
+            path = args.out / sample.metainfo["scene_name"] / f"{len(scene):04d}_{sample.metainfo['token']}.png"
+            write_png(path, visualizer.draw(sample, views))
+            scene.append(path)
+        if page is not None:
+            page.add(sample, views, detection_matches(sample, sample.metainfo["classes"]))
+    if args.out is not None:
+        if args.format != "none":
+            for name, paths in pictures.items():
+                write_clip(args.out / f"{name}.{args.format}", paths, args.fps, args.max_width_px)
+        clips = "" if args.format == "none" else f" and {len(pictures)} {args.format.upper()} clip(s)"
+        print(f"{len(chosen)} picture(s) of {len(pictures)} scene(s){clips} in {args.out}")
+    if page is not None:
+        size = page.write(args.html)
+        print(f"page of {len(chosen)} sample(s), {size / 1e6:.1f} MB: {args.html}")
+
+
+def page_title(cfg: Any, args: argparse.Namespace) -> str:
+    """What a page is called: the config's name, and the checkpoint's or that it is the ground truth."""
+    name = Path(cfg.filename or "clip").stem
+    return f"{name}: ground truth" if args.dataset_only else f"{name}: {Path(args.checkpoint).name}"
