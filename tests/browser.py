@@ -114,7 +114,8 @@ class Browser:
     def click(self, selector: str) -> None:
         """Click the middle of an element with the mouse."""
         place = f"(() => {{const e = document.querySelector({json.dumps(selector)});"
-        place += "e.scrollIntoView({block: 'nearest'}); const r = e.getBoundingClientRect(); return [r.left + r.width / 2, r.top + r.height / 2]})()"
+        place += "e.scrollIntoView({block: 'nearest'}); const r = e.getBoundingClientRect();"
+        place += "return [r.left + r.width / 2, r.top + r.height / 2]})()"
         x, y = self.value(place)
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
             self.mouse(kind, x, y)

@@ -111,7 +111,7 @@ function told(box, truth) {
 
 const content = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
-const state = { time: 0, threshold: content.score_thr, heads: new Map(), kinds: new Set(KINDS), errors: [], chosen: -1 };
+const state = { time: 0, threshold: content.score_thr, heads: new Map(), kinds: new Set(KINDS), errors: [], chosen: -1, cell: null };
 const pictures = new Map();
 let drawn = [], timer = null;
 
@@ -194,6 +194,40 @@ function drawCamera(canvas, camera, boxes) {
     canvas.hits.push({ box, area: [Math.min(...us), Math.min(...vs), Math.max(...us), Math.max(...vs)] });
   }
   pen.setLineDash([]);
+  const cell = askedCell(content.moments[state.time]), place = content.moments[state.time].cameras.indexOf(camera);
+  const seen = cell ? cell.seen.filter((sample) => sample[0] === place) : [];
+  drawSamples(pen, seen.map(([, u, v, weight]) => [u, v, weight]), cell ? cell.seen[0] && cell.seen[0][3] : 0, canvas.height / 40);
+}
+
+// The cell nearest to the place that was clicked, of those whose attention the page holds.
+function askedCell(moment) {
+  if (!state.cell || !moment.attention.length) return null;
+  const away = ({ at: [x, y] }) => Math.hypot(x - state.cell[0], y - state.cell[1]);
+  return moment.attention.reduce((best, other) => (away(other) < away(best) ? other : best));
+}
+
+// Discs at (u, v), their areas the weights; the strongest has the given radius.
+function drawSamples(pen, samples, strongest, radius) {
+  for (const [u, v, weight] of [...samples].reverse()) {
+    pen.beginPath();
+    pen.arc(u, v, Math.max(1.5, radius * Math.sqrt(weight / Math.max(1, strongest))), 0, 2 * Math.PI);
+    pen.fillStyle = "#e6007e";
+    pen.fill();
+    pen.strokeStyle = "#fff";
+    pen.lineWidth = 1;
+    pen.stroke();
+  }
+}
+
+function askAt(event) {
+  const canvas = at("bev"), room = canvas.getBoundingClientRect(), [ou, ov] = windowPixel(content.window, 720, 0, 0);
+  const right = windowPixel(content.window, 720, 1, 0), ahead = windowPixel(content.window, 720, 0, 1);
+  const u = (event.clientX - room.left) * canvas.width / room.width - ou, v = (event.clientY - room.top) * canvas.height / room.height - ov;
+  const [a, b, c, d] = [right[0] - ou, ahead[0] - ou, right[1] - ov, ahead[1] - ov], area = a * d - b * c;
+  const place = [(d * u - b * v) / area, (a * v - c * u) / area];
+  const again = state.cell && Math.hypot(place[0] - state.cell[0], place[1] - state.cell[1]) < 2;
+  state.cell = again ? null : place;
+  draw();
 }
 
 function drawBev(moment, boxes) {
@@ -255,6 +289,18 @@ function drawBev(moment, boxes) {
   }
 }
 
+// The asked cell from above, and where it looks back.
+function drawCell(moment) {
+  const cell = askedCell(moment), pen = at("bev").getContext("2d");
+  if (!cell) return;
+  const [u, v] = windowPixel(content.window, 720, ...cell.at);
+  const past = (cell.past || []).map(([x, y, weight]) => [...windowPixel(content.window, 720, x, y), weight]);
+  drawSamples(pen, past, past.length ? past[0][2] : 0, 8);
+  pen.strokeStyle = "#e6007e";
+  pen.lineWidth = 2.5;
+  pen.strokeRect(u - 7, v - 7, 14, 14);
+}
+
 // Cameras that look forward above those that look back, each row from left to right as a driver points at them.
 function cameraRows(cameras) {
   const forward = Math.PI / 2 - content.window.quarter_turns * Math.PI / 2, rows = [[], []];
@@ -295,6 +341,7 @@ function draw() {
   for (const canvas of at("cameras").querySelectorAll("canvas"))
     drawCamera(canvas, moment.cameras.find((camera) => camera.name === canvas.dataset.camera), drawn);
   drawBev(moment, drawn);
+  drawCell(moment);
   at("panels").replaceChildren(...moment.panels.filter((panel) => isShown(panel.title)).map((panel) => {
     const figure = document.createElement("figure"), image = new Image(), caption = document.createElement("figcaption");
     image.src = panel.image;
@@ -378,7 +425,7 @@ function checkbox(name, on, changed) {
   box.checked = on;
   box.name = name;
   box.onchange = () => changed(box.checked);
-  label.append(box, ` ${name.replaceAll("_", " ")}`);
+  label.append(box, ` ${name}`);
   return label;
 }
 
@@ -401,14 +448,21 @@ function begin() {
   at("next_error").onclick = () => choose(state.chosen + 1);
   at("previous_error").onclick = () => choose(state.chosen < 0 ? -1 : state.chosen - 1);
   listenForPointer(at("bev"));
+  if (content.moments.some((moment) => moment.attention.length)) at("bev").onclick = askAt;
   addEventListener("keydown", (event) => {
     const keys = { ArrowRight: () => goTo(state.time + 1), ArrowLeft: () => goTo(state.time - 1), n: () => choose(state.chosen + 1), p: () => choose(state.chosen < 0 ? -1 : state.chosen - 1), " ": play };
     if (!keys[event.key] || event.target.tagName === "INPUT" || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     keys[event.key]();
   });
+  const named = () => {
+    const time = content.moments.findIndex((moment) => moment.token === decodeURIComponent(location.hash.slice(1)));
+    if (time >= 0) goTo(time);
+  };
+  addEventListener("hashchange", named);
   listErrors();
   draw();
+  named();
 }
 
 begin();
