@@ -21,11 +21,19 @@ from bevstack.structures import BEVDataSample, BEVRaster
 from bevstack.structures.matches import DetectionMatches
 from bevstack.visualization.bev import BEVWindow, quarter_turns_of
 from bevstack.visualization.cameras import CameraView
-from bevstack.visualization.painters import PanelPainter, PredictionPainter, TruthPainter, registered_painters
+from bevstack.visualization.painters import (
+    CameraPainter,
+    PanelPainter,
+    PredictionPainter,
+    TruthPainter,
+    registered_painters,
+)
 from bevstack.visualization.palette import LAYER_ALPHA, color_of
 from bevstack.visualization.sample_visualizer import forward_bearing
 
 PAGES = Path(__file__).parent / "pages"
+STRONGEST = 12
+"""Samples of attention that the page holds of a cell."""
 MAX_MOMENTS = 120
 """More make a page that browsers open slowly."""
 
@@ -54,9 +62,10 @@ class ScenePage:
     ) -> None:
         self.title, self.score_thr, self.lowest_score = title, score_thr, min(lowest_score, score_thr)
         self.camera_width_px, self.window_px = camera_width_px, window_px
-        self.extent = tuple(x_range_m), tuple(y_range_m)
+        self.extent = (x_range_m[0], x_range_m[1]), (y_range_m[0], y_range_m[1])
         own = PredictionPainter, TruthPainter
         painters = registered_painters(score_thr)
+        self.camera_painters = [p for p in painters if isinstance(p, CameraPainter)]
         self.painters = [p for p in painters if isinstance(p, PanelPainter) and not isinstance(p, own)]
         self.moments: list[dict[str, Any]] = []
         self.classes: list[str] = []
@@ -72,6 +81,9 @@ class ScenePage:
         """
         self.quarter_turns = quarter_turns_of(forward_bearing(views))
         window = BEVWindow(*self.extent, self.window_px, self.quarter_turns)
+        for camera_painter in self.camera_painters:
+            if camera_painter.draws(sample):
+                views = camera_painter.paint(sample, views, 0.5625 * self.camera_width_px)
         panels = [(painter.title, painter.paint(sample, window)) for painter in self.painters if painter.draws(sample)]
         self.classes = list(sample.metainfo.get("classes", self.classes))
         self.moments.append(
@@ -84,6 +96,7 @@ class ScenePage:
                 "truth": self._boxes(sample, "gt_instances_3d", matches),
                 "matched": matches is not None,
                 "rasters": _rasters(sample, window),
+                "attention": _attention(sample, views, self.camera_width_px),
                 "panels": [{"title": name, "image": _png(panel)} for name, panel in panels if panel is not None],
             }
         )
@@ -161,8 +174,7 @@ def data_uri(content: bytes, kind: str) -> str:
 
 
 def _camera(view: CameraView, width_px: int) -> dict[str, Any]:
-    height, width = view.image.shape[:2]
-    small = view.resized(min(width, width_px), round(height * min(width, width_px) / width))
+    small = _small(view, width_px)
     _, content = cv2.imencode(".jpg", np.ascontiguousarray(small.image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 78])
     return {
         "name": view.name,
@@ -171,6 +183,39 @@ def _camera(view: CameraView, width_px: int) -> dict[str, Any]:
         "pixels_from_camera": np.asarray(small.pixels_from_camera, float)[:3, :3].round(4).tolist(),
         "camera_from_bev": np.asarray(small.camera_from_bev, float).round(6).tolist(),
     }
+
+
+def _attention(sample: BEVDataSample, views: Sequence[CameraView], width_px: int) -> list[dict[str, Any]]:
+    """Of each cell of ``attention_lattice`` its place, its strongest samples [camera, u, v, weight] in the page's
+    images, weights in thousandths, and where it looks back [x, y, weight]."""
+    if "attention_lattice" not in sample:
+        return []
+    places = sample.attention_lattice
+    cells = [place.cpu().double().numpy() for place in (places.cells, places.rays, places.image_weights)]
+    cameras = places.cameras.cpu().numpy()
+    past = None if places.past is None else [part[:, 0].cpu().numpy() for part in (places.past, places.past_weights)]
+    matrices = [np.asarray(_small(view, width_px).pixels_from_camera)[:3, :3] for view in views]
+    found = []
+    for cell, (center, rays, weights) in enumerate(zip(*cells, strict=True)):
+        samples = []
+        for flat in np.argsort(-weights, axis=None)[:STRONGEST]:
+            slot, point = np.unravel_index(flat, weights.shape)
+            camera = int(cameras[cell, slot])
+            if camera >= 0:
+                u, v, _ = matrices[camera] @ [*rays[slot, point], 1.0]
+                samples.append([camera, round(u), round(v), round(1000 * weights[slot, point])])
+        entry: dict[str, Any] = {"at": center.round(2).tolist(), "seen": samples}
+        if past is not None:
+            rows = np.argsort(-past[1][cell])[:STRONGEST]
+            entry["past"] = [[*past[0][cell, row].round(2).tolist(), round(1000 * past[1][cell, row])] for row in rows]
+        found.append(entry)
+    return found
+
+
+def _small(view: CameraView, width_px: int) -> CameraView:
+    """The view as large as the page has it."""
+    height, width = view.image.shape[:2]
+    return view.resized(min(width, width_px), round(height * min(width, width_px) / width))
 
 
 def _rasters(sample: BEVDataSample, window: BEVWindow) -> list[dict[str, str]]:

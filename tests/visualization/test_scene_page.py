@@ -14,6 +14,7 @@ from mmengine.structures import InstanceData
 
 from bevstack.geometry import BEVGrid
 from bevstack.structures import BEVDataSample, BEVRaster
+from bevstack.structures.attention import AttendedPlaces
 from bevstack.structures.boxes import lidar_boxes
 from bevstack.structures.matches import DetectionMatches
 from bevstack.visualization.scene_page import ScenePage
@@ -45,6 +46,16 @@ def sample(place: int) -> BEVDataSample:
     made.gt_instances_3d.bboxes_3d.tensor[2, 7:] = torch.nan
     drivable = torch.zeros(1, *GRID.shape)
     drivable[0, :, 2:] = 1  # the half to the right of the car
+    # A cell 10 m ahead, which looks at the middle of the front camera (weight 0.75) and of the rear one (0.25).
+    lattice = AttendedPlaces(
+        torch.tensor([[0.0, 10.0], [0.0, -10.0]]),
+        torch.tensor([[0, 1], [-1, -1]]),
+        torch.zeros(2, 2, 1, 2),
+        torch.tensor([[[0.75], [0.25]], [[0.0], [0.0]]]),
+        torch.tensor([[[[3.0, 9.0]], [[0.0, 0.0]]]] * 2),
+        torch.tensor([[[0.5], [0.5]]] * 2),
+    )
+    made.set_field(lattice, "attention_lattice")
     made.set_field({"map": BEVRaster(drivable, ("drivable_area",), GRID)}, "pred_rasters")
     return made
 
@@ -156,6 +167,40 @@ def test_errors_are_stepped_through_worst_first(browser):
     set_slider(browser, "score", 0.95)
     assert browser.value(f"{listed}.length") == 3
     set_slider(browser, "score", 0.3)
+
+
+@needs_chromium
+def test_a_click_from_above_shows_what_the_cell_looks_at(browser):
+    # Expected: a magenta disc in the middle of both cameras, in the rear one a third of the area; one from above at
+    # (3, 9), where the cell looks back; a second click, and they are gone.
+    def magenta(selector):
+        data = f"document.querySelector('{selector}').getContext('2d')"
+        size = f"document.querySelector('{selector}')"
+        pixels = f"{data}.getImageData(0, 0, {size}.width, {size}.height).data"
+        count = f"(() => {{const p = {pixels}; let n = 0; for (let i = 0; i < p.length; i += 4)"
+        return browser.value(count + " n += p[i] === 230 && p[i + 1] === 0 && p[i + 2] === 126; return n})()")
+
+    cameras = [f"canvas[data-camera={name}]" for name in ("CAM_FRONT", "CAM_BACK")]
+    assert [magenta(one) for one in (*cameras, "#bev")] == [0, 0, 0]
+    place = browser.value(
+        "(() => {const r = at('bev').getBoundingClientRect(), s = r.width / 720;"
+        "const p = windowPixel(content.window, 720, 0.5, 8); return [r.left + p[0] * s, r.top + p[1] * s]})()"
+    )
+    for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+        browser.mouse(kind, *place)
+    assert browser.value("state.cell") == pytest.approx([0.5, 8], abs=0.2)
+    assert browser.value("askedCell(content.moments[state.time]).at") == [0, 10]
+    front, back = (magenta(one) for one in cameras)
+    assert front == pytest.approx(3.14 * 5**2, rel=0.4) and back == pytest.approx(front / 3, rel=0.5)
+    spot = "windowPixel(content.window, 720, 3, 9).map(Math.round)"
+    assert browser.value(f"[...at('bev').getContext('2d').getImageData(...{spot}, 1, 1).data].slice(0, 3)") == [
+        230,
+        0,
+        126,
+    ]
+    for kind in ("mousePressed", "mouseReleased"):
+        browser.mouse(kind, *place)
+    assert [magenta(one) for one in (*cameras, "#bev")] == [0, 0, 0]
 
 
 @needs_chromium
