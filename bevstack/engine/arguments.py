@@ -34,8 +34,19 @@ def test_parser() -> argparse.ArgumentParser:
     parser.add_argument("config", help="config file")
     parser.add_argument("checkpoint", help="checkpoint file (with EMA, its averaged weights are used)")
     parser.add_argument("--out", "--work-dir", metavar="DIR", help="folder of the results (default: the checkpoint's)")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="also write a report that takes the scores apart")
     add_config_options(parser)
     add_launcher(parser)
+    return parser
+
+
+def compare_runs_parser() -> argparse.ArgumentParser:
+    """Flags of ``tools/compare_runs.py``."""
+    description = "Two tests on the same samples side by side; intervals by bootstrap over scenes say what is noise."
+    parser = argparse.ArgumentParser(prog="tools/compare_runs.py", description=description)
+    parser.add_argument("first", metavar="A", help="folder that tools/test.py --report wrote")
+    parser.add_argument("second", metavar="B", help="another one, of the same samples")
+    parser.add_argument("--draws", type=int, default=1000, help="how often scenes are drawn (default: 1000)")
     return parser
 
 
@@ -61,20 +72,38 @@ def visualize_arguments(arguments: Sequence[str] | None = None) -> argparse.Name
     )
     parser.add_argument("config")
     parser.add_argument("checkpoint", nargs="?", help="left out with --dataset-only")
-    parser.add_argument("--out", required=True, type=Path, help="folder for <scene>/*.png and <scene>.gif")
+    parser.add_argument("--out", type=Path, help="folder for <scene>/*.png and <scene>.gif")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="one page to look through the clip, for any browser")
     parser.add_argument("--dataset-only", action="store_true", help="draw the ground truth, without a model")
+    parser.add_argument("--features", action="store_true", help="also draw B_t, its channels as colours")
+    parser.add_argument(
+        "--attention",
+        nargs="?",
+        action="append",
+        const="",
+        metavar="X,Y",
+        help="also draw where the cell at X,Y metres looks (again for more; --attention=-3,8 where X is negative); "
+        "without a place: where the three likeliest boxes are",
+    )
     parser.add_argument("--split", help="train, val or test (that dataloader of the config), or a split of the dataset")
     parser.add_argument("--scenes", nargs="+", help="scene names; all of the split by default")
     parser.add_argument("--max-samples", type=int, help="stop after this many samples")
     parser.add_argument("--score-thr", type=float, default=0.3, help="least score of a box that is drawn")
     parser.add_argument("--fps", type=float, default=4.0)
-    parser.add_argument("--format", choices=("gif", "mp4", "none"), default="gif", help="of the clip a scene")
+    parser.add_argument("--format", choices=("gif", "mp4", "both", "none"), default="gif", help="of a scene's clip")
     parser.add_argument("--max-width-px", type=int, default=1280, help="of the clips; PNGs keep their size")
     parser.add_argument("--layout", choices=("wide", "tall"), help="panels right of the cameras, or below them")
     add_config_options(parser)
     args = parser.parse_args(arguments)
     if args.dataset_only == (args.checkpoint is not None):
         raise InputError(args.config, "CHECKPOINT", "give a checkpoint, or --dataset-only without one")
+    if args.dataset_only and (args.features or args.attention):
+        raise InputError(args.config, "--features, --attention", "show what a model does; give a checkpoint")
+    args.attention = None if args.attention is None else [_place(given) for given in args.attention if given]
+    if args.out is None and args.html is None:
+        raise InputError(
+            args.config, "--out", "say what to write: --out DIR for pictures, --html FILE for a page, or both"
+        )
     for field, value in (
         ("--fps", args.fps),
         ("--max-samples", args.max_samples),
@@ -82,8 +111,22 @@ def visualize_arguments(arguments: Sequence[str] | None = None) -> argparse.Name
     ):
         if value is not None and not value > 0:
             raise InputError(args.config, field, f"must be positive, not {value:g}")
-    require_writable(args.out, "--out")
+    if args.out is not None:
+        require_writable(args.out, "--out")
+    if args.html is not None:
+        require_writable(args.html.parent, "--html")
+        if args.html.is_dir():
+            raise InputError(args.html, "--html", "is a folder; name a file, as clip.html")
     return args
+
+
+def _place(given: str) -> tuple[float, float]:
+    """``X,Y`` as numbers."""
+    try:
+        x, y = map(float, given.split(","))
+    except ValueError:
+        raise InputError("--attention", given, "is no place; write X,Y in metres of the BEV frame, as 4,12.5") from None
+    return x, y
 
 
 def browse_data_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -19,12 +19,15 @@ from bevstack.engine.config import accepted_keys, building, check_components, lo
 from bevstack.engine.faults import RunError
 from bevstack.engine.label_checks import check_labels, check_trained_cameras
 from bevstack.engine.processes import leave_group, process_count
+from bevstack.engine.report import write_report
 from bevstack.engine.runner import BEVRunner
 from bevstack.engine.stream_checks import check_memory, check_streams
 from bevstack.engine.train import SUMMARY_NAME
 from bevstack.engine.work_dir import Attempt
 from bevstack.errors import InputError
 from bevstack.evaluation import print_table, write_metrics
+from bevstack.evaluation.report_metric import ReportMetric
+from bevstack.files import require_writable
 
 METRICS_NAME = "metrics.json"
 _TRAINING = ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "auto_scale_lr")
@@ -38,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     cfg = load_config(args.config, args.cfg_options)
     try:
-        test(cfg, args.checkpoint, args.out, args.launcher)
+        test(cfg, args.checkpoint, args.out, args.launcher, args.report)
         leave_group()
     except RunError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -51,6 +54,7 @@ def test(
     checkpoint: str | os.PathLike,
     out: str | os.PathLike | None = None,
     launcher: str = "none",
+    report: Path | None = None,
 ) -> dict[str, float]:
     """Predict the test set, score it, write ``metrics.json`` and print a table.
 
@@ -59,6 +63,7 @@ def test(
         checkpoint: weights; missing and unexpected keys are an error.
         out: folder of the results; default: the checkpoint's.
         launcher: "none", "pytorch" (torchrun) or "slurm".
+        report: folder of a report (:mod:`bevstack.engine.report`); None writes none.
 
     Returns:
         The metrics, with the training's ``train_seconds`` where the checkpoint's folder tells it.
@@ -71,6 +76,8 @@ def test(
     for part in ("test_dataloader", "test_cfg", "test_evaluator"):
         if cfg.get(part) is None:
             raise InputError(cfg.filename or "config", part, "absent: this config has no test")
+    if report is not None:
+        require_writable(report, "--report")
     content = read_checkpoint(checkpoint)  # before anything is built or written
     check_components(cfg)
     compile_options(cfg)
@@ -87,12 +94,19 @@ def test(
         check_trained_cameras(runner.module, content.get("meta") or {}, cameras, checkpoint)
         runner.take_weights(content, checkpoint, strict=True)
         del content  # the optimizer's state is as large as the model
+        gathered = ReportMetric()
+        if report is not None:
+            gathered.dataset_meta = dataset.metainfo
+            runner.test_loop.evaluator.metrics.append(gathered)
     metrics = dict(runner.test())
     if runner.rank == 0:
         metrics |= _training_seconds(checkpoint.parent, out)
         write_metrics(out / METRICS_NAME, metrics)
         print_table(metrics)
         print(f"metrics: {out / METRICS_NAME}", flush=True)
+        if report is not None:
+            title = f"{Path(cfg.filename or 'config').stem}: {checkpoint.name}"
+            print(f"report: {write_report(report, title, whole, dataset, gathered, metrics)}", flush=True)
     return metrics
 
 

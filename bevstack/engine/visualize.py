@@ -1,4 +1,4 @@
-"""The work behind ``tools/visualize.py``: pictures of samples, with or without a model, and a clip a scene."""
+"""The work behind ``tools/visualize.py``: a picture a sample, with or without a model, a clip a scene, a page."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import copy
 import difflib
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ from bevstack.engine.models import model_of_checkpoint, precision_of
 from bevstack.engine.stream_checks import carries_memory, check_memory
 from bevstack.engine.streaming import Streams, require_streams
 from bevstack.errors import InputError
+from bevstack.evaluation.detection_matches import detection_matches
+from bevstack.geometry import BEVGrid
 from bevstack.images import read_image
+from bevstack.models.bev.attention_record import AttentionRecord
 from bevstack.models.inference_form import inference_form
 from bevstack.registry import DATASETS, TASK_UTILS, VISUALIZERS
 from bevstack.structures import BEVDataSample
@@ -36,6 +40,10 @@ from bevstack.structures.poses import bev_from_augmented
 from bevstack.tracking import track_samples
 from bevstack.visualization import CameraView
 from bevstack.visualization.files import write_clip, write_png
+from bevstack.visualization.scene_page import MAX_MOMENTS, ScenePage
+
+LATTICE = 24
+"""Cells each way whose attention a page holds."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with building(cfg):
         dataset = build_dataset(cfg, args.split)
     chosen = choose_samples(dataset, args.scenes, args.max_samples)
+    if args.html is not None and len(chosen) > MAX_MOMENTS:
+        reason = f"{len(chosen)} samples are too many for a page, at most {MAX_MOMENTS}: take --scenes or --max-samples"
+        raise InputError(args.config, "--html", reason)
     if args.dataset_only:
         print_findings(findings(dataset, chosen))
     model = None if content is None else model_of_checkpoint(content, args.checkpoint, cfg)
@@ -111,12 +122,12 @@ def camera_views(dataset: BEVDataset, sample: BEVDataSample) -> list:
 
 
 def predicted_samples(
-    cfg: Any, dataset: Any, chosen: Sequence[int], model: BaseModel | None
+    cfg: Any, dataset: Any, chosen: Sequence[int], model: BaseModel | None, explained: Explained | None = None
 ) -> Iterator[BEVDataSample]:
     """The chosen samples in order; with predictions where there is a model.
 
     The model's memory travels from each sample to its successor, as in the streaming test loop, where the config
-    tests along streams.
+    tests along streams. What is to be ``explained`` is set on the samples as ``bev_features`` and ``attention``.
 
     Raises:
         InputError: a sample's predecessor is chosen, too, but was not drawn just before it.
@@ -126,7 +137,9 @@ def predicted_samples(
         return
     streaming = carries_memory(cfg, "test" if cfg.get("test_cfg") else "val")
     precision, streams, model = precision_of(cfg, model=model), Streams(), inference_form(model)
-    compile_form(model, cfg)
+    if explained is None:
+        compile_form(model, cfg)
+    record = None if explained is None else explained.record(model)
     for number in chosen:
         with torch.no_grad(), precision.autocast():
             data = model.data_preprocessor(pseudo_collate([dataset[number]]), False)
@@ -135,7 +148,60 @@ def predicted_samples(
                 predicted, streams = streams.step(model, data, "predict")
             else:
                 predicted = model(**data, mode="predict")
+        if explained is not None and record is not None:
+            explained.explain(predicted[0], record)
         yield from predicted
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What is shown of how a model comes to its answer.
+
+    Args:
+        features: B_t.
+        attention: places (x, y) in metres whose cells' attention is shown; none for those of the likeliest boxes; None
+            shows no attention.
+        lattice: of a page in which any cell can be asked: how many cells each way; 0 for none.
+    """
+
+    features: bool = False
+    attention: Sequence[tuple[float, float]] | None = None
+    lattice: int = 0
+
+    def record(self, model: Any) -> AttentionRecord:
+        """What listens to the model.
+
+        Raises:
+            InputError: it has no encoder to listen to.
+        """
+        if not hasattr(model, "encoder") or not hasattr(model.encoder, "grid"):
+            raise InputError("model", type(model).__name__, "has no BEV encoder whose B_t or attention could be drawn")
+        return AttentionRecord(model)
+
+    def explain(self, sample: BEVDataSample, record: AttentionRecord) -> None:
+        """Set on a sample what the record knows of the step that has just been made for it."""
+        if self.features and record.bev is not None:
+            sample.set_field(record.bev, "bev_features")
+        if self.attention is not None:
+            places = self.attention or _likeliest(sample)
+            sample.set_field(record.places(0, places), "attention")
+            if self.lattice:
+                sample.set_field(record.places(0, lattice_points(record.grid, self.lattice)), "attention_lattice")
+
+
+def lattice_points(grid: BEVGrid, count: int) -> list[tuple[float, float]]:
+    """Middles of ``count`` x ``count`` equal parts of a grid, metres, row by row."""
+    (x_min, x_max), (y_min, y_max) = grid.x_range_m, grid.y_range_m
+    steps = [(place + 0.5) / count for place in range(count)]
+    return [(x_min + (x_max - x_min) * x, y_min + (y_max - y_min) * y) for y in steps for x in steps]
+
+
+def _likeliest(sample: BEVDataSample, count: int = 3) -> list[tuple[float, float]]:
+    """Where the boxes of the highest scores are; ten metres ahead where nothing is predicted."""
+    if "pred_instances_3d" not in sample or not len(sample.pred_instances_3d):
+        return [(0.0, 10.0)]
+    best = sample.pred_instances_3d.scores_3d.argsort(descending=True, stable=True)[:count]
+    return [(x, y) for x, y in sample.pred_instances_3d.bboxes_3d.tensor[best, :2].tolist()]
 
 
 def build_visualizer(cfg: Any, score_thr: float = 0.3, layout: str | None = None) -> Any:
@@ -155,20 +221,40 @@ def build_visualizer(cfg: Any, score_thr: float = 0.3, layout: str | None = None
 def draw_dataset(
     cfg: Any, dataset: Any, chosen: Sequence[int], model: BaseModel | None, args: argparse.Namespace
 ) -> None:
-    """Write a PNG a sample and a clip a scene under ``args.out``; a progress bar, then one line."""
+    """Write what ``args`` asks for: under ``args.out`` a PNG a sample and a clip a scene, at ``args.html`` a page; a
+    progress bar, then one line for each."""
     visualizer = build_visualizer(cfg, args.score_thr, args.layout)
+    page = None if args.html is None else ScenePage(page_title(cfg, args), score_thr=args.score_thr)
     pictures: dict[str, list[Path]] = {}
-    samples = predicted_samples(cfg, dataset, chosen, model)
+    explained = None
+    if args.features or args.attention is not None:
+        explained = Explained(args.features, args.attention, 0 if args.html is None else LATTICE)
+    samples = predicted_samples(cfg, dataset, chosen, model, explained)
     if model is not None and cfg.get("tracker"):
         samples = track_samples(TASK_UTILS.build(cfg.tracker), samples)
     console = Console(file=sys.stderr)
     for sample in track(samples, "drawing", total=len(chosen), console=console, disable=not console.is_terminal):
-        scene = pictures.setdefault(sample.metainfo["scene_name"], [])
-        path = args.out / sample.metainfo["scene_name"] / f"{len(scene):04d}_{sample.metainfo['token']}.png"
-        write_png(path, visualizer.draw(sample, camera_views(dataset, sample)))
-        scene.append(path)
-    if args.format != "none":
-        for name, paths in pictures.items():
-            write_clip(args.out / f"{name}.{args.format}", paths, args.fps, args.max_width_px)
-    clips = "" if args.format == "none" else f" and {len(pictures)} {args.format.upper()} clip(s)"
-    print(f"{len(chosen)} picture(s) of {len(pictures)} scene(s){clips} in {args.out}")
+        views = camera_views(dataset, sample)
+        if args.out is not None:
+            scene = pictures.setdefault(sample.metainfo["scene_name"], [])
+            path = args.out / sample.metainfo["scene_name"] / f"{len(scene):04d}_{sample.metainfo['token']}.png"
+            write_png(path, visualizer.draw(sample, views))
+            scene.append(path)
+        if page is not None:
+            page.add(sample, views, detection_matches(sample, sample.metainfo["classes"]))
+    if args.out is not None:
+        endings = {"both": ("gif", "mp4"), "none": ()}.get(args.format, (args.format,))
+        for ending in endings:
+            for name, paths in pictures.items():
+                write_clip(args.out / f"{name}.{ending}", paths, args.fps, args.max_width_px)
+        clips = f" and {len(pictures)} {' and '.join(map(str.upper, endings))} clip(s)" if endings else ""
+        print(f"{len(chosen)} picture(s) of {len(pictures)} scene(s){clips} in {args.out}")
+    if page is not None:
+        size = page.write(args.html)
+        print(f"page of {len(chosen)} sample(s), {size / 1e6:.1f} MB: {args.html}")
+
+
+def page_title(cfg: Any, args: argparse.Namespace) -> str:
+    """What a page is called: the config's name, and the checkpoint's or that it is the ground truth."""
+    name = Path(cfg.filename or "clip").stem
+    return f"{name}: ground truth" if args.dataset_only else f"{name}: {Path(args.checkpoint).name}"

@@ -79,6 +79,35 @@ def test_perfect_answer_has_no_error(root, tables, sample_of):
     assert metrics["gt/car"] == 18
 
 
+@pytest.mark.parametrize(
+    ("by", "ap", "error"), [(0.4, 1.0, 0.4), (0.75, 0.75, 0.75), (1.5, 0.5, 1.5), (3.0, 0.25, 1.0)]
+)
+def test_boxes_shifted_by_a_known_distance(root, tables, sample_of, by, ap, error):
+    # Expected, by hand: at each of 0.5, 1, 2 and 4 m all cars are found or none is; the error is the shift where it is
+    # under 2 m, and 1 (the devkit's worst) where nothing is found at 2 m.
+    samples = []
+    for sample in tables.sample:
+        boxes, attributes = true_boxes(tables, sample["token"])
+        for box in boxes:
+            box.translate(np.array([by, 0.0, 0.0]))
+        samples.append(sample_of(sample["token"], boxes, attributes))
+    metrics = score(metric_of(root), samples)
+    assert metrics["AP/car"] == pytest.approx(ap)
+    assert metrics["ATE/car"] == pytest.approx(error, abs=1e-4)
+
+
+def test_half_of_the_boxes_missing(root, tables, sample_of):
+    # Expected, by hand: scene tiny-1 has 9 of the 18 cars; precision is 1 up to recall 0.5 and 0 beyond, so that 40 of
+    # the 90 recalls 0.11 ... 1.00 count (1 - 0.1) / 0.9 each. What was found has no error.
+    samples = []
+    for sample in tables.sample:
+        found = true_boxes(tables, sample["token"]) if sample["token"].startswith("tiny-1") else ([], [])
+        samples.append(sample_of(sample["token"], *found))
+    metrics = score(metric_of(root), samples)
+    assert metrics["AP/car"] == pytest.approx(40 / 90)
+    assert metrics["ATE/car"] < 1e-3
+
+
 def test_noisy_answer_scores_as_the_devkit_scores_it(root, tables, noisy_boxes, sample_of, tmp_path):
     # Expected: DetectionEval, unmodified, on a file written by hand from the same boxes in the global frame. BEV boxes
     # are float32 (about 1e-6 m at 40 m), hence the tolerance.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -140,6 +142,28 @@ def test_a_loop_is_known_by_what_it_is(config, checkpoint, tmp_path):
     assert seen == [("s1k0", ""), ("s1k1", "s1k0")]
 
 
+def test_a_page_beside_the_pictures_or_alone(config, checkpoint, tmp_path, capsys):
+    # Expected: the three samples of the scene in one file; the car predicted at (0, 10), said to have found a true car
+    # only where one of the tables' lies nearer than 2 m; without --out nothing but the page.
+    page = tmp_path / "pages" / "clip.html"
+    assert main([config(), checkpoint, "--html", str(page)]) == 0
+    assert files(tmp_path / "pages") == ["clip.html"]
+    assert capsys.readouterr().out == f"page of 3 sample(s), {page.stat().st_size / 1e6:.1f} MB: {page}\n"
+    (data,) = re.findall(r'type="application/json">(.*?)</script>', page.read_text())
+    content = json.loads(data)
+    assert content["title"] == "config: weights.pth"
+    assert [moment["token"] for moment in content["moments"]] == ["s1k0", "s1k1", "s1k2"]
+    for moment in content["moments"]:
+        (box,) = moment["predicted"]
+        cars = [np.hypot(*np.subtract(b["box"][:2], [0, 10])) for b in moment["truth"] if b["name"] == box["name"]]
+        assert moment["matched"] and ("found" in box) == (min(cars, default=9) < 2)
+    out = ["--out", str(tmp_path / "vis"), "--format", "none"]
+    assert main(["--dataset-only", config(), *out, "--html", str(page), "--max-samples", "1"]) == 0
+    assert files(tmp_path / "vis") == ["scene-0003/0000_s1k0.png"]
+    (data,) = re.findall(r'type="application/json">(.*?)</script>', page.read_text())
+    assert json.loads(data)["title"] == "config: ground truth" and not json.loads(data)["moments"][0]["predicted"]
+
+
 def test_samples_out_of_order_are_not_drawn_without_memory(config):
     # Expected: the predecessor of s1k2 belongs to the set and was not drawn just before.
     cfg = load_config(config())
@@ -230,6 +254,12 @@ def test_scenes_are_chosen_by_name(config):
         (["{config}", "--dataset-only", "--out", "{out}", "--split", "tiny"], "'tiny' is none of"),
         (["{config}", "{out}.pth", "--out", "{out}"], "checkpoint: no such file"),
         (["{config}", "--dataset-only", "--out", "{weights}"], "--out: cannot be written"),
+        (["{config}", "--dataset-only"], "--out: say what to write"),
+        (["{config}", "--dataset-only", "--out", "{out}", "--features"], "--features, --attention: show what a model"),
+        (["{config}", "{weights}", "--out", "{out}", "--attention", "ahead"], "ahead: is no place; write X,Y"),
+        (["{config}", "{weights}", "--out", "{out}", "--attention"], "MemoryProbe: has no BEV encoder"),
+        (["{config}", "--dataset-only", "--html", "{weights}/clip.html"], "--html: cannot be written"),
+        (["{config}", "--dataset-only", "--html", "."], "--html: is a folder"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_and_nothing_is_drawn(config, checkpoint, tmp_path, arguments, said):
