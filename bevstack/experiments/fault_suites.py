@@ -68,6 +68,11 @@ def _cameras(settings: FaultSettings) -> Iterator[FaultCase]:
         for lost in combinations(names, count):
             if count < len(names):
                 yield FaultCase("cameras", group, " + ".join(lost), (dict(type="LoseCameras", cameras=list(lost)),))
+    if len(names) > 1:
+        for name in names:
+            yield FaultCase("cameras", "one lost, and known", name, (
+                dict(type="LoseCameras", cameras=[name], known=True),
+            ))  # fmt: skip
     first = [names[0]]
     yield FaultCase("cameras", "frozen", names[0], (dict(type="DelayCameras", cameras=first),))
     for samples in range(1, 6):

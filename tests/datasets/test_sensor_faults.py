@@ -194,6 +194,31 @@ def test_lost_cameras_are_black(root) -> None:
     assert all(image.any() for results in untouched for image in results["frames"][-1]["images"])
 
 
+def test_cameras_are_lost_anew_in_training(root) -> None:
+    """Without a seed: other ones each epoch, the same in all frames of a clip, a third of them (four deviations)."""
+    dataset = dataset_of(root, LoseCameras(probability=1 / 3, each=True, seed=None), num_frames=3)
+    dataset.test_mode = False
+    rows = []
+    for epoch in range(40):
+        dataset.set_epoch(epoch)
+        frames = dataset[2]["frames"]
+        rows.append([not image.any() for image in frames[-1]["images"]])
+        assert all([not image.any() for image in frame["images"]] == rows[-1] for frame in frames)
+    assert abs(np.mean(rows) - 1 / 3) < 4 * np.sqrt(2 / 9 / 240) and len({tuple(row) for row in rows}) > 5
+    assert LoseCameras(seed=None).draws and not LoseCameras().draws
+
+
+def test_a_camera_known_to_be_lost_sees_nothing(root) -> None:
+    """Expected: every point of the grid lies behind it; the others stand where they stood."""
+    told = dataset_of(root, LoseCameras(["CAM_BACK"], known=True))[0]["frames"][-1]
+    right = dataset_of(root)[0]["frames"][-1]
+    back = CAMERAS.index("CAM_BACK")
+    points = np.array([[x, y, z, 1.0] for x in (-60, 60) for y in (-60, 60) for z in (-5, 3)])
+    assert ((points @ told["camera_from_bev"][back].T)[:, 2] < 0).all()
+    others = [n for n in range(6) if n != back]
+    assert np.array_equal(told["camera_from_bev"][others], right["camera_from_bev"][others])
+
+
 @pytest.mark.parametrize(("samples", "shown"), [(1, [0, 0, 1, 2]), (2, [0, 0, 0, 1]), (None, [0, 0, 0, 0])])
 def test_late_cameras_show_an_earlier_sample(root, samples, shown) -> None:
     """Expected: the images of the samples listed; other cameras, and what is told of all, are as they were."""
@@ -238,6 +263,16 @@ def test_calibration_stays_off_along_a_scene(root, common) -> None:
     np.testing.assert_allclose(errors[0], errors[3], atol=1e-9)
     same = np.allclose(errors[0][0], errors[0][1], atol=1e-9)
     assert same == common
+
+
+def test_calibration_is_off_anew_in_training(root) -> None:
+    dataset = dataset_of(root, DisturbCalibration(1.0, seed=None), num_frames=2)
+    dataset.test_mode = False
+    told = []
+    for epoch in (0, 1, 0):
+        dataset.set_epoch(epoch)
+        told.append(dataset[1]["frames"][-1]["camera_from_bev"])
+    assert np.array_equal(told[0], told[2]) and not np.allclose(told[0], told[1])
 
 
 def test_ego_motion_is_off_and_closes_again(root) -> None:

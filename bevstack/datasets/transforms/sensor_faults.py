@@ -1,7 +1,8 @@
 """What goes wrong with sensors: black, late, frozen or swapped cameras, calibration and ego poses that are off.
 
-For tests of a trained model (``tools/robustness.py``); each stands behind what loads images. All that is drawn depends
+Each stands behind what loads images. For tests of a trained model (``tools/robustness.py``) all that is drawn depends
 on the seed and on the sample, so that a frame has the same fault as a keyframe and in the history of a later one.
+Without a seed it is drawn anew each time, as an augmentation in training (``LoseCameras``, ``DisturbCalibration``).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from bevstack.images import read_image
 from bevstack.registry import TRANSFORMS
 from bevstack.structures.rigid_arrays import rigid_inverse
 
+_OUT_OF_SIGHT_M = 1e6
+
 
 def _rng(seed: int, *names: str) -> np.random.Generator:
     return np.random.default_rng([seed, *(zlib.crc32(name.encode()) for name in names)])
@@ -33,10 +36,19 @@ def _places(results: dict, cameras: Sequence[str], whose: str) -> list[int]:
 
 
 class SensorFault(BaseTransform):
-    """A fault that is the same each time a sample is seen; images have to be there already."""
+    """A fault that is the same each time a sample is seen, unless it has no seed; images have to be there already."""
 
-    draws = False
     changes_images = True
+    seed: int | None = 0
+
+    @property
+    def draws(self) -> bool:
+        """Whether a sample may look differently from one time to the next."""
+        return self.seed is None
+
+    def rng_of(self, results: dict, *names: str) -> np.random.Generator:
+        """The generator of what the names stand for, or without a seed the clip's own."""
+        return results["rng"] if self.seed is None else _rng(self.seed, *names)
 
     def check_place(self, before: Sequence[object]) -> None:
         """Refuse a place before the images are there."""
@@ -45,32 +57,50 @@ class SensorFault(BaseTransform):
 
 @TRANSFORMS.register_module()
 class LoseCameras(SensorFault):
-    """Cameras are black in every frame, or all of them together in some.
+    """Cameras are black in every frame, or in some.
 
     Args:
         cameras: names; None for all.
-        probability: of a frame to be lost, drawn for each sample.
-        seed: of the draws.
+        probability: of a frame to be lost, drawn for each sample: for all of these cameras together.
+        each: draw it for each camera instead.
+        known: the model is told, as :class:`bevstack.engine.inference.Predictor` tells it of a camera without an image:
+            the camera stands so far away that it sees no place of the BEV. Else a black image is taken for the world.
+        seed: of the draws; None: drawn anew each time a clip is made, for all its frames alike.
 
     Raises:
         InputError: in use: an unknown camera.
         ValueError: ``probability`` is none.
     """
 
-    def __init__(self, cameras: Sequence[str] | None = None, probability: float = 1.0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        cameras: Sequence[str] | None = None,
+        probability: float = 1.0,
+        each: bool = False,
+        known: bool = False,
+        seed: int | None = 0,
+    ) -> None:
         if not 0 <= probability <= 1:
             raise ValueError(f"probability: {probability} must lie between 0 and 1")
         self.cameras, self.probability, self.seed = cameras, probability, seed
+        self.each, self.known = each, known
 
     def transform(self, results: dict) -> dict:
-        """Change ``images`` and ``sweeps`` of the frames that are lost."""
-        lost = _places(results, results["camera_names"] if self.cameras is None else self.cameras, "LoseCameras")
+        """Change ``images`` and ``sweeps`` of what is lost, and ``camera_from_bev`` of what is known to be."""
+        cameras = _places(results, results["camera_names"] if self.cameras is None else self.cameras, "LoseCameras")
+        lost: list[int] | None = None
         for frame in results["frames"]:
-            if _rng(self.seed, frame["token"]).random() >= self.probability:
-                continue
+            if lost is None or self.seed is not None:
+                draws = self.rng_of(results, frame["token"]).random(len(cameras))
+                draws = draws if self.each else np.full(len(cameras), draws[0])
+                lost = [n for n, draw in zip(cameras, draws.tolist(), strict=True) if draw < self.probability]
             for images in (frame["images"], *frame.get("sweeps", ())):
                 for n in lost:
                     images[n] = np.zeros_like(images[n])
+            if self.known and lost:
+                poses = np.array(frame["camera_from_bev"])
+                poses[lost, 2, 3] -= _OUT_OF_SIGHT_M
+                frame["camera_from_bev"] = poses
         return results
 
 
@@ -103,7 +133,7 @@ class DelayCameras(SensorFault):
             raise ValueError(f"samples: {samples} must be at least 1")
         if not 0 <= probability <= 1:
             raise ValueError(f"probability: {probability} must lie between 0 and 1")
-        self.cameras, self.samples, self.probability, self.seed = cameras, samples, probability, seed
+        self.cameras, self.samples, self.probability, self.fault_seed = cameras, samples, probability, seed
 
     def transform(self, results: dict) -> dict:
         """Change ``images`` of the late cameras in every frame."""
@@ -111,13 +141,16 @@ class DelayCameras(SensorFault):
         late = list(zip(_places(results, names, "DelayCameras"), names, strict=True))
         for frame in results["frames"]:
             earlier = results["dataset"].earlier_tokens(frame["token"], self.samples or 1_000_000)
-            late_now = [n for n, name in late if _rng(self.seed, frame["token"], name).random() < self.probability]
+            late_now = [n for n, name in late if self._draw(frame["token"], name) < self.probability]
             if not earlier or not late_now:
                 continue
             views = results["dataset"].camera_views(earlier[-1])
             for n in late_now:
                 frame["images"][n] = _fitted(read_image(views.image_paths[n]), frame["images"][n])
         return results
+
+    def _draw(self, token: str, camera: str) -> float:
+        return float(_rng(self.fault_seed, token, camera).random())
 
 
 @TRANSFORMS.register_module()
@@ -163,7 +196,7 @@ class DisturbCalibration(SensorFault):
         rotation_deg: standard deviation of the angle about each axis of the camera.
         translation_m: standard deviation along each axis.
         common: whether all cameras are off by one motion of the rig, else each by its own.
-        seed: of the draws.
+        seed: of the draws; None: drawn anew each time a clip is made, for all its frames alike.
 
     Raises:
         ValueError: a negative deviation.
@@ -172,7 +205,7 @@ class DisturbCalibration(SensorFault):
     changes_images = False
 
     def __init__(
-        self, rotation_deg: float = 0.0, translation_m: float = 0.0, common: bool = False, seed: int = 0
+        self, rotation_deg: float = 0.0, translation_m: float = 0.0, common: bool = False, seed: int | None = 0
     ) -> None:
         if rotation_deg < 0 or translation_m < 0:
             raise ValueError(f"deviations must not be negative: {rotation_deg} degrees, {translation_m} m")
@@ -182,9 +215,9 @@ class DisturbCalibration(SensorFault):
         """Change ``camera_from_bev`` of every frame."""
         scene, names = results["scene_token"], results["camera_names"]
         if self.common:
-            moved = np.stack([self._motion(_rng(self.seed, scene))] * len(names))
+            moved = np.stack([self._motion(self.rng_of(results, scene))] * len(names))
         else:
-            moved = np.stack([self._motion(_rng(self.seed, scene, name)) for name in names])
+            moved = np.stack([self._motion(self.rng_of(results, scene, name)) for name in names])
         for frame in results["frames"]:
             right = np.asarray(frame["camera_from_bev"])
             frame["camera_from_bev"] = right @ moved if self.common else moved @ right
@@ -232,7 +265,7 @@ class DisturbEgoPoses(SensorFault):
     ) -> None:
         if min(rotation_deg, translation_m, jump_m) < 0 or not 0 <= jump_probability <= 1:
             raise ValueError("deviations must not be negative, and a probability lies between 0 and 1")
-        self.rotation_deg, self.translation_m, self.seed = rotation_deg, translation_m, seed
+        self.rotation_deg, self.translation_m, self.fault_seed = rotation_deg, translation_m, seed
         self.jump_m, self.jump_probability = jump_m, jump_probability
 
     def transform(self, results: dict) -> dict:
@@ -251,7 +284,7 @@ class DisturbEgoPoses(SensorFault):
 
     def _error(self, token: str) -> np.ndarray:
         """(4, 4): the told BEV frame of a sample in the right one."""
-        rng, matrix = _rng(self.seed, token), np.eye(4)
+        rng, matrix = _rng(self.fault_seed, token), np.eye(4)
         yaw = np.radians(rng.normal(0, 1) * self.rotation_deg)
         matrix[:2, :2] = [[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]]
         matrix[:2, 3] = rng.normal(0, 1, 2) * self.translation_m
