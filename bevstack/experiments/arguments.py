@@ -19,7 +19,7 @@ SUITES = {
 """Suites of ``tools/benchmark.py``, each a file of :mod:`bevstack.experiments.benchmarks`, and what they are about."""
 
 
-FAULT_SUITES = ("corruptions", "cameras", "calibration", "time")
+FAULT_SUITES = ("corruptions", "cameras", "calibration", "rig", "time")
 """Suites of ``tools/robustness.py`` (:mod:`bevstack.experiments.fault_suites`)."""
 
 
@@ -87,6 +87,9 @@ def robustness_parser() -> argparse.ArgumentParser:
     parser.add_argument("--metric", help="the score that is compared (default: NDS, or else mAP)")
     parser.add_argument("--baseline", type=Path, metavar="JSON", help="robustness.json of another model, for mCE")
     parser.add_argument("--severities", nargs="+", type=int, choices=(1, 2, 3), default=[1, 2, 3], help="corruptions'")
+    parser.add_argument(
+        "--rigs", nargs="+", default=[], metavar="NAME=ROOT", help="the same world as other rigs took it (suite rig)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of all faults")
     parser.add_argument("--as-published", action="store_true", help="with the two slips of RoboBEV's scripts")
     parser.add_argument("--page-only", action="store_true", help="write the page from what is done already")

@@ -22,12 +22,16 @@ _LOADING = ("LoadMultiViewImages", "LoadCameraSweeps")
 
 @dataclass(frozen=True)
 class FaultCase:
-    """One test: ``group`` and ``level`` place it on the page, ``transforms`` are configs of what is faulty."""
+    """One test: ``group`` and ``level`` place it on the page, ``transforms`` are configs of what is faulty.
+
+    ``data_root``: of the same world as another rig sees it; "" for the config's own.
+    """
 
     suite: str
     group: str
     level: str
     transforms: tuple[dict[str, Any], ...] = ()
+    data_root: str = ""
 
     @property
     def key(self) -> str:
@@ -40,17 +44,19 @@ CLEAN = FaultCase("clean", "clean", "clean")
 
 @dataclass(frozen=True)
 class FaultSettings:
-    """What is common to the suites' faults: names of the cameras, the seed, severities of corruptions."""
+    """What is common to the suites' faults: names of the cameras, the seed, severities of corruptions; and for ``rig``
+    names and roots of the sets that other rigs took."""
 
     cameras: tuple[str, ...]
     seed: int = 0
     severities: tuple[int, ...] = (1, 2, 3)
     as_published: bool = False
+    rigs: tuple[tuple[str, str], ...] = ()
 
 
 def cases_of(suite: str, settings: FaultSettings) -> list[FaultCase]:
-    """The tests of ``corruptions``, ``cameras``, ``calibration`` or ``time``."""
-    makers = {"corruptions": _corruptions, "cameras": _cameras, "calibration": _calibration, "time": _time}
+    """The tests of ``corruptions``, ``cameras``, ``calibration``, ``rig`` or ``time``."""
+    makers = {"corruptions": _corruptions, "cameras": _cameras, "calibration": _calibration, "rig": _rig, "time": _time}
     return list(makers[suite](settings))
 
 
@@ -93,6 +99,11 @@ def _calibration(settings: FaultSettings) -> Iterator[FaultCase]:
             yield FaultCase("calibration", f"shift, {whose}", f"{100 * translation_m:g} cm", (shifted,))
 
 
+def _rig(settings: FaultSettings) -> Iterator[FaultCase]:
+    for name, root in settings.rigs:
+        yield FaultCase("rig", name, root, data_root=root)
+
+
 def _time(settings: FaultSettings) -> Iterator[FaultCase]:
     seed = settings.seed
     for probability in (0.1, 0.3, 0.5):
@@ -115,6 +126,13 @@ def with_faults(cfg: Config, case: FaultCase) -> Config:
         InputError: the test's pipeline loads no images.
     """
     faulty = copy.deepcopy(cfg)
+    if case.data_root:
+        told = faulty.test_evaluator
+        evaluators = told if isinstance(told, list | tuple) else [told]
+        metrics = [metric for evaluator in evaluators for metric in evaluator.get("metrics", [evaluator])]
+        for part in (*innermost_configs(faulty.test_dataloader["dataset"]), *metrics):
+            if "data_root" in part:
+                part["data_root"] = case.data_root
     if not case.transforms:
         return faulty
     for dataset in innermost_configs(faulty.test_dataloader["dataset"]):

@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cameras = tuple(build_dataset(cfg, None).metainfo.get("cameras", ()))
     if not cameras:
         raise InputError(cfg.filename or "config", "test_dataloader.dataset", "does not name its cameras")
-    settings = FaultSettings(cameras, args.seed, tuple(args.severities), args.as_published)
+    rigs = tuple(_named_root(text) for text in args.rigs)
+    settings = FaultSettings(cameras, args.seed, tuple(args.severities), args.as_published, rigs)
     cases = [CLEAN, *(case for suite in args.suite for case in cases_of(suite, settings))]
     path = args.work_dir / RESULTS_NAME
     run = {
@@ -74,6 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     })  # fmt: skip
     print(f"{len(done)} of {len(cases)} cases; {page}; raw numbers: {path}")
     return 0
+
+
+def _named_root(text: str) -> tuple[str, str]:
+    name, sign, root = text.partition("=")
+    if not sign or not name or not Path(root).is_dir():
+        raise InputError("--rigs", text, "expected NAME=ROOT, as truck=data/synthetic-truck, of a folder that is there")
+    return name, root
 
 
 def chosen_metric(clean: Mapping[str, float], wanted: str | None, path: Path) -> str:

@@ -38,8 +38,8 @@ def test_ratios_by_hand() -> None:
 
 def test_suites_have_what_was_promised() -> None:
     """Expected: 8 corruptions of 3 severities; 3 + 3 + 3 lost, frozen, 5 late, swapped; 2 kinds, 2 ways, 4 levels."""
-    suites = {suite: cases_of(suite, FaultSettings(CAMERAS)) for suite in FAULT_SUITES}
-    assert [len(suites[suite]) for suite in FAULT_SUITES] == [24, 16, 16, 8]
+    suites = {suite: cases_of(suite, FaultSettings(CAMERAS, rigs=(("bus", "data"),))) for suite in FAULT_SUITES}
+    assert [len(suites[suite]) for suite in FAULT_SUITES] == [24, 16, 16, 1, 8]
     keys = [case.key for cases in suites.values() for case in cases]
     assert len(set(keys)) == len(keys)
     for case in (case for cases in suites.values() for case in cases):
@@ -57,6 +57,17 @@ def test_faults_come_right_behind_loading() -> None:
     cfg.test_dataloader.dataset.pipeline = []
     with pytest.raises(InputError, match="loads no images"):
         with_faults(cfg, case)
+
+
+def test_another_rig_is_another_root() -> None:
+    """Expected: dataset and metric read the other root; the pipeline is as it was."""
+    cfg = small_config()
+    cfg.test_evaluator = [{"type": "NuScenesDetectionMetric", "data_root": "absent"}, {"type": "BEVSegmentationMetric"}]
+    (case,) = cases_of("rig", FaultSettings(CAMERAS, rigs=(("bus", "elsewhere"),)))
+    faulty = with_faults(cfg, case)
+    assert faulty.test_dataloader.dataset.data_root == faulty.test_evaluator[0].data_root == "elsewhere"
+    assert faulty.test_dataloader.dataset.pipeline == cfg.test_dataloader.dataset.pipeline
+    assert cfg.test_dataloader.dataset.data_root == "absent"
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path) -> None:
