@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one a core")
     parser.add_argument("--frames", type=int, default=20, help="keyframes a scene, at 2 Hz")
     parser.add_argument("--version", default="v1.0-mini", help="name of the folder of tables")
+    parser.add_argument("--rig", default="sedan", help="car that the cameras are on: sedan, suv, truck or bus")
     args = parser.parse_args()
     from bevstack.synthetic.generate import generate
 
@@ -42,6 +43,7 @@ def main() -> int:
         args.workers,
         args.frames,
         args.version,
+        rig=args.rig,
     )
     print(
         f"{args.root}: {counts['scenes']} scenes, {counts['samples']} keyframes, {counts['images']} images, "

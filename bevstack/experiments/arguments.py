@@ -20,6 +20,10 @@ SUITES = {
 """Suites of ``tools/benchmark.py``, each a file of :mod:`bevstack.experiments.benchmarks`, and what they are about."""
 
 
+FAULT_SUITES = ("corruptions", "cameras", "calibration", "rig", "time")
+"""Suites of ``tools/robustness.py`` (:mod:`bevstack.experiments.fault_suites`)."""
+
+
 def benchmark_parser() -> argparse.ArgumentParser:
     """Flags of ``tools/benchmark.py``: a suite, a page of suites' files, or one step of a config."""
     parser = argparse.ArgumentParser(
@@ -67,6 +71,28 @@ def compare_parser() -> argparse.ArgumentParser:
     parser.add_argument("--page", type=Path, help="markdown file to write (default: comparison.md in the work dir)")
     parser.add_argument("--only", nargs="+", metavar="TITLE", help="sections whose title contains one of these words")
     parser.add_argument("--list", action="store_true", help="say what would be trained, and what is done already")
+    parser.add_argument("--page-only", action="store_true", help="write the page from what is done already")
+    add_config_options(parser)
+    return parser
+
+
+def robustness_parser() -> argparse.ArgumentParser:
+    """Flags of ``tools/robustness.py``."""
+    parser = argparse.ArgumentParser(
+        prog="tools/robustness.py", description="Score a checkpoint with faulty sensors; write one page."
+    )
+    parser.add_argument("config", help="config file, of whose test set every score is")
+    parser.add_argument("checkpoint", help="checkpoint file")
+    parser.add_argument("--suite", nargs="+", choices=FAULT_SUITES, default=FAULT_SUITES, help="default: all")
+    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/robustness"), help="raw numbers and the page")
+    parser.add_argument("--metric", help="the score that is compared (default: NDS, or else mAP)")
+    parser.add_argument("--baseline", type=Path, metavar="JSON", help="robustness.json of another model, for mCE")
+    parser.add_argument("--severities", nargs="+", type=int, choices=(1, 2, 3), default=[1, 2, 3], help="corruptions'")
+    parser.add_argument(
+        "--rigs", nargs="+", default=[], metavar="NAME=ROOT", help="the same world as other rigs took it (suite rig)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all faults")
+    parser.add_argument("--as-published", action="store_true", help="with the two slips of RoboBEV's scripts")
     parser.add_argument("--page-only", action="store_true", help="write the page from what is done already")
     add_config_options(parser)
     return parser

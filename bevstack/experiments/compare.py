@@ -253,8 +253,10 @@ def read_results(path: Path) -> dict[str, dict]:
         return {}
     try:
         results = json.loads(path.read_text(encoding="utf-8"))["results"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise InputError(path, "results", f"cannot be read ({error}); remove the file to begin anew") from None
+    if not isinstance(results, dict) or not all(isinstance(result, dict) for result in results.values()):
+        raise InputError(path, "results", "must be an object of objects; remove the file to begin anew")
     return results
 
 

@@ -26,6 +26,16 @@ _MOUNTS = {
     "CAM_BACK_RIGHT": ((1.0149, -0.4806, 1.5624), -110.6, 1259.5, (807.3, 501.2), 0.0201),
 }
 
+# the same six cameras on another car: higher by metres; factors of the places along and across it, of focal lengths
+_RIGS = {
+    "sedan": (0.0, 1.0, 1.0, 1.0),
+    "suv": (0.35, 1.1, 1.15, 1.0),
+    "truck": (1.2, 1.6, 2.2, 0.95),
+    "bus": (1.5, 2.4, 2.4, 0.9),
+}
+RIGS = tuple(_RIGS)
+"""Names of the cars that the cameras may be mounted on; nuScenes' is the sedan."""
+
 
 @dataclass
 class Camera:
@@ -73,14 +83,16 @@ def yaw_quaternion(yaw: float) -> list[float]:
     return [float(np.cos(yaw / 2)), 0.0, 0.0, float(np.sin(yaw / 2))]
 
 
-def build_rig(rng: np.random.Generator, width_px: int, height_px: int) -> list[Camera]:
+def build_rig(rng: np.random.Generator, width_px: int, height_px: int, car: str = "sedan") -> list[Camera]:
     """The six cameras of one scene at an image size, each a little off its nominal mounting (1 cm, 0.3 degrees, 0.3 %
-    focal)."""
+    focal), on one of :data:`RIGS`. What is drawn, and the lidar, are the same on every car."""
+    higher, longer, wider, focal_factor = _RIGS[car]
     scale_x, scale_y = width_px / NATIVE_SIZE_PX[0], height_px / NATIVE_SIZE_PX[1]
     rig = []
     for name in CAMERA_NAMES:
         translation, yaw_deg, focal, centre, early = _MOUNTS[name]
-        focal = focal * (1 + rng.normal(0, 0.003))
+        translation = (translation[0] * longer, translation[1] * wider, translation[2] + higher)
+        focal = focal * focal_factor * (1 + rng.normal(0, 0.003))
         intrinsic = np.array(
             [
                 [focal * scale_x, 0, (centre[0] + rng.normal(0, 4)) * scale_x],

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bevstack.errors import InputError
 from bevstack.files import atomic_folder
 from bevstack.synthetic import tables
-from bevstack.synthetic.cameras import CAMERA_NAMES, LIDAR_NAME, NATIVE_SIZE_PX
+from bevstack.synthetic.cameras import CAMERA_NAMES, LIDAR_NAME, NATIVE_SIZE_PX, RIGS
 from bevstack.synthetic.map_expansion import write_location
 from bevstack.synthetic.plan import DISTRICT_SIZE_M
 from bevstack.synthetic.recorder import SCENE_TABLES, SceneTask, token_of
@@ -34,7 +34,7 @@ MAP_MARGIN_M = 20.0
 
 
 def plan_scenes(
-    root: Path, train: int, val: int, seed: int, image_size: tuple[int, int], sweeps: bool, frames: int
+    root: Path, train: int, val: int, seed: int, image_size: tuple[int, int], sweeps: bool, frames: int, rig: str
 ) -> tuple[list[SceneTask], dict[str, list[str]], dict[str, tuple[float, float]]]:
     """The scenes to make, the splits, and each location's map extent (width, height) in metres."""
     total = train + val
@@ -65,6 +65,7 @@ def plan_scenes(
                 image_size,
                 sweeps,
                 start_us,
+                rig,
             )
         )
     extents = {
@@ -105,15 +106,19 @@ def generate(
     frames: int = 20,
     version: str = "v1.0-mini",
     progress: bool = True,
+    rig: str = "sedan",
 ) -> dict[str, float]:
     """Make a dataset at ``root`` (which must not exist, or hold an earlier synthetic dataset, which is replaced).
 
-    ``image_size`` is (width, height) in pixels, at most 1600x900; ``workers`` 0 means one a core. The bytes depend on
-    the other arguments only. Returns counts and seconds. Raises InputError on arguments that cannot work and where the
+    ``image_size`` is (width, height) in pixels, at most 1600x900; ``workers`` 0 means one a core; ``rig`` is the car
+    that the cameras are on (:data:`bevstack.synthetic.cameras.RIGS`), in the same world. The bytes depend on the other
+    arguments only. Returns counts and seconds. Raises InputError on arguments that cannot work and where the
     files cannot be written; nothing half written stays.
     """
     root = Path(root)
     _check(root, train_scenes, val_scenes, seed, image_size, frames, version)
+    if rig not in RIGS:
+        raise InputError("create_synthetic", "--rig", f"{rig!r} is none of {', '.join(RIGS)}")
     started = time.perf_counter()
     with atomic_folder(root, "root") as work:
         for name in (*CAMERA_NAMES, LIDAR_NAME):
@@ -122,7 +127,7 @@ def generate(
                 (work / "sweeps" / name).mkdir(parents=True)
         for folder in ("maps/expansion", "can_bus", version):
             (work / folder).mkdir(parents=True)
-        plan, splits, extents = plan_scenes(work, train_scenes, val_scenes, seed, image_size, sweeps, frames)
+        plan, splits, extents = plan_scenes(work, train_scenes, val_scenes, seed, image_size, sweeps, frames, rig)
         workers = workers or os.cpu_count() or 1
         results = _with_progress(plan, workers) if progress else list(_run(plan, workers, lambda: None))
         counts = _write(work, version, plan, results, splits, extents)
@@ -217,6 +222,7 @@ def _write(
                 "image_size": list(task.image_size),
                 "frames": task.frames,
                 "sweeps": task.sweeps,
+                "rig": task.rig,
             },
             indent=1,
         )

@@ -67,6 +67,7 @@ class SceneTask:
     image_size: tuple[int, int]
     sweeps: bool
     start_us: int
+    rig: str = "sedan"
 
 
 def token_of(*names: object) -> str:

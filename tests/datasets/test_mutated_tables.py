@@ -63,10 +63,25 @@ def _places(content: object, path: tuple = ()) -> list[tuple]:
     return found
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+_SETTINGS = dict(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@settings(max_examples=60, **_SETTINGS)
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore")
 def test_indexed_or_refused(valid_root, data):
+    index_or_refuse(valid_root, data)
+
+
+@pytest.mark.slow
+@settings(max_examples=500, **_SETTINGS)
+@given(data=st.data())
+@pytest.mark.filterwarnings("ignore")
+def test_s6_tables_are_indexed_or_refused(valid_root, data):
+    index_or_refuse(valid_root, data)
+
+
+def index_or_refuse(valid_root: Path, data: st.DataObject) -> None:
     table = data.draw(st.sampled_from(TABLES))
     path = valid_root / VERSION / f"{table}.json"
     original = path.read_text(encoding="utf-8")

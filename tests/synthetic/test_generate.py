@@ -311,3 +311,23 @@ def test_leftovers_of_a_killed_run_are_swept_up(tmp_path: Path) -> None:
     left.mkdir()
     generate(tmp_path / "set", 1, 0, seed=1, image_size=(64, 36), workers=1, frames=2, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_another_car_sees_the_same_world(tmp_path):
+    # Expected: the same poses, and the same boxes of what both see; cameras higher by what the truck is, other images.
+    for car in ("sedan", "truck"):
+        generate(tmp_path / car, 1, 0, seed=2, image_size=(64, 36), workers=1, frames=2, progress=False, rig=car)
+    tables = {car: tmp_path / car / "v1.0-mini" for car in ("sedan", "truck")}
+    for name in ("ego_pose", "sample", "scene", "log"):
+        assert (tables["sedan"] / f"{name}.json").read_bytes() == (tables["truck"] / f"{name}.json").read_bytes(), name
+    boxes = [json.loads((folder / "sample_annotation.json").read_text()) for folder in tables.values()]
+    places = [{box["token"]: (box["translation"], box["size"], box["rotation"]) for box in each} for each in boxes]
+    both = places[0].keys() & places[1].keys()
+    assert len(both) > 0.8 * len(places[0]) and all(places[0][token] == places[1][token] for token in both)
+    mounts = [json.loads((folder / "calibrated_sensor.json").read_text()) for folder in tables.values()]
+    heights = [[m["translation"][2] for m in each if m["camera_intrinsic"]] for each in mounts]
+    assert np.allclose(np.subtract(heights[1], heights[0]), 1.2)
+    image = next((tmp_path / "sedan" / "samples" / "CAM_BACK").glob("*.jpg"))
+    assert image.read_bytes() != (tmp_path / "truck" / "samples" / "CAM_BACK" / image.name).read_bytes()
+    with pytest.raises(InputError, match="--rig: 'tram' is none of sedan"):
+        generate(tmp_path / "tram", 1, 0, progress=False, rig="tram")

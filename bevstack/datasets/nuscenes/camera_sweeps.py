@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from nuscenes.nuscenes import NuScenes
 
 
-def check_camera_chains(path: Path, records: Sequence[dict], rows: Mapping[str, Mapping[str, dict]]) -> None:
+def check_camera_chains(path: Path, rows: Mapping[str, Mapping[str, dict]], records: Sequence[dict]) -> None:
     """Check ``prev`` of every camera image: an image of the same camera that is not later, or "" at the start.
 
     Two images may have one time, as where a slow camera's image serves two samples.
 
     Args:
         path: the table's file, for messages.
-        records: of ``sample_data``, whose other fields are checked already.
         rows: records by token of ``sample_data``, ``calibrated_sensor`` and ``sensor``.
+        records: of ``sample_data``, whose other fields are checked already.
 
     Raises:
         InputError: a ``prev`` that is no token, leads to another sensor, is later, or runs in a loop.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -162,11 +163,31 @@ def _check_intrinsics(path: Path, records: list[dict]) -> None:
             _fail(path, record, "camera_intrinsic", "must be finite, with positive focal lengths")
 
 
-def _known(path: Path, records: Iterable[dict], field: str, targets: dict[str, dict], other: str, empty: bool) -> None:
+def _known(path: Path, field: str, targets: dict[str, dict], other: str, empty: bool, records: Iterable[dict]) -> None:
     for record in records:
         token = record[field]
         if token not in targets and not (empty and token == ""):
             _fail(path, record, field, f"{token!r} is no token of {other}.json")
+
+
+# table, field, the table that the field's token is of, whether it may be ""
+_REFERENCES = (
+    ("scene", "log_token", "log", True),
+    ("scene", "first_sample_token", "sample", False),
+    ("scene", "last_sample_token", "sample", False),
+    ("sample", "scene_token", "scene", False),
+    ("sample", "prev", "sample", True),
+    ("sample", "next", "sample", True),
+    ("calibrated_sensor", "sensor_token", "sensor", False),
+    ("sample_data", "sample_token", "sample", False),
+    ("sample_data", "ego_pose_token", "ego_pose", False),
+    ("sample_data", "calibrated_sensor_token", "calibrated_sensor", False),
+    ("instance", "category_token", "category", False),
+    ("sample_annotation", "sample_token", "sample", False),
+    ("sample_annotation", "instance_token", "instance", False),
+    ("sample_annotation", "prev", "sample_annotation", True),
+    ("sample_annotation", "next", "sample_annotation", True),
+)
 
 
 def check_references(folder: Path, tables: dict[str, list[dict]], own_categories: Collection[str] = ()) -> None:
@@ -177,39 +198,36 @@ def check_references(folder: Path, tables: dict[str, list[dict]], own_categories
         tables: every table of ``TABLE_FIELDS``, already checked by :func:`check_records`.
         own_categories: names of categories that are near nuScenes' own, and meant so.
     """
+    for records, check in reference_checks(folder, tables, own_categories):
+        check(records)
+
+
+def reference_checks(
+    folder: Path, tables: dict[str, list[dict]], own_categories: Collection[str] = ()
+) -> Iterator[tuple[list[dict], Callable[[list[dict]], None]]]:
+    """The checks of :func:`check_references` in turn: records, and what to call with them, or with some of them.
+
+    Each takes for granted what those before it have found right.
+    """
     files = {name: folder / f"{name}.json" for name in tables}
     rows = {name: {record["token"]: record for record in records} for name, records in tables.items()}
-    for table, field, other, empty in (
-        ("scene", "log_token", "log", True),
-        ("scene", "first_sample_token", "sample", False),
-        ("scene", "last_sample_token", "sample", False),
-        ("sample", "scene_token", "scene", False),
-        ("sample", "prev", "sample", True),
-        ("sample", "next", "sample", True),
-        ("calibrated_sensor", "sensor_token", "sensor", False),
-        ("sample_data", "sample_token", "sample", False),
-        ("sample_data", "ego_pose_token", "ego_pose", False),
-        ("sample_data", "calibrated_sensor_token", "calibrated_sensor", False),
-        ("instance", "category_token", "category", False),
-        ("sample_annotation", "sample_token", "sample", False),
-        ("sample_annotation", "instance_token", "instance", False),
-        ("sample_annotation", "prev", "sample_annotation", True),
-        ("sample_annotation", "next", "sample_annotation", True),
-    ):
-        _known(files[table], tables[table], field, rows[other], other, empty)
-    _check_sample_chains(files, tables, rows)
-    _check_steps(files["sample"], tables["sample"], rows["sample"])
-    _check_box_chains(files["sample_annotation"], tables["sample_annotation"], rows)
-    _check_camera_calibration(files["calibrated_sensor"], tables["calibrated_sensor"], rows["sensor"])
-    check_camera_chains(files["sample_data"], tables["sample_data"], rows)
-    _check_image_sizes(files["sample_data"], tables["sample_data"], rows)
-    _check_categories(files["category"], tables["instance"], rows["category"], own_categories)
+    for table, field, other, empty in _REFERENCES:
+        yield tables[table], partial(_known, files[table], field, rows[other], other, empty)
+    yield tables["scene"], partial(_check_sample_chains, files, tables["sample"], rows)
+    yield tables["sample"], partial(_check_steps, files["sample"], rows["sample"])
+    yield tables["sample_annotation"], partial(_check_box_chains, files["sample_annotation"], rows)
+    yield tables["calibrated_sensor"], partial(_check_camera_calibration, files["calibrated_sensor"], rows["sensor"])
+    yield tables["sample_data"], partial(check_camera_chains, files["sample_data"], rows)
+    yield tables["sample_data"], partial(_check_image_sizes, files["sample_data"], rows)
+    yield tables["instance"], partial(_check_categories, files["category"], rows["category"], own_categories)
 
 
-def _check_sample_chains(files: dict[str, Path], tables: dict[str, list[dict]], rows: dict[str, dict]) -> None:
+def _check_sample_chains(
+    files: dict[str, Path], samples: list[dict], rows: dict[str, dict], scenes: list[dict]
+) -> None:
     path = files["sample"]
     reached: set[str] = set()
-    for scene in tables["scene"]:
+    for scene in scenes:
         sample = last = rows["sample"][scene["first_sample_token"]]
         previous = None
         if sample["prev"] != "":
@@ -229,12 +247,13 @@ def _check_sample_chains(files: dict[str, Path], tables: dict[str, list[dict]], 
             sample = rows["sample"][sample["next"]] if sample["next"] else None
         if last["token"] != scene["last_sample_token"]:
             _fail(files["scene"], scene, "last_sample_token", f"the chain of samples ends at {last['token']}")
-    for sample in tables["sample"]:
-        if sample["token"] not in reached:
+    of_these = {scene["token"] for scene in scenes}
+    for sample in samples:
+        if sample["scene_token"] in of_these and sample["token"] not in reached:
             _fail(path, sample, "prev/next", "cannot be reached from its scene's first sample")
 
 
-def _check_steps(path: Path, records: list[dict], samples: dict[str, dict]) -> None:
+def _check_steps(path: Path, samples: dict[str, dict], records: list[dict]) -> None:
     """Times are in microseconds: seconds, milliseconds and nanoseconds show in the steps from sample to sample."""
     pairs = [(record, samples[record["next"]]) for record in records if record["next"]]
     if pairs:
@@ -243,7 +262,7 @@ def _check_steps(path: Path, records: list[dict], samples: dict[str, dict]) -> N
             _fail(path, pairs[0][0], "timestamp", f"samples would be {step:.6g} microseconds apart; which unit is it?")
 
 
-def _check_box_chains(path: Path, records: list[dict], rows: dict[str, dict]) -> None:
+def _check_box_chains(path: Path, rows: dict[str, dict], records: list[dict]) -> None:
     boxes, samples, attributes = rows["sample_annotation"], rows["sample"], rows["attribute"]
     for record in records:
         for token in record["attribute_tokens"]:
@@ -261,13 +280,13 @@ def _check_box_chains(path: Path, records: list[dict], rows: dict[str, dict]) ->
             _fail(path, record, "prev", f"{record['prev']} has another next")
 
 
-def _check_camera_calibration(path: Path, records: list[dict], sensors: dict[str, dict]) -> None:
+def _check_camera_calibration(path: Path, sensors: dict[str, dict], records: list[dict]) -> None:
     for record in records:
         if sensors[record["sensor_token"]]["modality"] == "camera" and not record["camera_intrinsic"]:
             _fail(path, record, "camera_intrinsic", "is empty, yet the sensor is a camera")
 
 
-def _check_image_sizes(path: Path, records: list[dict], rows: dict[str, dict]) -> None:
+def _check_image_sizes(path: Path, rows: dict[str, dict], records: list[dict]) -> None:
     """Key frames of cameras say how large their image is."""
     sensor_of = {token: rows["sensor"][record["sensor_token"]] for token, record in rows["calibrated_sensor"].items()}
     for record in records:
@@ -278,7 +297,7 @@ def _check_image_sizes(path: Path, records: list[dict], rows: dict[str, dict]) -
 
 
 def _check_categories(
-    path: Path, instances: list[dict], categories: dict[str, dict], own_categories: Collection[str]
+    path: Path, categories: dict[str, dict], own_categories: Collection[str], instances: list[dict]
 ) -> None:
     """Names that are nearly nuScenes' own are taken for mistakes; others are a dataset's own, said in one warning."""
     names, own = list(get_colormap()), []

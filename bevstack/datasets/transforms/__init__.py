@@ -6,6 +6,7 @@ of a dataset but images; what else it needs it asks of the dict's ``dataset``.
 
 from bevstack.datasets.transforms.bev_augmentation import BEVRotateScaleFlip
 from bevstack.datasets.transforms.bev_targets import LoadBEVMap, RasteriseBoxes
+from bevstack.datasets.transforms.corruptions import CorruptImages
 from bevstack.datasets.transforms.image_geometry import ResizeCropFlipImages, ResizeImages
 from bevstack.datasets.transforms.loading import LoadCameraSweeps, LoadMultiViewImages
 from bevstack.datasets.transforms.object_filters import ObjectNameFilter, ObjectRangeFilter
@@ -13,14 +14,26 @@ from bevstack.datasets.transforms.packing import PackBEVInputs
 from bevstack.datasets.transforms.panoptic_targets import MakePanopticMap
 from bevstack.datasets.transforms.past_centers import LoadPastCenters
 from bevstack.datasets.transforms.scene_labels import LoadSceneLabels
+from bevstack.datasets.transforms.sensor_faults import (
+    DelayCameras,
+    DisturbCalibration,
+    DisturbEgoPoses,
+    LoseCameras,
+    SwapCameras,
+)
 
 __all__ = [
     "BEVRotateScaleFlip",
+    "CorruptImages",
+    "DelayCameras",
+    "DisturbCalibration",
+    "DisturbEgoPoses",
     "LoadBEVMap",
     "LoadCameraSweeps",
     "LoadMultiViewImages",
     "LoadPastCenters",
     "LoadSceneLabels",
+    "LoseCameras",
     "MakePanopticMap",
     "ObjectNameFilter",
     "ObjectRangeFilter",
@@ -28,4 +41,5 @@ __all__ = [
     "RasteriseBoxes",
     "ResizeCropFlipImages",
     "ResizeImages",
+    "SwapCameras",
 ]

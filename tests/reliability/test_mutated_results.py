@@ -1,0 +1,84 @@
+"""Files of results changed at random: read, or refused in one line that names the file; never a traceback.
+
+What is mutated is what the tools read back: numbers of a comparison, of a robustness run, of a benchmark, and metrics.
+With the mutated tables (tests/datasets/test_mutated_tables.py) and, slow, 500 of each.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bevstack.errors import InputError
+from bevstack.experiments.compare import read_results
+from bevstack.experiments.robustness import read_scores
+
+LEAVES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=4), st.sampled_from(["\ud800", 2**80, -1])
+)
+JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner))
+RUN = {"checkpoint": "abc", "seed": 0}
+VALID = {
+    "robustness": {"run": RUN, "scores": {"clean": {"NDS": 0.5}, "time/a/b": {"NDS": 0.25, "mAP": 0.1}}},
+    "comparison": {"results": {"abc": {"section": "a", "name": "b", "seed": 0, "metrics": {"NDS": 0.5}}}},
+}
+READERS = {"robustness": lambda path: read_scores(path, RUN), "comparison": read_results}
+
+
+def places(node: object, way: tuple = ()) -> list[tuple]:
+    """Paths to everything inside a JSON value."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    return [place for key, value in items for place in ((*way, key), *places(value, (*way, key)))]
+
+
+def mutated(data: st.DataObject, kind: str) -> str:
+    content = json.loads(json.dumps(VALID[kind]))
+    *way, last = data.draw(st.sampled_from(places(content)))
+    node = content
+    for key in way:
+        node = node[key]
+    if data.draw(st.booleans()):
+        node[last] = data.draw(JSON)
+    else:
+        del node[last]
+    text = json.dumps(content)
+    return text[: data.draw(st.integers(0, len(text)))] if data.draw(st.booleans()) else text
+
+
+def read_or_refuse(path: Path, kind: str) -> None:
+    try:
+        found = READERS[kind](path)
+    except InputError as error:
+        assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+    else:
+        assert isinstance(found, dict) and all(isinstance(value, dict) for value in found.values())
+
+
+def check(kind: str, folder: Path, count: int) -> None:
+    path = folder / "results.json"
+
+    @settings(max_examples=count, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(data=st.data())
+    def run(data) -> None:
+        path.write_text(mutated(data, kind), encoding="utf-8")
+        read_or_refuse(path, kind)
+
+    run()
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_s6_results_are_read_or_refused(tmp_path, kind) -> None:
+    check(kind, tmp_path, 500)
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[" * 200_000, b"", b"null", b'{"results": 3}', b"NaN"])
+def test_other_bytes_are_refused(tmp_path, kind, content) -> None:
+    path = tmp_path / "results.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError):
+        READERS[kind](path)
