@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def print_differences(differences: Sequence[Difference], first: str, second: str) -> None:
     """A table; what is more than noise is bold."""
     table = Table(title=f"A {first}, B {second}", title_justify="left", title_style="bold")
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for column in ("A", "B", "B - A", "95 % interval"):
         table.add_column(column, justify="right")
     table.add_column("")

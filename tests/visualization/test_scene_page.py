@@ -204,6 +204,15 @@ def test_a_click_from_above_shows_what_the_cell_looks_at(browser):
 
 
 @needs_chromium
+def test_an_address_with_a_token_opens_that_sample(browser):
+    # Expected: what the report's pictures link to; a token that the page does not hold changes nothing.
+    for token, time in (("t2", 2), ("nowhere", 2), ("t0", 0)):
+        heard = "addEventListener('hashchange', () => done(), {once: true});"
+        browser.value(f"new Promise(done => {{{heard} location.hash = '{token}'}})")
+        assert browser.value("state.time") == time
+
+
+@needs_chromium
 def test_time_heads_and_a_box_under_the_pointer(browser):
     # Expected: what is shown follows slider, keys and boxes ticked; a pointer on the found car tells of it.
     set_slider(browser, "time", 2)
