@@ -47,10 +47,10 @@ $(TEST_STAMP): $(STAMP)
 	@touch $@
 
 test: lint $(TEST_STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not soak" tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" tests
 
 test-slow: $(TEST_STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or soak" tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
