@@ -31,7 +31,8 @@ class Page:
         self.text = text.partition(f"\n{end}\n")[0] if end else text
         fenced = re.findall(r"`([\w./]+/[\w./]+)`[^\n]*\n\n```\w+\n(.*?)^```", self.text, re.DOTALL | re.MULTILINE)
         self.files = dict(fenced)
-        self.commands = [shlex.split(line, comments=True) for line in re.findall(r"^python (tools/.*)$", self.text, re.MULTILINE)]
+        lines = re.findall(r"^python (tools/.*)$", self.text, re.MULTILINE)
+        self.commands = [shlex.split(line, comments=True) for line in lines]
         self.mistakes = re.findall(r"^\| ([^|]+?) \| (`[^|]+) \|$", self.text, re.MULTILINE)
 
     def write(self, folder: Path) -> None:
