@@ -29,7 +29,6 @@ from bevstack.engine.models import model_of_checkpoint, precision_of
 from bevstack.engine.stream_checks import carries_memory, check_memory
 from bevstack.engine.streaming import Streams, require_streams
 from bevstack.errors import InputError
-from bevstack.evaluation.detection_matches import detection_matches
 from bevstack.geometry import BEVGrid
 from bevstack.images import read_image
 from bevstack.models.bev.attention_record import AttentionRecord
@@ -241,6 +240,8 @@ def draw_dataset(
             write_png(path, visualizer.draw(sample, views))
             scene.append(path)
         if page is not None:
+            from bevstack.evaluation.detection_matches import detection_matches  # only here: it brings the metrics
+
             page.add(sample, views, detection_matches(sample, sample.metainfo["classes"]))
     if args.out is not None:
         endings = {"both": ("gif", "mp4"), "none": ()}.get(args.format, (args.format,))

@@ -203,7 +203,7 @@ def test_rate_is_scaled_with_the_batch(tmp_path) -> None:
         (["train_cfg={'by_epoch':False,'max_epochs':3,'_delete_':True}"], "train_cfg.max_iters: absent, but by_epoch"),
         (["train_dataloader.sampler={'type':'InfiniteSampler','_delete_':True}"], "sampler.type: InfiniteSampler has"),
         ([WRAPPED, "train_dataloader.dataset.dataset={}"], "mmdet3d.s CB"),
-        (["auto_scale_lr={'enable':True}"], "auto_scale_lr.base_batch_size: absent"),
+        (["auto_scale_lr={'enable':True,'_delete_':True}"], "auto_scale_lr.base_batch_size: absent"),
         (["load_from=ckpts/none.pth"], "load_from: no such file: ckpts/none.pth"),
         (["model.neck.init_cfg={'type':'Pretrained','checkpoint':'none.pth'}"], "model.neck.init_cfg.checkpoint: no"),
         (["compile=yes"], "compile: 'yes' is neither True, False nor a dict"),
