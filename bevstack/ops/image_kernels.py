@@ -9,10 +9,13 @@ becomes exactly 0. ``order`` (3,) says which channel comes out as the first, sec
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numba
 import numpy as np
+
+from bevstack.ops.jit import kept
 
 # A product and a sum may be one instruction, which rounds once less; no other liberty is taken.
 _RULES: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
@@ -23,10 +26,7 @@ _SHORT_BITS, _HALF_LESS_ONE, _ODD = (np.uint32(number) for number in (16, 0x7FFF
 
 def compiled(function: Callable) -> Callable:
     """The function as numba compiles it; kept on disk where there is a place for it, else compiled in each process."""
-    try:
-        return numba.njit(cache=True, **_RULES)(function)
-    except RuntimeError:  # numba finds no folder that it may write to
-        return numba.njit(**_RULES)(function)
+    return kept(partial(numba.njit, **_RULES), function)
 
 
 @compiled

@@ -15,8 +15,9 @@ import ctypes
 import re
 import zlib
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numba
 import numpy as np
@@ -160,12 +161,20 @@ def compiled(function: Callable) -> Callable:
 
     What the function closes over must be plain numbers, by which the cache knows it; :data:`SOURCE_STAMP` is one.
     """
-    options = dict(fastmath=FLOAT_RULES, error_model="numpy")
-    signature = types.void(types.voidptr)
+    return kept(partial(numba.cfunc, types.void(types.voidptr), fastmath=FLOAT_RULES, error_model="numpy"), function)
+
+
+def kept(decorator: Callable, function: Callable) -> Any:
+    """What a numba decorator makes of a function: kept on disk where there is a place, else made in each process.
+
+    Args:
+        decorator: takes ``cache`` and gives what decorates.
+        function: to be compiled.
+    """
     try:
-        return numba.cfunc(signature, cache=True, **options)(function)
-    except RuntimeError:  # nowhere to keep it: numba says "no locator available"
-        return numba.cfunc(signature, **options)(function)
+        return decorator(cache=True)(function)
+    except RuntimeError:  # numba finds no folder that it may write to: "no locator available"
+        return decorator(cache=False)(function)
 
 
 @lru_cache(maxsize=1)

@@ -69,11 +69,15 @@ class Linear(nn.Linear):
 
 
 def _by_onednn(tokens: Tensor, weight: Tensor) -> bool:
+    whole = tokens.dtype == weight.dtype == torch.float32
+    return whole and not torch.is_autocast_enabled("cpu") and onednn_takes(tokens)
+
+
+def onednn_takes(tensor: Tensor) -> bool:
+    """Whether oneDNN can be asked about a tensor of any shape: on a CPU, not empty, and no graph is being traced."""
     return bool(
-        tokens.device.type == "cpu"
-        and tokens.dtype == weight.dtype == torch.float32
-        and tokens.numel() > 0
-        and not torch.is_autocast_enabled("cpu")
+        tensor.device.type == "cpu"
+        and tensor.numel() > 0
         and not torch.compiler.is_compiling()
         and torch.backends.mkldnn.enabled
         and torch.backends.mkldnn.is_available()

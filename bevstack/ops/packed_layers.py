@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bevstack.ops.linear import onednn_takes
+
 _ACTIVATIONS: dict[type[nn.Module], tuple[str, list]] = {
     nn.Identity: ("none", []),
     nn.ReLU: ("relu", []),
@@ -154,11 +156,7 @@ def packed_dtype(features: Tensor, weight: Tensor) -> torch.dtype | None:
     """
     if torch.is_grad_enabled() and (features.requires_grad or weight.requires_grad):
         return None
-    if features.device.type != "cpu" or not features.numel():
-        return None
-    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
-        return None
-    if not hasattr(torch.ops.mkldnn, "_convolution_pointwise") or torch.compiler.is_compiling():
+    if not onednn_takes(features) or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
         return None
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else features.dtype
     return dtype if dtype in (torch.float32, torch.bfloat16) else None
