@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,12 @@ class KeptFeatures:
         """Bytes that may be written to a folder: checkpoints need the disk, too."""
         return min(self.max_bytes, shutil.disk_usage(folder).free // 2)
 
-    def put_into(self, clip: Clip, inputs: Mapping[str, Sequence[Tensor]], backbone: nn.Module) -> Clip:
+    def put_into(
+        self,
+        clip: Clip,
+        inputs: Mapping[str, Sequence[Tensor]],
+        backbone: Callable[[Tensor], Sequence[Tensor]],
+    ) -> Clip:
         """A clip whose frame has the backbone's features: kept ones, and computed ones, which are then kept.
 
         Each sample is computed alone, so that the batch that it meets first has no say in its bits. Where nothing is

@@ -224,7 +224,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         with wrapper.optim_context(model), naming_unused(model):
             data = module.data_preprocessor(data_batch, True)
             if self.kept_features is not None:
-                data["inputs"] = self.kept_features.put_into(data["inputs"], data_batch["inputs"], module.backbone)
+                features_of = module.backbone_features
+                data["inputs"] = self.kept_features.put_into(data["inputs"], data_batch["inputs"], features_of)
             losses = self.forward_losses(model, data)
         loss, log = module.parse_losses(losses)
         if not math.isfinite(loss.item()):

@@ -134,11 +134,11 @@ class FusedResidual(nn.Module):
 
     Args:
         before: (B, C, Y, X) to what the last convolution takes.
-        last: the last convolution, with the ReLU that follows the sum.
+        last: the last convolution, with the ReLU that follows the sum; it takes what is summed in beside its input.
         shortcut: (B, C, Y, X) to what is summed in; None for the block's input.
     """
 
-    def __init__(self, before: nn.Module, last: PackedConvolution, shortcut: nn.Module | None) -> None:
+    def __init__(self, before: nn.Module, last: nn.Module, shortcut: nn.Module | None) -> None:
         super().__init__()
         self.before, self.last, self.shortcut = before, last, shortcut
 

@@ -18,7 +18,8 @@ from bevstack.models.bev.alignment import WarpAlignment
 from bevstack.models.bev.memory import push_memory
 from bevstack.models.freezing import freeze, keep_evaluating
 from bevstack.models.heads.base import BEVHead, BoxHead, ImageHead
-from bevstack.models.layers.evaluation_mode import evaluating
+from bevstack.models.history import HistoryFrames
+from bevstack.models.training_form import TrainingForm
 from bevstack.registry import MODELS
 from bevstack.structures import AlignedHistory, BEVDataSample, BEVFeatures, BEVMemory, CameraRig, Clip, Frame
 
@@ -52,6 +53,7 @@ class BEVPerception(BaseModel):
         alignment: brings past frames into the current one, once for all that read them
             (:class:`bevstack.models.bev.WarpAlignment` where not given). The encoder alone takes one that leaves a
             shift to its attention.
+        history: settings by which a clip's past frames are remembered (:class:`bevstack.models.history.HistoryFrames`).
         data_preprocessor: collated data to a :class:`Clip` and samples.
 
     Attributes:
@@ -77,11 +79,13 @@ class BEVPerception(BaseModel):
         loss_balancing: Mapping | None = None,
         frozen: Sequence[str] = (),
         alignment: Mapping | None = None,
+        history: Mapping | None = None,
         data_preprocessor: Mapping | None = None,
         init_cfg: Mapping | None = None,
     ) -> None:
         super().__init__(data_preprocessor, init_cfg)
         self.backbone = MODELS.build(backbone)
+        self._training_form, self.history = TrainingForm(), HistoryFrames(**(history or {}))
         self.neck = None if neck is None else MODELS.build(fitted_config(neck, self.backbone))
         self.encoder = MODELS.build(encoder)
         self.bev_neck = None if bev_neck is None else MODELS.build(bev_neck)
@@ -155,15 +159,15 @@ class BEVPerception(BaseModel):
         )
         return bev, push_memory(past, encoded, self.memory_frames)
 
-    def remember(self, frame: Frame, memory: BEVMemory | None = None) -> BEVMemory | None:
+    def remembered(self, features: Sequence[Tensor], frame: Frame, memory: BEVMemory | None) -> BEVMemory | None:
         """The memory after a frame of which nothing else is wanted: a :meth:`step` without fusion, neck and heads.
 
-        Runs in evaluation mode without gradient, as in docs/reference.md 4.5, Training queue.
+        Args:
+            features: of the frame's images (:meth:`image_features`).
+            frame, memory: as in :meth:`step`.
         """
-        with torch.no_grad(), evaluating(self):
-            past = None if memory is None else memory.moved(frame.motion)
-            encoded, _ = self.encoded(self.image_features(frame), frame, past)
-            return push_memory(past, encoded, self.memory_frames)
+        past = None if memory is None else memory.moved(frame.motion)
+        return push_memory(past, self.encoded(features, frame, past)[0], self.memory_frames)
 
     def encoded(
         self, features: Sequence[Tensor], frame: Frame, past: BEVMemory | None
@@ -198,9 +202,7 @@ class BEVPerception(BaseModel):
         """
         if mode not in MODES:
             raise ValueError(f"unknown mode {mode!r}; there are {', '.join(MODES)}")
-        memory = inputs.memory
-        for frame in inputs.frames[:-1]:
-            memory = self.remember(frame, memory)
+        memory = self.history(self, inputs.frames[:-1], inputs.memory)
         bev, memory = self.step(inputs.frames[-1], memory)
         if mode == "tensor":
             return bev, memory
@@ -209,6 +211,10 @@ class BEVPerception(BaseModel):
         ask = self.losses if mode.endswith("loss") else self.predictions
         result = ask(bev, data_samples)
         return (result, memory) if mode.startswith("stream_") else result
+
+    def backbone_features(self, images: Tensor) -> Sequence[Tensor]:
+        """What the backbone makes of (B, 3, H, W) images, in its form for training."""
+        return self._training_form(self.backbone, images)
 
     def image_features(self, frame: Frame) -> list[Tensor]:
         """A frame's images (B, N, 3, H, W), and its sweeps for a video backbone, to levels (B, N, C, h, w).
@@ -227,7 +233,7 @@ class BEVPerception(BaseModel):
                 raise ValueError(f"{type(self.backbone).__name__} {reason}; set num_sweeps={wanted} in the pipeline")
             images = torch.cat([sweeps, images.unsqueeze(1)], dim=1).transpose(1, 2)
         if frame.features is None:
-            features = self.backbone(images.flatten(0, 1))
+            features = self.backbone_features(images.flatten(0, 1))
         else:
             features = [level.flatten(0, 1) for level in frame.features]
         require_declared(features, self.backbone)

@@ -3,7 +3,7 @@
 optim_wrapper = dict(
     type="AutocastOptimWrapper",
     dtype="float32",
-    optimizer=dict(type="AdamW", lr=2e-4, weight_decay=0.01),
+    optimizer=dict(type="AdamW", lr=2e-4, weight_decay=0.01, fused=True),
     paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.1))),
     clip_grad=dict(max_norm=35, norm_type=2),
 )

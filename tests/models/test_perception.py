@@ -223,7 +223,7 @@ def test_features_that_are_there_already_stand_for_the_images():
     frame = frames_of(1)[0]
     batch = frame.images.shape[:2]
     with torch.no_grad():
-        levels = tuple(level.unflatten(0, batch) for level in model.backbone(frame.images.flatten(0, 1)))
+        levels = tuple(level.unflatten(0, batch) for level in model.backbone_features(frame.images.flatten(0, 1)))
         expected, _ = model.step(frame)
         found, _ = model.step(replace(frame, images=torch.zeros_like(frame.images), features=levels))
     assert torch.equal(found.features, expected.features)
@@ -267,7 +267,7 @@ def test_a_step_knows_no_samples():
     # What the adapter gives in mode "tensor" is the step's, of the last frame; losses and predictions come from it.
     model, frames, samples = build().eval(), frames_of(2), labels_of(GRID, [1, 2])
     with torch.no_grad():
-        bev, memory = model.step(frames[1], model.remember(frames[0]))
+        bev, memory = model.step(frames[1], model.history(model, frames[:1], None))
         clip = Clip(tuple(frames))
         adapted, after = model(clip)
         assert torch.equal(bev.features, adapted.features) and torch.equal(memory.features, after.features)
