@@ -5,17 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from bevstack.models.bev.memory import push_memory
 from bevstack.models.layers.evaluation_mode import evaluating
 from bevstack.precision import DTYPES, Precision, choose_precision
 from bevstack.structures import BEVMemory, Frame
 
-if TYPE_CHECKING:
-    from bevstack.models.perception import BEVPerception
+
+class Trunk(Protocol):
+    """What :class:`bevstack.models.BEVPerception` has that makes a memory.
+
+    ``image_features`` makes levels (B, N, C, h, w) of a frame's images; ``encoded`` makes B_t of them, the frame and
+    the memory as the frame sees it.
+    """
+
+    memory_frames: int
+    image_features: Any
+    encoded: Any
 
 
 class HistoryFrames:
@@ -40,14 +50,22 @@ class HistoryFrames:
         self.dtype, self.frames_at_once = dtype, frames_at_once
         self._precisions: dict[str, Precision] = {}
 
-    def __call__(self, model: BEVPerception, frames: Sequence[Frame], memory: BEVMemory | None) -> BEVMemory | None:
-        """The memory after the frames, the oldest first, of what was remembered before them; None where nothing is."""
-        with torch.no_grad(), evaluating(model):
+    def __call__(self, model: Trunk, frames: Sequence[Frame], memory: BEVMemory | None) -> BEVMemory | None:
+        """The memory after the frames: what their steps leave, without fusion, neck and heads.
+
+        Args:
+            model: a module that has a trunk; afterwards in the mode in which it was.
+            frames: of B samples, (B, N, 3, H, W) images each, the oldest first.
+            memory: what was remembered before them, or None.
+        """
+        module: Any = model
+        with torch.no_grad(), evaluating(module):
             for start in range(0, len(frames), self.frames_at_once):
                 together = frames[start : start + self.frames_at_once]
                 with self._format(together[0].images.device):
                     for frame, features in zip(together, _features(model, together), strict=True):
-                        memory = model.remembered(features, frame, memory)
+                        past = None if memory is None else memory.moved(frame.motion)
+                        memory = push_memory(past, model.encoded(features, frame, past)[0], model.memory_frames)
         return memory
 
     @contextmanager
@@ -61,7 +79,7 @@ class HistoryFrames:
             yield
 
 
-def _features(model: BEVPerception, frames: Sequence[Frame]) -> list[list[Tensor]]:
+def _features(model: Trunk, frames: Sequence[Frame]) -> list[list[Tensor]]:
     """The levels (B, N, C, h, w) of every frame, made in one pass."""
     if len(frames) == 1:
         return [model.image_features(frames[0])]
@@ -78,7 +96,7 @@ def _features(model: BEVPerception, frames: Sequence[Frame]) -> list[list[Tensor
     return [list(of_frame) for of_frame in zip(*levels, strict=True)]
 
 
-def _given(value):
+def _given(value: Any) -> Any:
     """What a frame has, where the first frame has it."""
     if value is None:
         raise ValueError("the frames of a clip differ in what they hold; set history.frames_at_once=1")

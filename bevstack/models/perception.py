@@ -159,16 +159,6 @@ class BEVPerception(BaseModel):
         )
         return bev, push_memory(past, encoded, self.memory_frames)
 
-    def remembered(self, features: Sequence[Tensor], frame: Frame, memory: BEVMemory | None) -> BEVMemory | None:
-        """The memory after a frame of which nothing else is wanted: a :meth:`step` without fusion, neck and heads.
-
-        Args:
-            features: of the frame's images (:meth:`image_features`).
-            frame, memory: as in :meth:`step`.
-        """
-        past = None if memory is None else memory.moved(frame.motion)
-        return push_memory(past, self.encoded(features, frame, past)[0], self.memory_frames)
-
     def encoded(
         self, features: Sequence[Tensor], frame: Frame, past: BEVMemory | None
     ) -> tuple[BEVFeatures, AlignedHistory | None]:

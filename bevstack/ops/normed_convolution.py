@@ -45,11 +45,10 @@ class NormedConvolution(nn.Module):
     @staticmethod
     def takes(convolution: nn.Module, norm: nn.Module) -> bool:
         """Whether the two modules can be joined."""
-        plain = type(convolution) is nn.Conv2d and not isinstance(convolution.padding, str)
-        if not (plain and convolution.padding_mode == "zeros"):  # type: ignore[union-attr]
+        if not (type(convolution) is nn.Conv2d and convolution.padding_mode == "zeros"):
             return False
-        known = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm)
-        return known and isinstance(norm, _BatchNorm) and norm.running_mean is not None
+        known = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) and isinstance(norm, _BatchNorm)
+        return known and norm.running_mean is not None and not isinstance(convolution.padding, str)
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """The weight (C', C / groups, k_h, k_w) and bias (C',) of the convolution that equals both modules."""
@@ -98,20 +97,18 @@ class _JoinedConvolution(torch.autograd.Function):
     def forward(ctx, features: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None, place, relu: bool) -> Tensor:
         stride, padding, dilation, groups = place
         order = (padding, stride, dilation, groups)
+        convolve = torch.ops.mkldnn._convolution_pointwise
         if added is None:
-            activation = "relu" if relu else "none"
-            result = torch.ops.mkldnn._convolution_pointwise(features, weight, bias, *order, activation, [], "")
+            result = convolve(features, weight, bias, *order, "relu" if relu else "none", [], "")
         else:
-            activation = "relu" if relu else None
-            result = torch.ops.mkldnn._convolution_pointwise.binary(
-                features, added, weight, bias, *order, "add", 1.0, activation, [], None
-            )
+            after = "relu" if relu else None
+            result = convolve.binary(features, added, weight, bias, *order, "add", 1.0, after, [], None)
         ctx.place, ctx.relu = place, relu
         ctx.save_for_backward(features, weight, *((result,) if relu else ()))
         return result
 
     @staticmethod
-    def backward(ctx, upstream: Tensor):  # type: ignore[override]
+    def backward(ctx, upstream: Tensor):
         features, weight, *rest = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.place
         if ctx.relu:

@@ -50,6 +50,7 @@ def learned(backbone: nn.Module, call, images: torch.Tensor) -> tuple[list[torch
 
 def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
     """The largest difference as a share of the largest value."""
+    found, expected = found.detach(), expected.detach()
     return float((found.float() - expected.float()).abs().max() / expected.float().abs().max().clamp(min=1e-12))
 
 
