@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bevstack.engine.export import onnx_runner
+from bevstack.engine.export_comparison import onnx_runner
 from bevstack.engine.export_onnx import traced, write_onnx
 from bevstack.engine.export_step import StepOfTensors, exportable
 from bevstack.models import BEVPerception
