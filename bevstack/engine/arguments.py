@@ -32,7 +32,9 @@ def test_parser() -> argparse.ArgumentParser:
     """Flags of ``tools/test.py``, as OpenMMLab users know them."""
     parser = argparse.ArgumentParser(prog="tools/test.py", description="Score a checkpoint on a config's test set.")
     parser.add_argument("config", help="config file")
-    parser.add_argument("checkpoint", help="checkpoint file (with EMA, its averaged weights are used)")
+    parser.add_argument(
+        "checkpoint", help="checkpoint file (with EMA, its averaged weights are used), or a .onnx of tools/export.py"
+    )
     parser.add_argument("--out", "--work-dir", metavar="DIR", help="folder of the results (default: the checkpoint's)")
     parser.add_argument("--report", type=Path, metavar="DIR", help="also write a report that takes the scores apart")
     add_config_options(parser)
