@@ -282,7 +282,7 @@ def export_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespa
     parser.add_argument("--image-size", default="900x1600", metavar="HxW", help="of the cameras' images")
     parser.add_argument("--num-slots", type=int, metavar="S", help="room for so many cameras that see one cell")
     parser.add_argument(
-        "--frames", type=int, help="of the stream that is run beside torch (default: 20; 6 of large images)"
+        "--frames", type=int, help="of the stream that is run beside torch (default: 20; 4 of large images)"
     )
     parser.add_argument("--int8", action="store_true", help="quantise backbone and neck (FILE.onnx)")
     parser.add_argument(

@@ -69,7 +69,7 @@ class ExportSettings:
         interface: ``native`` (:class:`bevstack.engine.export_step.StepOfTensors`) or ``mlperf``.
         source_size_px: (height, width) of the cameras' images.
         num_slots: cameras that may see one cell; None: as many as the usual rig needs, at least two.
-        frames: of the stream on which the file is run beside torch; half-way another scene begins. None: twenty, six
+        frames: of the stream on which the file is run beside torch; half-way another scene begins. None: twenty, four
             of large images.
         part: ``model``, ``backbone`` (with the neck) or ``encoder``.
         int8: how an ONNX file is quantised; None: not at all.

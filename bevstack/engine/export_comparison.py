@@ -19,7 +19,8 @@ from bevstack.structures import BEVMemory, EgoMotion, Frame
 Runner = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 MANY_PIXELS = 1_000_000
 """Images of a moment with more of them make a comparison of twenty frames take minutes."""
-FRAMES, FRAMES_OF_MANY_PIXELS = 20, 6
+FRAMES, FRAMES_OF_MANY_PIXELS, FRAMES_TIMED = 20, 4, 3
+"""How many frames are compared, how many of large images, and on how many of these torch is timed."""
 
 
 class Step(Protocol):
@@ -138,7 +139,7 @@ def torch_ms(step: Step, clip: Sequence[Frame]) -> float:
     """Median milliseconds of a step by torch, of a model in the form that inference takes."""
     times = []
     memory: BEVMemory | None = None
-    for frame in clip:
+    for frame in clip if len(clip) > FRAMES_OF_MANY_PIXELS else clip[:FRAMES_TIMED]:
         past = memory if bool(frame.motion.has_previous.all()) else None
         began = time.perf_counter()
         _, memory = step.outputs_of(frame, past)
