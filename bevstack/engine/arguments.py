@@ -32,7 +32,9 @@ def test_parser() -> argparse.ArgumentParser:
     """Flags of ``tools/test.py``, as OpenMMLab users know them."""
     parser = argparse.ArgumentParser(prog="tools/test.py", description="Score a checkpoint on a config's test set.")
     parser.add_argument("config", help="config file")
-    parser.add_argument("checkpoint", help="checkpoint file (with EMA, its averaged weights are used)")
+    parser.add_argument(
+        "checkpoint", help="checkpoint file (with EMA, its averaged weights are used), or a .onnx of tools/export.py"
+    )
     parser.add_argument("--out", "--work-dir", metavar="DIR", help="folder of the results (default: the checkpoint's)")
     parser.add_argument("--report", type=Path, metavar="DIR", help="also write a report that takes the scores apart")
     add_config_options(parser)
@@ -266,16 +268,34 @@ def export_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespa
     parser = argparse.ArgumentParser(
         prog="tools/export.py", description="A trained model as a file that runs without this package."
     )
-    parser.add_argument("model", help="checkpoint, or a training's work directory")
+    parser.add_argument(
+        "model", help="checkpoint, or a training's work directory; a config (.py): weights drawn at random"
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="FILE.onnx or FILE.pt2")
+    parser.add_argument(
+        "--part", choices=("model", "backbone", "encoder"), default="model", help="backbone: with the neck"
+    )
     parser.add_argument("--config", help="config of weights that carry none")
     parser.add_argument(
         "--interface", choices=("native", "mlperf"), default="native", help="mlperf: as its 3D detection reference"
     )
     parser.add_argument("--image-size", default="900x1600", metavar="HxW", help="of the cameras' images")
     parser.add_argument("--num-slots", type=int, metavar="S", help="room for so many cameras that see one cell")
-    parser.add_argument("--frames", type=int, default=20, help="of the stream that is run beside torch")
+    parser.add_argument(
+        "--frames", type=int, help="of the stream that is run beside torch (default: 20; 4 of large images)"
+    )
+    parser.add_argument("--int8", action="store_true", help="quantise backbone and neck (FILE.onnx)")
+    parser.add_argument(
+        "--calibration-samples",
+        type=int,
+        default=32,
+        metavar="N",
+        help="of the config's training split, for --int8 (default: 32); 0: made-up images, for timing alone",
+    )
+    parser.add_argument("--reduce-range", action="store_true", help="seven-bit weights, for x86 CPUs without VNNI")
+    parser.add_argument("--machine-code", action="store_true", help="FILE.pt2 by AOTInductor; needs a C++ compiler")
     parser.add_argument("--json", type=Path, metavar="FILE", help="what is printed, as JSON")
+    add_config_options(parser)
     args = parser.parse_args(arguments)
     if args.out.suffix not in (".onnx", ".pt2"):
         raise InputError(args.out, "--out", f"ends in '{args.out.suffix}'; there are .onnx and .pt2")
@@ -286,6 +306,13 @@ def export_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespa
     for field, value in (("--num-slots", args.num_slots), ("--frames", args.frames)):
         if value is not None and value < 1:
             raise InputError(args.model, field, f"must be positive, not {value}")
+    if args.calibration_samples < 0:
+        raise InputError(args.model, "--calibration-samples", f"must not be negative, as {args.calibration_samples} is")
+    if args.interface == "mlperf" and args.part != "model":
+        raise InputError(args.model, "--part", f"{args.part}: MLPerf's interface is one of whole models")
+    for flag, given, ending in (("--int8", args.int8, ".onnx"), ("--machine-code", args.machine_code, ".pt2")):
+        if given and args.out.suffix != ending:
+            raise InputError(args.out, flag, f"is of files that end in {ending}")
     require_writable(args.out.parent, "--out")
     return args
 

@@ -141,6 +141,8 @@ class AutocastTestLoop(_AutocastEvaluation, TestLoop):
     """
 
     form: torch.nn.Module | None = None
+    answering: torch.nn.Module | None = None
+    """What is asked in the place of the runner's model, as an exported file; None for the model."""
 
     def __init__(self, dtype: str = "float32", **kwargs) -> None:
         refuse_fp16(kwargs)
@@ -155,7 +157,9 @@ class AutocastTestLoop(_AutocastEvaluation, TestLoop):
         return super().run()
 
     def asked_model(self) -> torch.nn.Module:
-        """The form for inference of the model that the runner has at the first batch."""
+        """The form for inference of the model that the runner has at the first batch, or what answers in its place."""
+        if self.answering is not None:
+            return self.answering
         if self.form is None:
             self.form = inference_form(super().asked_model())
             compile_form(self.form, self.runner.cfg)

@@ -34,6 +34,7 @@ class MLPerfStep(nn.Module):
 
     input_names = ("img", "prev_bev", "use_prev_bev", "can_bus", "lidar2img")
     output_names = ("bev", "cls", "coords")
+    fed_back = {"prev_bev": "bev"}
 
     def __init__(self, model: BEVPerception, frame: Frame) -> None:
         super().__init__()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -133,9 +135,30 @@ def require_portable(model: Any, path: Path) -> None:
             raise InputError(path, value.name, reason)
 
 
-def write_pt2(program: torch.export.ExportedProgram, path: Path, description: Mapping[str, Any]) -> None:
-    """Write a traced step as torch's own archive: ``torch.export.load(path).module()(*inputs)`` runs it."""
-    torch.export.save(program, path, extra_files={f"{METADATA}.json": json.dumps(description)})
+def write_pt2(
+    program: torch.export.ExportedProgram, path: Path, description: Mapping[str, Any], machine_code: bool = False
+) -> None:
+    """Write a traced step as torch's own archive: ``torch.export.load(path).module()(*inputs)`` runs it.
+
+    Args:
+        program: of :func:`traced`.
+        path: of the file.
+        description: written into it as JSON.
+        machine_code: compile it (AOTInductor); ``torch._inductor.aoti_load_package(path)(*inputs)`` runs that.
+
+    Raises:
+        InputError: no C++ compiler, or a step that it cannot compile.
+    """
+    if not machine_code:
+        torch.export.save(program, path, extra_files={f"{METADATA}.json": json.dumps(description)})
+        return
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise InputError(path, "--machine-code", "no C++ compiler (g++, or what CXX names): AOTInductor needs one")
+    metadata = {"aot_inductor.metadata": {METADATA: json.dumps(description)}}
+    try:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=metadata)
+    except Exception as error:  # noqa: BLE001 - compilers fail in many ways, without a common class
+        raise InputError(path, "--machine-code", str(error).strip().splitlines()[0][:300]) from error
 
 
 def inverse_of_affine(dst_from_src: Tensor) -> Tensor:

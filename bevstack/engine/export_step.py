@@ -65,8 +65,17 @@ class StepOfTensors(nn.Module):
         kept = list(MEMORY) if model.memory_frames > 1 else list(MEMORY)[: model.memory_frames]
         self.input_names = (*names, *kept)
         self.memory_names = tuple(kept)
-        with torch.no_grad():
-            self.output_names = tuple(self.outputs_of(frame, None)[0])
+        self.output_names: tuple[str, ...] = ()
+        self._name_outputs(frame)
+
+    @torch.no_grad()
+    def _name_outputs(self, frame: Frame) -> None:
+        self.output_names = tuple(self.outputs_of(frame, None)[0])
+
+    @property
+    def fed_back(self) -> dict[str, str]:
+        """Which input takes which output of the step before."""
+        return {name: MEMORY[name] for name in self.memory_names}
 
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
         """Outputs (1, ...) in the order of ``output_names``, of inputs (1, ...) in the order of ``input_names``."""
@@ -76,6 +85,10 @@ class StepOfTensors(nn.Module):
 
     def inputs_of(self, frame: Frame, memory: BEVMemory | None) -> dict[str, Tensor]:
         """A frame of one sample and what is remembered, None for nothing: ``images`` (1, N, 3, H, W) and the others."""
+        values = self._values(frame, memory)
+        return {name: values[name].contiguous() for name in self.input_names}
+
+    def _values(self, frame: Frame, memory: BEVMemory | None) -> dict[str, Any]:
         rig, motion = frame.rig, frame.motion
         values: dict[str, Any] = {
             "images": frame.images.float(),
@@ -86,8 +99,7 @@ class StepOfTensors(nn.Module):
             "seconds": motion.seconds.float(),
             "can_bus": motion.can_bus,
         }
-        values |= self._kept(memory)
-        return {name: values[name].contiguous() for name in self.input_names}
+        return values | self._kept(memory)
 
     def outputs_of(self, frame: Frame, memory: BEVMemory | None) -> tuple[dict[str, Tensor], BEVMemory | None]:
         """What the model itself makes of a frame (1, N, 3, H, W), by the names of the outputs, and its memory after."""
@@ -123,9 +135,11 @@ class StepOfTensors(nn.Module):
         if frames > 1:  # what is not valid may be anything; here it is nothing
             poses = torch.where(valid[..., None, None], poses, torch.eye(4))
             seconds = torch.where(valid, seconds, 0.0)
-        return dict(zip(MEMORY, (features, poses, valid, seconds), strict=True)) if frames > 1 else {
-            "memory_features": features
-        }
+        return (
+            dict(zip(MEMORY, (features, poses, valid, seconds), strict=True))
+            if frames > 1
+            else {"memory_features": features}
+        )
 
     def _frame(self, inputs: Mapping[str, Tensor]) -> Frame:
         rig = CameraRig(

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mmengine.config import Config
 
@@ -16,6 +16,8 @@ from bevstack.engine.checkpoint import read_checkpoint
 from bevstack.engine.compilation import compile_options
 from bevstack.engine.component_names import find_component
 from bevstack.engine.config import accepted_keys, building, check_components, load_config
+from bevstack.engine.evaluation_loops import AutocastTestLoop
+from bevstack.engine.exported_model import ExportedPerception
 from bevstack.engine.faults import RunError
 from bevstack.engine.label_checks import check_labels, check_trained_cameras
 from bevstack.engine.processes import leave_group, process_count
@@ -28,6 +30,7 @@ from bevstack.errors import InputError
 from bevstack.evaluation import print_table, write_metrics
 from bevstack.evaluation.report_metric import ReportMetric
 from bevstack.files import require_writable
+from bevstack.models import BEVPerception
 
 METRICS_NAME = "metrics.json"
 _TRAINING = ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "auto_scale_lr")
@@ -60,7 +63,8 @@ def test(
 
     Args:
         cfg: of :func:`load_config`.
-        checkpoint: weights; missing and unexpected keys are an error.
+        checkpoint: weights; missing and unexpected keys are an error. A ``.onnx`` file of ``tools/export.py`` answers
+            in the model's place (:mod:`bevstack.engine.exported_model`).
         out: folder of the results; default: the checkpoint's.
         launcher: "none", "pytorch" (torchrun) or "slurm".
         report: folder of a report (:mod:`bevstack.engine.report`); None writes none.
@@ -78,7 +82,8 @@ def test(
             raise InputError(cfg.filename or "config", part, "absent: this config has no test")
     if report is not None:
         require_writable(report, "--report")
-    content = read_checkpoint(checkpoint)  # before anything is built or written
+    exported = checkpoint.suffix == ".onnx"
+    content = {} if exported else read_checkpoint(checkpoint)  # before anything is built or written
     check_components(cfg)
     compile_options(cfg)
     check_streams(cfg, "test", process_count(launcher))
@@ -91,8 +96,11 @@ def test(
             dataset = runner.test_loop.dataloader.dataset
             check_labels(whole, runner.module, dataset, "test")
         cameras = (getattr(dataset, "metainfo", None) or {}).get("cameras", ())
-        check_trained_cameras(runner.module, content.get("meta") or {}, cameras, checkpoint)
-        runner.take_weights(content, checkpoint, strict=True)
+        if exported:
+            _answer_by_file(runner, checkpoint, cameras)
+        else:
+            check_trained_cameras(runner.module, content.get("meta") or {}, cameras, checkpoint)
+            runner.take_weights(content, checkpoint, strict=True)
         del content  # the optimizer's state is as large as the model
         gathered = ReportMetric()
         if report is not None:
@@ -108,6 +116,14 @@ def test(
             title = f"{Path(cfg.filename or 'config').stem}: {checkpoint.name}"
             print(f"report: {write_report(report, title, whole, dataset, gathered, metrics)}", flush=True)
     return metrics
+
+
+def _answer_by_file(runner: BEVRunner, file: Path, cameras: Sequence[str]) -> None:
+    """Let an exported file answer what the test loop asks."""
+    if not isinstance(runner.test_loop, AutocastTestLoop):
+        reason = f"{type(runner.test_loop).__name__} asks models only; a file is tested by StreamingTestLoop"
+        raise InputError(runner.cfg.filename or "config", "test_cfg.type", reason)
+    runner.test_loop.answering = ExportedPerception(cast("BEVPerception", runner.module), file, cameras)
 
 
 def _prepare(cfg: Config, out: Path, launcher: str) -> None:

@@ -54,6 +54,9 @@ def benchmark_parser() -> argparse.ArgumentParser:
     suite.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of suites that run in one format"
     )
+    suite.add_argument(
+        "--file", type=Path, metavar="FILE.onnx", help="of tools/export.py, which runs in the model's place (latency)"
+    )
     suite.add_argument("--bounds", type=Path, metavar="FILE", help="write counted work as the tests' bounds (work)")
     report = parser.add_argument_group("with --report")
     report.add_argument("--page", type=Path, default=Path("docs/performance.md"), help="the page to write")

@@ -73,6 +73,8 @@ class ExportedModel:
             raise InputError(file, "metadata", "no entry 'bevstack': not a file of tools/export.py")
         self.described: dict[str, Any] = json.loads(text)
         if "heads" not in self.described:
+            if self.described.get("part", "model") != "model":
+                raise InputError(file, "part", f"{self.described['part']!r}: a part alone has no boxes to give")
             raise InputError(file, "interface", f"{self.described.get('interface')!r} is run by its own harness")
         self.inputs = {entry.name: tuple(entry.shape) for entry in session.get_inputs()}
         self.outputs = [entry.name for entry in session.get_outputs()]

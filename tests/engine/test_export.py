@@ -14,7 +14,8 @@ import torch
 from bevstack import Predictor
 from bevstack.engine.arguments import export_arguments
 from bevstack.engine.config import load_config
-from bevstack.engine.export import TOLERANCE, ExportReport, ExportSettings, export_model, made_up_clip, onnx_runner
+from bevstack.engine.export import TOLERANCE, ExportReport, ExportSettings, export_model
+from bevstack.engine.export_comparison import made_up_clip, onnx_runner
 from bevstack.engine.export_description import ImagePlan, usual_rig
 from bevstack.engine.export_onnx import MOST_AXES, inverse_of_affine, traced, write_onnx
 from bevstack.engine.models import build_model

@@ -7,11 +7,15 @@ import json
 import pytest
 import torch
 
+from bevstack.engine.export_comparison import made_up_clip
+from bevstack.engine.export_description import ImagePlan, usual_rig
 from bevstack.experiments.benchmarks import machine
-from bevstack.experiments.benchmarks.inputs import SIZES, grid_of, rig_of
+from bevstack.experiments.benchmarks.inputs import SIZES, grid_of, memory_of, rig_of
 from bevstack.experiments.benchmarks.latency import percentiles
-from bevstack.experiments.benchmarks.measuring import Row, Spread, Stopwatch
+from bevstack.experiments.benchmarks.measuring import Row, Spread, Stopwatch, difference
+from bevstack.experiments.benchmarks.model import our_step
 from bevstack.experiments.benchmarks.op import PaddedLists, ours, spatial_case, temporal_case, usual
+from bevstack.experiments.benchmarks.peers import export_onnx, int8_step, peer_step
 from bevstack.experiments.benchmarks.report import page_of
 from bevstack.experiments.benchmarks.scaling import more_cameras
 from bevstack.experiments.benchmarks.suites import main, read_record
@@ -118,6 +122,23 @@ def test_what_is_no_record_is_refused(tmp_path):
         main(["--suite", "op", "--against", "openvino"])
     with pytest.raises(ValueError, match=r"benchmark: --rounds: 0 must"):
         main(["--suite", "op", "--rounds", "0"])
+    with pytest.raises(ValueError, match=r"benchmark: --file: only suite latency"):
+        main(["--suite", "op", "--file", "x.onnx"])
+
+
+def test_int8_answers_nearly_what_float32_answers(tmp_path):
+    """Expected: the float32 file's logits, which are torch's; eight bits of a ResNet-18's features are near them."""
+    pytest.importorskip("onnxruntime", reason="the extra 'peers' is not installed")
+    from tests.engine.test_export import small_bevformer  # which needs the extra, too
+
+    cfg, model, size = small_bevformer()
+    frame = made_up_clip(ImagePlan(cfg, model, usual_rig(6, size), size), 2)[1]
+    memory = memory_of(model.encoder.grid, model.encoder.channels)
+    given = export_onnx(model, frame, memory, tmp_path / "step.onnx")
+    exact = peer_step("onnxruntime", tmp_path / "step.onnx", given)("float32")
+    rough = int8_step("onnxruntime", tmp_path / "step.onnx", given)("float32")
+    assert 0 < difference(rough, exact) < 0.05
+    assert difference(exact, our_step(model, frame, memory, "float32")) < 1e-4
 
 
 def test_the_page_is_what_its_files_give():

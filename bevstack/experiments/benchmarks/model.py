@@ -1,6 +1,7 @@
 """Suite ``model``: a whole step of BEVFormer tiny, images and memory in, boxes and memory out, in inference.
 
-Against the usual formulation, or against the same step exported to ONNX and run by ONNX Runtime or OpenVINO.
+Against the usual formulation, or against the same step exported to ONNX and run by ONNX Runtime or OpenVINO, which then
+also run its INT8 form.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from bevstack.experiments.benchmarks.inputs import frame_of, memory_of, tiny_model
 from bevstack.experiments.benchmarks.measuring import Row, Stopwatch, difference
-from bevstack.experiments.benchmarks.peers import export_onnx, peer_step
+from bevstack.experiments.benchmarks.peers import export_onnx, int8_step, peer_step
 from bevstack.experiments.benchmarks.settings import Settings
 from bevstack.experiments.usual_model import UsualPerception
 from bevstack.models import BEVPerception
@@ -27,20 +28,23 @@ IMAGE_PX, PADDED_PX = (450, 800), (480, 800)
 
 
 def run(watch: Stopwatch, settings: Settings) -> list[Row]:
-    """A row in float32 and one in bfloat16; a peer that cannot be run says why in the row's facts."""
+    """A row in float32 and one in bfloat16, and with a peer one of INT8; what cannot be run says why in the facts."""
     model, _ = tiny_model()
     model.eval()
     frame = frame_of(IMAGE_PX, PADDED_PX)
     memory = memory_of(model.encoder.grid, model.encoder.channels)
     base, facts = settings.against, {}
     others: dict[str, Callable[[str], Tensor]] = {}
+    int8: dict[str, Callable[[str], Tensor]] = {}
     if base == "usual":
         others["usual"] = partial(usual_step, UsualPerception(model).eval(), frame, memory)
     else:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "step.onnx"
             try:
-                others[base] = peer_step(base, path, export_onnx(model, frame, memory, path))
+                given = export_onnx(model, frame, memory, path)
+                others[base] = peer_step(base, path, given)
+                int8 = {f"{peer}, INT8": int8_step(peer, path, given) for peer in dict.fromkeys((base, "onnxruntime"))}
             except Exception as error:  # noqa: BLE001 - torch's exporter and peers fail in many ways; the row says how
                 facts[f"without {base}"] = f"{type(error).__name__}: {reason_of(error)}"
     ways = others | {"ours": partial(our_step, inference_form(model), frame, memory)}
@@ -55,6 +59,12 @@ def run(watch: Stopwatch, settings: Settings) -> list[Row]:
         differences = {"ours": difference(found["ours"], found[base])} if base in found else {}
         candidates = {key: partial(ways[key], dtype) for key in found}
         rows.append(watch.row(f"whole tiny: inference, {dtype}", candidates, base, differences, row_facts))
+    if int8:
+        found = {key: way("float32") for key, way in (others | int8).items()}
+        differences = {key: difference(found[key], found[base]) for key in int8}
+        candidates = {key: partial(way, "float32") for key, way in (others | int8).items()}
+        candidates["ours, bfloat16"] = partial(ways["ours"], "bfloat16")
+        rows.append(watch.row("whole tiny: inference, INT8", candidates, base, differences))
     return rows
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bevstack.engine.export import onnx_runner
+from bevstack.engine.export_comparison import onnx_runner
+from bevstack.engine.export_int8 import quantise
 from bevstack.engine.export_onnx import traced, write_onnx
 from bevstack.engine.export_step import StepOfTensors, exportable
 from bevstack.models import BEVPerception
@@ -34,6 +35,18 @@ def export_onnx(model: BEVPerception, frame: Frame, memory: BEVMemory, path: Pat
         program = traced(step, list(inputs.values()))
     write_onnx(program, path, (step.input_names, step.output_names), {"format": 1})
     return {name: value.numpy() for name, value in inputs.items()}
+
+
+def int8_step(name: str, path: Path, given: dict[str, np.ndarray]) -> Callable[[str], Tensor]:
+    """As :func:`peer_step`, of the INT8 form of a file (:mod:`bevstack.engine.export_int8`), for any format.
+
+    Calibrated on the inputs that are timed: with weights drawn at random there is no accuracy to lose.
+    """
+    quantised = path.with_name("int8.onnx")
+    if not quantised.exists():
+        quantise(path, quantised, [given])
+    run = _openvino(quantised, "float32") if name == "openvino" else _onnxruntime(quantised)
+    return lambda dtype: torch.from_numpy(run(given))
 
 
 def peer_step(name: str, path: Path, given: dict[str, np.ndarray]) -> Callable[[str], Tensor]:

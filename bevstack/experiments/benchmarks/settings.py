@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class Settings:
         quick: a look at whether everything runs, not a measurement.
         frames: of the suites that run a stream.
         dtype: of the suites that run in one format only: "float32", "bfloat16" or "auto".
+        file: an exported file (``tools/export.py``) that the suite ``latency`` runs in the model's place.
     """
 
     against: str = "usual"
@@ -22,3 +24,4 @@ class Settings:
     quick: bool = False
     frames: int = 2000
     dtype: str = "auto"
+    file: Path | None = None

@@ -46,13 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise InputError("benchmark", "--against", f"suite {args.suite} is timed against the usual formulation only")
     if args.bounds and args.suite != "work":
         raise InputError("benchmark", "--bounds", "only suite work counts what bounds are made of")
+    if args.file and args.suite != "latency":
+        raise InputError("benchmark", "--file", "only suite latency runs an exported file")
     restart_for(args.allocator, args.threads)
     if args.allocator == "kept":
         keep_freed_memory()
     if args.threads is not None:
         torch.set_num_threads(args.threads)
         cv2.setNumThreads(args.threads)
-    settings = Settings(args.against, tuple(args.sizes), args.quick, args.frames, args.dtype)
+    settings = Settings(args.against, tuple(args.sizes), args.quick, args.frames, args.dtype, args.file)
     rounds = args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS)
     command = command_line(sys.argv[1:] if arguments is None else arguments)
     machine = description(args.allocator)
