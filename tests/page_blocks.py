@@ -20,13 +20,16 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```", re.DOTALL | re.MULTILINE)
 _MARKER = re.compile(r"<!-- (on|run by|not run): (\S.*?) -->")
-_FILE = re.compile(r"`([\w./-]+/[\w./-]+)`[^`\n]*$")
+_FILE = re.compile(r"`([\w./-]+/[\w-]+\.(?:py|json|toml))`")
 _COMMANDS = ("python", "torchrun", "make", "pip", "export", "tensorboard", ".", "docker", "ros2")
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its page, line, language, text, the file that it is (or ""), and its marker (kind, text)."""
+    """A fenced block: its page, line, language, text, the file that it is (or ""), and its marker (kind, text).
+
+    It is a file where the paragraph above names one that is not in the repository.
+    """
 
     page: Path
     line: int
@@ -70,16 +73,17 @@ def blocks_of(page: Path) -> Iterator[Block]:
     """Every fenced block of a page."""
     text = page.read_text()
     for match in _FENCE.finditer(text):
-        before = [line for line in text[: match.start()].splitlines() if line.strip()]
-        above = before[-1] if before else ""
+        *earlier, above = text[: match.start()].rstrip().splitlines() or [""]
         marker = _MARKER.fullmatch(above.strip())
-        named = _FILE.search(before[-2] if marker and len(before) > 1 else above)
+        paragraph = "\n".join(earlier if marker else [*earlier, above]).rstrip().rpartition("\n\n")[2]
+        is_file = match["language"] in ("python", "json", "toml")
+        named = [path for path in _FILE.findall(paragraph) if is_file and not (ROOT / path).exists()]
         yield Block(
             page,
             text[: match.start()].count("\n") + 1,
             match["language"],
             textwrap.dedent(match["text"]),
-            named[1] if named else "",
+            named[-1] if named else "",
             (marker[1], marker[2]) if marker else ("", ""),
         )
 
