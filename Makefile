@@ -1,4 +1,4 @@
-# make install | demo | test | test-slow | lint: each makes .venv by itself and runs again in seconds.
+# make install | demo | test | test-slow | lint | docs: each makes .venv by itself and runs again in seconds.
 #   PYTHON=/path/to/python3.11    another interpreter (3.10 to 3.12) for .venv
 #   EXTRAS=mmcv-lite,timm,dev     what to install; EXTRAS=mmcv,timm,dev takes compiled mmcv instead
 #   CONSTRAINTS=FILE              other pins, for example with a CUDA build of torch
@@ -9,6 +9,7 @@ EXTRAS ?= mmcv-lite,timm,dev
 CONSTRAINTS ?= requirements/constraints.txt
 STAMP := $(VENV)/.bevstack-installed
 TEST_STAMP := $(VENV)/.bevstack-test-extras
+DOCS_STAMP := $(VENV)/.bevstack-docs-extra
 DEMO_DATA ?= data/nuscenes-synthetic
 DEMO_OUT ?= work_dirs/demo
 DEMO_TRAIN_SCENES ?= 100
@@ -16,7 +17,7 @@ DEMO_VAL_SCENES ?= 16
 DEMO_ARGUMENTS ?= --image-size 448x252
 SEED ?= 0
 
-.PHONY: install demo test test-slow lint doctor clean
+.PHONY: install demo test test-slow lint docs doctor clean
 
 install: $(STAMP)
 	@echo "bevstack is installed in $(VENV); see what was found with: $(BIN)/python -m bevstack.doctor"
@@ -43,7 +44,7 @@ demo: $(STAMP)
 # what no user needs to run, but tests do: triton's interpreter, exporters and other runtimes
 $(TEST_STAMP): $(STAMP)
 	@$(BIN)/python -m pip install --disable-pip-version-check --prefer-binary -q \
-	    -c $(CONSTRAINTS) -e '.[triton,peers,parquet,tensorboard]'
+	    -c $(CONSTRAINTS) -e '.[triton,peers,parquet,tensorboard,docs]'
 	@touch $@
 
 test: lint $(TEST_STAMP)
@@ -56,6 +57,15 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+$(DOCS_STAMP): $(STAMP)
+	@$(BIN)/python -m pip install --disable-pip-version-check --prefer-binary -q -c $(CONSTRAINTS) -e '.[docs]'
+	@touch $@
+
+# a link that leads nowhere ends it; `make test` builds the same (tests/test_site.py)
+docs: $(DOCS_STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
+	@echo "the site begins at work_dirs/site/index.html"
 
 doctor: $(STAMP)
 	@$(BIN)/python -m bevstack.doctor

@@ -1,10 +1,14 @@
-"""The one kind of error a user can cause, and the one line it prints."""
+"""The one kind of error a user can cause, and the one line it prints; also of a mistaken command line."""
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import os
+import re
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class InputError(ValueError):
@@ -34,3 +38,20 @@ def run_tool(main: Callable[[], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     raise SystemExit(code or 0)
+
+
+class ToolParser(argparse.ArgumentParser):
+    """A command line whose mistakes are one line, ``error: TOOL: ARGUMENT: reason``, and exit code 2.
+
+    argparse would print the usage first; ``--help`` shows it.
+    """
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, with the nearest flag for one that is not known, and leave."""
+        named = re.match(r"argument ([^:]+): (.*)", message, re.DOTALL)
+        field, reason = named.groups() if named else ("arguments", message)
+        unknown = re.match(r"unrecognized arguments: (-[^\s=]+)", message)
+        near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
+        hint = f"did you mean '{near[0]}'?" if near else "--help shows all"
+        print(f"error: {InputError(self.prog, field, f'{reason}; {hint}')}", file=sys.stderr, flush=True)
+        raise SystemExit(2)

@@ -21,6 +21,8 @@ CHOSEN_BY_THE_USER = {"mmcv"}
 NOT_OURS = {"torchvision": "the doctor asks whether it can be imported; timm brings it"}
 # Declared without being imported.
 NOT_IMPORTED = {
+    "mkdocs": "make docs runs it on docs/site/mkdocs.yml",
+    "mkdocs_material": "the theme that docs/site/mkdocs.yml names",
     "tensorboard": "mmengine's TensorboardVisBackend imports torch's writer; engine/runner.py looks for it",
     "motmetrics": "the devkit imports it when it scores tracks; evaluation/tracking_scoring.py looks for it",
 }

@@ -6,14 +6,12 @@ printed as by ``tools/create_data.py`` and are no faults.
 
 from __future__ import annotations
 
-import argparse
-
-from bevstack.errors import run_tool
+from bevstack.errors import ToolParser, run_tool
 
 
 def main() -> int:
     """Parse the command line, look at the versions and print a table of faults for each."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = ToolParser(prog="tools/check_data.py", description=__doc__.split("\n")[0])
     parser.add_argument("root", help="folder with samples/ and the tables' folder")
     parser.add_argument("--version", help="folder of the tables (default: every one that is there)")
     parser.add_argument("--decode", action="store_true", help="decode every image instead of looking at its header")

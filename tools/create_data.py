@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-
-from bevstack.errors import run_tool
+from bevstack.errors import ToolParser, run_tool
 
 
 def main() -> int:
     """Parse the command line and write the index and the map tiles."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(prog="tools/create_data.py", description=__doc__)
     datasets = parser.add_subparsers(dest="dataset", required=True, metavar="DATASET")
     nuscenes = datasets.add_parser("nuscenes", help="nuScenes tables, or any root in nuScenes format")
     nuscenes.add_argument("--root", required=True, help="folder with samples/, maps/ and the tables' folder")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from bevstack.errors import InputError, run_tool
+from bevstack.errors import InputError, ToolParser, run_tool
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -17,7 +17,9 @@ def _size(text: str) -> tuple[int, int]:
 
 def main() -> int:
     """Parse the command line, make the dataset, print one line about it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = ToolParser(
+        prog="tools/create_synthetic.py", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument(
         "--root", default="data/nuscenes-synthetic", help="folder to make (replaced if it holds a synthetic dataset)"
     )

@@ -6,13 +6,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from bevstack.errors import InputError
+from bevstack.errors import InputError, ToolParser
 from bevstack.files import require_writable
 
 
 def train_parser() -> argparse.ArgumentParser:
     """Flags of ``tools/train.py``, as OpenMMLab users know them."""
-    parser = argparse.ArgumentParser(prog="tools/train.py", description="Train what a config describes.")
+    parser = ToolParser(prog="tools/train.py", description="Train what a config describes.")
     parser.add_argument("config", help="config file")
     parser.add_argument("--work-dir", help="where checkpoints and logs go (default: work_dirs/<name of the config>)")
     parser.add_argument(
@@ -30,7 +30,7 @@ def train_parser() -> argparse.ArgumentParser:
 
 def test_parser() -> argparse.ArgumentParser:
     """Flags of ``tools/test.py``, as OpenMMLab users know them."""
-    parser = argparse.ArgumentParser(prog="tools/test.py", description="Score a checkpoint on a config's test set.")
+    parser = ToolParser(prog="tools/test.py", description="Score a checkpoint on a config's test set.")
     parser.add_argument("config", help="config file")
     parser.add_argument(
         "checkpoint", help="checkpoint file (with EMA, its averaged weights are used), or a .onnx of tools/export.py"
@@ -45,7 +45,7 @@ def test_parser() -> argparse.ArgumentParser:
 def compare_runs_parser() -> argparse.ArgumentParser:
     """Flags of ``tools/compare_runs.py``."""
     description = "Two tests on the same samples side by side; intervals by bootstrap over scenes say what is noise."
-    parser = argparse.ArgumentParser(prog="tools/compare_runs.py", description=description)
+    parser = ToolParser(prog="tools/compare_runs.py", description=description)
     parser.add_argument("first", metavar="A", help="folder that tools/test.py --report wrote")
     parser.add_argument("second", metavar="B", help="another one, of the same samples")
     parser.add_argument("--draws", type=int, default=1000, help="how often scenes are drawn (default: 1000)")
@@ -69,7 +69,7 @@ def visualize_arguments(arguments: Sequence[str] | None = None) -> argparse.Name
     Raises:
         InputError: flags that contradict each other.
     """
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         prog="tools/visualize.py", description="Draw predictions and ground truth: a PNG a sample, a clip a scene."
     )
     parser.add_argument("config")
@@ -138,7 +138,7 @@ def browse_data_arguments(arguments: Sequence[str] | None = None) -> argparse.Na
         InputError: numbers out of range, or a folder that cannot be written to.
     """
     description = "Draw augmented clips with labels, maps and projected boxes, before training."
-    parser = argparse.ArgumentParser(prog="tools/browse_data.py", description=description)
+    parser = ToolParser(prog="tools/browse_data.py", description=description)
     parser.add_argument("config")
     parser.add_argument("--out", required=True, type=Path, help="folder of the pictures")
     parser.add_argument("--split", choices=("train", "val", "test"), default="train", help="whose pipeline and data")
@@ -163,7 +163,7 @@ def plot_run_arguments(arguments: Sequence[str] | None = None) -> argparse.Names
     Raises:
         InputError: a number out of range, or no picture's ending.
     """
-    parser = argparse.ArgumentParser(prog="tools/plot_run.py", description="Draw loss and metric curves of trainings.")
+    parser = ToolParser(prog="tools/plot_run.py", description="Draw loss and metric curves of trainings.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="work directories, or their scalars.json")
     parser.add_argument("--out", type=Path, default=Path("curves.png"), help="png, svg or pdf (curves.png)")
     parser.add_argument("--keys", nargs="+", metavar="NAME", help="scalars; losses, rate, speed and scores by default")
@@ -184,9 +184,7 @@ def infer_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     Raises:
         InputError: flags that contradict each other, or numbers out of range.
     """
-    parser = argparse.ArgumentParser(
-        prog="tools/infer.py", description="A trained model on your own images (docs/inference.md)."
-    )
+    parser = ToolParser(prog="tools/infer.py", description="A trained model on your own images (docs/inference.md).")
     parser.add_argument("model", metavar="MODEL", help="checkpoint, or a work directory, whose newest one is taken")
     images = "a folder, or files; '-': moments as lines of JSON on standard input, answered one by one"
     parser.add_argument("--images", required=True, nargs="+", type=Path, help=images)
@@ -225,7 +223,7 @@ def infer_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def convert_calibration_parser() -> argparse.ArgumentParser:
     """Flags of ``tools/convert_calibration.py``."""
     description = "rig.json (and poses.json) for tools/infer.py, of other formats."
-    parser = argparse.ArgumentParser(prog="tools/convert_calibration.py", description=description)
+    parser = ToolParser(prog="tools/convert_calibration.py", description=description)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     nuscenes = kinds.add_parser("nuscenes", help="one scene of nuScenes' tables")
     nuscenes.add_argument("--version", default="v1.0-mini", help="folder of the tables")
@@ -245,7 +243,7 @@ def convert_calibration_parser() -> argparse.ArgumentParser:
 
 def benchmark_parser() -> argparse.ArgumentParser:
     """Flags of ``tools/benchmark.py`` for one step of a config."""
-    parser = argparse.ArgumentParser(prog="tools/benchmark.py", description="Time one step of a config.")
+    parser = ToolParser(prog="tools/benchmark.py", description="Time one step of a config.")
     parser.add_argument("config", help="config file")
     add_step_options(parser)
     return parser
@@ -265,9 +263,7 @@ def export_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespa
     Raises:
         InputError: a file that is neither ``.onnx`` nor ``.pt2`` or cannot be written, or a size that is none.
     """
-    parser = argparse.ArgumentParser(
-        prog="tools/export.py", description="A trained model as a file that runs without this package."
-    )
+    parser = ToolParser(prog="tools/export.py", description="A trained model as a file that runs without this package.")
     parser.add_argument(
         "model", help="checkpoint, or a training's work directory; a config (.py): weights drawn at random"
     )
@@ -320,7 +316,7 @@ def export_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespa
 def convert_parser() -> argparse.ArgumentParser:
     """Flags of ``tools/convert_checkpoint.py``."""
     description = "Weights of other projects in this project's layout, or the weights alone of a training's checkpoint."
-    parser = argparse.ArgumentParser(prog="tools/convert_checkpoint.py", description=description)
+    parser = ToolParser(prog="tools/convert_checkpoint.py", description=description)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     bevformer = kinds.add_parser("bevformer", help="a published BEVFormer (tiny, small, base, or of the same layout)")
     bevformer.add_argument("--config", help="the config it is for (default: the published one with its BEV grid)")

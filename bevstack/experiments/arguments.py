@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from bevstack.engine.arguments import add_config_options, add_step_options
+from bevstack.errors import ToolParser
 
 SUITES = {
     "op": "Deformable attention alone",
@@ -26,7 +27,7 @@ FAULT_SUITES = ("corruptions", "cameras", "calibration", "rig", "time")
 
 def benchmark_parser() -> argparse.ArgumentParser:
     """Flags of ``tools/benchmark.py``: a suite, a page of suites' files, or one step of a config."""
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         prog="tools/benchmark.py",
         description="Time a suite against what people would use instead; or one step of a config.",
     )
@@ -66,7 +67,7 @@ def benchmark_parser() -> argparse.ArgumentParser:
 
 def compare_parser() -> argparse.ArgumentParser:
     """Flags of ``tools/compare.py``."""
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         prog="tools/compare.py", description="Train and score a config's variants at equal steps; write one page."
     )
     parser.add_argument("config", help="a config with a dict named comparison")
@@ -81,7 +82,7 @@ def compare_parser() -> argparse.ArgumentParser:
 
 def robustness_parser() -> argparse.ArgumentParser:
     """Flags of ``tools/robustness.py``."""
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         prog="tools/robustness.py", description="Score a checkpoint with faulty sensors; write one page."
     )
     parser.add_argument("config", help="config file, of whose test set every score is")
@@ -103,7 +104,7 @@ def robustness_parser() -> argparse.ArgumentParser:
 
 def pretrain_motion_parser() -> argparse.ArgumentParser:
     """Flags of ``tools/pretrain_motion.py``."""
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         prog="tools/pretrain_motion.py",
         description="Teach a video backbone's fast path to see motion; gives a checkpoint for a training's load_from.",
     )

@@ -26,7 +26,12 @@ class MatchCost(Protocol):
 
 @TASK_UTILS.register_module()
 class FocalClassCost:
-    """Focal classification cost of ``predictions["logits"]`` (..., Q, K) and ``targets["labels"]`` (G,)."""
+    """Focal classification cost of ``predictions["logits"]`` (..., Q, K) and ``targets["labels"]`` (G,).
+
+    Args:
+        weight: of this cost in the sum of all.
+        alpha, gamma: of the focal loss (Lin et al. 2017, eq. 5).
+    """
 
     def __init__(self, weight: float = 2.0, alpha: float = 0.25, gamma: float = 2.0) -> None:
         self.weight, self.alpha, self.gamma = weight, alpha, gamma
@@ -41,6 +46,10 @@ class BoxL1Cost:
     """L1 cost of the first ``dims`` values of ``predictions["boxes"]`` (..., Q, D) and ``targets["boxes"]`` (G, D).
 
     Velocities come last in the box code and may be unknown; ``dims = 8`` leaves them out, as the reference does.
+
+    Args:
+        weight: of this cost in the sum of all.
+        dims: how many values of the box code count.
     """
 
     def __init__(self, weight: float = 0.25, dims: int = 8) -> None:
@@ -53,7 +62,11 @@ class BoxL1Cost:
 
 @TASK_UTILS.register_module()
 class SoftmaxClassCost:
-    """Cost of ``predictions["logits"]`` (..., Q, K + 1), "no object" last, and ``targets["labels"]`` (G,)."""
+    """Cost of ``predictions["logits"]`` (..., Q, K + 1), "no object" last, and ``targets["labels"]`` (G,).
+
+    Args:
+        weight: of this cost in the sum of all.
+    """
 
     def __init__(self, weight: float = 1.0) -> None:
         self.weight = weight
@@ -68,6 +81,10 @@ class MaskFocalCost:
     """Focal cost of the logits ``predictions["masks"]`` (..., Q, P) and ``targets["masks"]`` (G, P) of P cells.
 
     ``targets["weights"]`` (P,): how many cells each of the P stands for.
+
+    Args:
+        weight: of this cost in the sum of all.
+        alpha, gamma: of the focal loss (Lin et al. 2017, eq. 5).
     """
 
     def __init__(self, weight: float = 20.0, alpha: float = 0.25, gamma: float = 2.0) -> None:
@@ -84,6 +101,9 @@ class MaskDiceCost:
     """Dice cost of the logits ``predictions["masks"]`` (..., Q, P) and ``targets["masks"]`` (G, P) of P cells.
 
     ``targets["weights"]`` (P,): how many cells each of the P stands for.
+
+    Args:
+        weight: of this cost in the sum of all.
     """
 
     def __init__(self, weight: float = 1.0) -> None:
@@ -107,9 +127,7 @@ class HungarianMatcher:
         self.costs = [TASK_UTILS.build(cost) if isinstance(cost, dict) else cost for cost in costs]
 
     @torch.no_grad()
-    def __call__(
-        self, predictions: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Tensor]]
-    ) -> Tensor:
+    def __call__(self, predictions: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Tensor]]) -> Tensor:
         """Match every sample's queries to its own targets; the leading dimension (decoder layers) is solved at once.
 
         All costs of the batch travel to the host in one copy, and the result back in one.

@@ -1,4 +1,4 @@
-"""The commands of docs/training.md and of docs/inference.md's folder of images, run on the tiny set as they stand."""
+"""Commands of docs/ (quick start, training, a folder of images, pictures) and README's program, run on the tiny set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.integration.conftest import FRAMES, REPOSITORY, Tiny
+from bevstack.engine.export_description import usual_rig
+from bevstack.visualization.files import write_png
+from tests.integration.conftest import FRAMES, IMAGE_SIZE, REPOSITORY, Tiny
+from tests.page_blocks import blocks_of
 
 KITTI = """P2: 700 0 600 35 0 700 180 0 0 0 1 0
 Tr_velo_to_cam: 0 -1 0 0 0 0 -1 -0.08 1 0 0 -0.27
@@ -26,7 +29,13 @@ def commands_of(page: str, start: str = "", end: str = "") -> list[list[str]]:
     text = (REPOSITORY / "docs" / page).read_text()
     text = text.partition(f"\n{start}\n")[2] if start else text
     text = text.partition(f"\n{end}\n")[0] if end else text
+    text = text.replace("$(cat work_dirs/demo/last_checkpoint)", "CHECKPOINT")
     return [shlex.split(line, comments=True) for line in re.findall(r"^python (tools/.*)$", text, re.MULTILINE)]
+
+
+def newest(trained: Tiny) -> str:
+    """The checkpoint that the tiny training ended with."""
+    return (trained.work_dir / "last_checkpoint").read_text()
 
 
 def call(command: list[str], folder: Path) -> None:
@@ -102,3 +111,53 @@ def test_watching_a_training(trained, user, capsys):
     for path in pictures:
         with Image.open(path) as picture:
             assert np.asarray(picture).std() > 5
+
+
+def test_the_quick_start(trained, user):
+    # Expected: the page of the clip, a JSON and a picture a moment, an exported file, as the page says.
+    shutil.rmtree(user / "data")
+    (user / "data").mkdir()
+    (user / "data" / "nuscenes-synthetic").symlink_to(trained.root)
+    height, width = IMAGE_SIZE
+    places = {"configs/demo.py": str(trained.config), "450x800": f"{height}x{width}", "CHECKPOINT": newest(trained)}
+    commands = commands_of("quick_start.md", end="## Real nuScenes")
+    assert [Path(command[0]).stem for command in commands] == ["visualize", "convert_calibration", "infer", "export"]
+    for command in commands:
+        call([places.get(word, word) for word in command], user)
+    assert (user / "clip.html").stat().st_size > 10_000 and (user / "demo.onnx").exists()
+    assert len(list((user / "out").glob("*.json"))) == len(list((user / "out").glob("*.png"))) == FRAMES
+
+
+def test_looking_at_a_model(trained, user):
+    # Expected: pictures of each kind, the page and the report, and two reports compared, as docs/visualization.md says.
+    scene = json.loads((trained.root / "v1.0-mini" / "scene.json").read_text())[-1]["name"]
+    places = {"configs/demo.py": str(trained.config), "scene-2101": scene, "CHECKPOINT": newest(trained)}
+    commands = commands_of("visualization.md")
+    assert [Path(command[0]).stem for command in commands] == ["visualize"] * 6 + ["test", "compare_runs"]
+    for command in commands:
+        if "compare_runs" in command[0]:
+            shutil.copytree(user / "results" / "report", user / "other_results" / "report")
+        call([places.get(word, word) for word in command], user)
+    assert list((user / "vis" / scene).glob("*.png")) and list((user / "vis").rglob("*.mp4"))
+    assert list((user / "vis" / "truth").rglob("*.png")) and (user / "clip.html").exists()
+    assert (user / "results" / "report" / "report.html").exists()
+
+
+def test_the_program_of_the_readme(trained, user, monkeypatch):
+    # Expected: it runs as it stands, with a camera left out, and gives what its last lines say.
+    program = next(block for block in blocks_of(REPOSITORY / "README.md") if "Predictor(" in block.text)
+    rig = usual_rig(6, IMAGE_SIZE)
+    given = dict(
+        pixels_from_camera=np.asarray(rig.pixels_from_camera),
+        ego_from_camera=np.linalg.inv(rig.camera_from_bev),
+        ego_from_bev=np.eye(4),
+        names=list(rig.names),
+        images=[None, *np.random.default_rng(0).integers(0, 256, (5, *IMAGE_SIZE, 3), dtype=np.uint8)],
+        global_from_bev_previous=np.eye(4),
+        global_from_bev=np.eye(4),
+    )
+    monkeypatch.chdir(user)
+    exec(compile(program.text, program.place, "exec"), given)
+    assert {"boxes", "rasters"} <= set(given["prediction"].as_dict()) and given["memory"] is not None
+    write_png(user / "picture.png", given["picture"])
+    assert np.asarray(given["picture"]).std() > 5

@@ -15,7 +15,8 @@ class MotionEmbedding(nn.Module):
     Source: docs/reference.md 4.5, can_bus.
 
     Args:
-        channels: C. norm: whether the LayerNorm stands at the end.
+        channels: C.
+        norm: whether the LayerNorm stands at the end.
     """
 
     def __init__(self, channels: int, norm: bool = True) -> None:

@@ -80,7 +80,8 @@ class ImageKeypointHead(ImageHead):
         test_evaluator.append(dict(type="ImageKeypointMetric"))
 
     Args:
-        in_channels: see :class:`ImageHead`; channels: width of the convolutions.
+        in_channels: see :class:`ImageHead`.
+        channels: width of the convolutions.
         level: index of the level that is read.
         criterion: an :class:`ImageKeypointCriterion` or its values.
         decoding: an :class:`ImageKeypointDecoding` or its values.

@@ -41,7 +41,8 @@ class SemanticSegmentationHead(BEVHead):
         in_channels, grid: see :class:`BEVHead`; B_t is resampled to the head's grid by metres.
         raster: which ``gt_rasters`` entry holds the truth; predictions get the same name.
         classes: the K layers, in the raster's order.
-        channels: width of the convolutions; num_convs: how many 3 x 3 convolutions before the classifier.
+        channels: width of the convolutions.
+        num_convs: how many 3 x 3 convolutions before the classifier.
         resample: what is brought to the head's grid: ``"features"``, so that the convolutions run on it, or
             ``"logits"``, so that they run on B_t's own grid, which is cheaper where the head's is finer.
         criterion: a :class:`RasterCriterion` or its values.
