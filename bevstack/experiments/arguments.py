@@ -64,14 +64,24 @@ def benchmark_parser() -> argparse.ArgumentParser:
 def compare_parser() -> argparse.ArgumentParser:
     """Flags of ``tools/compare.py``."""
     parser = argparse.ArgumentParser(
-        prog="tools/compare.py", description="Train and score a config's variants at equal steps; write one page."
+        prog="tools/compare.py",
+        description="Train and score a config's variants at equal samples or equal wall clock; write one page.",
     )
     parser.add_argument("config", help="a config with a dict named comparison")
-    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/comparison"), help="trainings and raw numbers")
+    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/comparison"), help="a folder a training")
+    parser.add_argument("--records", type=Path, help="a file a finished run (default: records in the work dir)")
     parser.add_argument("--page", type=Path, help="markdown file to write (default: comparison.md in the work dir)")
     parser.add_argument("--only", nargs="+", metavar="TITLE", help="sections whose title contains one of these words")
     parser.add_argument("--list", action="store_true", help="say what would be trained, and what is done already")
-    parser.add_argument("--page-only", action="store_true", help="write the page from what is done already")
+    parser.add_argument("--report", action="store_true", help="write the page from the records, train nothing")
+    parser.add_argument("--detach", action="store_true", help="train in a session of its own, which outlives this one")
+    parser.add_argument(
+        "--take",
+        nargs=4,
+        action="append",
+        metavar=("SECTION", "NAME", "SEED", "FOLDER"),
+        help="take in a run that was finished elsewhere, FOLDER that of tools/test.py; train nothing",
+    )
     add_config_options(parser)
     return parser
 
