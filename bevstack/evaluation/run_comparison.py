@@ -15,7 +15,7 @@ from bevstack.evaluation.detection_table import DetectionTable, table_path
 from bevstack.evaluation.drawn_scores import class_scores, drawn_times, raster_scores
 from bevstack.files import atomic_write
 
-CELLS_NAME = "cells.json"
+CELLS_NAME, CALIBRATION_NAME = "cells.json", "calibration.json"
 Cells = Mapping[tuple[str, str, str], np.ndarray]
 
 
@@ -62,6 +62,31 @@ def load_cells(folder: str | os.PathLike) -> dict[tuple[str, str, str], np.ndarr
         return {(raster, layer, scene): np.array(counts, float) for raster, layer, scene, counts in content}
     except (ValueError, TypeError) as error:
         raise InputError(path, "report", f"is no table of cells: {error}") from error
+
+
+def save_calibration(folder: Path, calibration: Mapping[str, np.ndarray]) -> None:
+    """Write counts (10, 3) of :func:`bevstack.evaluation.breakdown.calibration_counts` by head."""
+    content = {name: np.asarray(counts).tolist() for name, counts in calibration.items()}
+    with atomic_write(folder / CALIBRATION_NAME, "report") as temporary:
+        temporary.write_text(json.dumps(content))
+
+
+def load_calibration(folder: str | os.PathLike) -> dict[str, np.ndarray]:
+    """(10, 3) counts by head; empty where there are none.
+
+    Raises:
+        InputError: the file is none of :func:`save_calibration`.
+    """
+    path = Path(folder) / CALIBRATION_NAME
+    if not path.is_file():
+        return {}
+    try:
+        counts = {str(name): np.array(rows, float) for name, rows in json.loads(path.read_text()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(path, "report", f"is no table of confidence: {error}") from error
+    if any(rows.ndim != 2 or rows.shape[1] != 3 for rows in counts.values()):
+        raise InputError(path, "report", "is no table of confidence: rows of three numbers are")
+    return counts
 
 
 def compare_runs(

@@ -124,3 +124,41 @@ def pretrain_motion_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of weights and clips")
     add_config_options(parser)
     return parser
+
+
+def motion_oracle_parser() -> argparse.ArgumentParser:
+    """Flags of ``tools/motion_oracle.py``."""
+    parser = argparse.ArgumentParser(
+        prog="tools/motion_oracle.py",
+        description="What image motion tells of moving and standing vehicles whose place is known; no model.",
+    )
+    parser.add_argument("--root", type=Path, required=True, help="nuScenes root with camera sweeps and an index")
+    parser.add_argument("--version", default="v1.0-mini", help="folder of the tables")
+    parser.add_argument("--split", default="val", help="whose samples are looked at")
+    parser.add_argument("--width", type=int, default=448, help="of the images, pixels")
+    parser.add_argument("--back", type=int, nargs="+", default=[1, 6], help="sweeps before the key frame, at 12 Hz")
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.25, 0.5, 1.0], help="pixels, standard deviation")
+    parser.add_argument("--draws", type=int, default=300, help="of scenes, for the intervals")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table, for tools/results.py")
+    return parser
+
+
+def results_parser() -> argparse.ArgumentParser:
+    """Flags of ``tools/results.py``."""
+    parser = argparse.ArgumentParser(
+        prog="tools/results.py", description="Score trained weights, with intervals and by frames; write one page."
+    )
+    parser.add_argument("config", nargs="?", help="config file, of whose test set every score is")
+    parser.add_argument("checkpoint", nargs="?", help="checkpoint file")
+    parser.add_argument("--name", default="demo", help="of the model, on the page and of its file")
+    parser.add_argument("--data-root", type=Path, help="of the test set, instead of the config's")
+    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/results"), help="tests and their reports")
+    parser.add_argument("--records", type=Path, default=Path("docs/benchmarks/results"), help="a file a model")
+    parser.add_argument("--page", type=Path, default=Path("docs/results.md"), help="the page to write")
+    parser.add_argument(
+        "--frames", type=int, nargs="*", default=[1, 2, 4], help="numbers of frames that predictions may rest on"
+    )
+    parser.add_argument("--draws", type=int, default=300, help="of scenes, for the intervals")
+    parser.add_argument("--report", action="store_true", help="write the page from the files, score nothing")
+    add_config_options(parser)
+    return parser
