@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from bevstack.engine.checkpoint import checkpoint_of
 from bevstack.engine.config import check_components, load_config
 from bevstack.engine.test import test
 from bevstack.errors import InputError
@@ -68,13 +69,15 @@ def results_of(config: str | os.PathLike, checkpoint: str | os.PathLike, args: A
     """All that is asked of one model.
 
     Args:
-        config, checkpoint: as ``tools/test.py`` takes them.
+        config: as ``tools/test.py`` takes it.
+        checkpoint: a file, or a training's folder, whose newest one is taken.
         args: of :func:`bevstack.experiments.arguments.results_parser`.
 
     Returns:
         ``name``, ``scores`` ([value, low, high] by name), ``metrics`` of the test, ``calibration`` (expected error by
         head), ``frames`` (scores, and ``gain`` over one frame, by number of frames), and where all of it comes from.
     """
+    file = checkpoint_of(checkpoint)
     found: dict[str, Any] = {"kind": "model", "name": args.name, "frames": {}}
     alone: Drawn = {}
     for frames in (None, *sorted(args.frames)):
@@ -86,7 +89,7 @@ def results_of(config: str | os.PathLike, checkpoint: str | os.PathLike, args: A
             cfg.test_cfg = {**cfg.test_cfg, "type": "StreamingTestLoop", "frames": frames}
         check_components(cfg)
         folder = args.work_dir / args.name / (WHOLE if frames is None else f"frames {frames}").replace(" ", "_")
-        metrics = test(cfg, checkpoint, folder, report=folder / "report")
+        metrics = test(cfg, file, folder, report=folder / "report")
         drawn = drawn_scores(folder / "report", args.draws, whole=frames is None)
         if frames is None:
             root = Path(cfg.test_dataloader.dataset.data_root)
@@ -102,7 +105,7 @@ def results_of(config: str | os.PathLike, checkpoint: str | os.PathLike, args: A
             found["frames"][str(frames)] = {
                 "scores": intervals(chosen), "gain": intervals(gain), "metrics": finite(means),
             }  # fmt: skip
-    digest = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest() if Path(checkpoint).is_file() else ""
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
     found |= {"config": str(config), "checkpoint": str(checkpoint), "sha256": digest, "draws": args.draws}
     return found | {"commit": commit(), "machine": processor()}
 

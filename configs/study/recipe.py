@@ -9,7 +9,7 @@ alone. ``--only wall`` or ``--only samples`` runs a half. A run finished elsewhe
     python tools/compare.py configs/study/recipe.py --records docs/benchmarks/study --page docs/recipe.md \
         --take samples demo 0 FOLDER_OF_TOOLS_TEST
 
-The demo's data must be there (``make demo``); two levers have sets of their own, which their configs say how to make.
+The demo's data must be there (``make demo``); three levers have sets of their own, which their configs say how to make.
 """
 
 from mmengine.config import read_base
@@ -66,6 +66,7 @@ levers = [
     dict(name="lost cameras", config="lost_cameras.py", text="each camera lost in a tenth of the samples"),
     dict(name="stride 4", config="stride_4.py", text="image features of stride 4 instead of 8"),
     dict(name="704 x 256", config="wide_images.py", text="images of 704 x 256 instead of 448 x 160"),
+    dict(name="horizon views", config="horizon_views.py", text="and the horizon of each camera in 800 x 450"),
     dict(name="trained backbone", config="trained_backbone.py", text="at a tenth of the rate"),
 ]
 before = dict(
