@@ -147,7 +147,8 @@ def _precisions(
     ending: str,
 ) -> Drawn:
     """``AP/<class><ending>`` of the classes that have objects among some rows (P,) and (G,) bool."""
-    scene, scores = _scene_rows(table, scenes), {}
+    scene = _scene_rows(table, scenes)
+    scores: Drawn = {}
     for label, name in enumerate(table.classes):
         own, true = rows & (table.label == label), true_rows & (table.true_label == label)
         if true.any():

@@ -90,7 +90,8 @@ def _truth(scored: ScoredSplit, tokens: Sequence[str]) -> EvalBoxes:
 
 def _visibility(scored: ScoredSplit, tokens: Sequence[str]) -> dict[tuple, int]:
     """nuScenes' level of each annotated box, by its sample and place, as the devkit's boxes have no name."""
-    wanted, levels = set(tokens), {}
+    wanted = set(tokens)
+    levels: dict[tuple, int] = {}
     for row in scored.tables.sample_annotation:
         level = str(row.get("visibility_token", ""))
         if row["sample_token"] in wanted and level.isdigit():

@@ -236,7 +236,8 @@ def take(
         raise InputError(cfg.filename or "config", "--take", reason)
     section, entry = entries[0]
     known = next((v for v in variants if v.place == (section["title"], name, int(seed))), None)
-    training, logged = {}, {}
+    training: dict[str, Any] = {}
+    logged: dict[str, float] = {}
     for run in (folder, folder.parent):
         if (run / SUMMARY_NAME).is_file():
             training, logged = json.loads((run / SUMMARY_NAME).read_text(encoding="utf-8")), last_logged(run)

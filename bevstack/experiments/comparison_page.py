@@ -96,7 +96,7 @@ def page_text(
             if entry.get("text"):
                 lines.append(f"- `{name}`: {entry['text']}")
         lines += [""] if any(entry.get("text") for entry in section["variants"]) else []
-        for heading, columns in tables_of(section).items():
+        for heading, columns in tables_of(section).items() if budgets else ():
             lines += [f"**{heading}**", ""] if heading else []
             lines += table_of(section, columns, own) + [""]
         lines += effects(section, own)
@@ -120,7 +120,7 @@ def tables_of(section: Mapping) -> dict[str, Sequence]:
 
 
 def table_of(section: Mapping, columns: Sequence, own: Mapping[str, Sequence[Record]]) -> list[str]:
-    """One table as lines of markdown."""
+    """One table as lines of markdown; a variant without a run has no row among columns."""
     if section.get("rows"):
         lines = ["| head | number | alone | jointly |", "| --- | --- | --- | --- |"]
         joint = own.get(section.get("joint", "joint"), ())
@@ -130,7 +130,7 @@ def table_of(section: Mapping, columns: Sequence, own: Mapping[str, Sequence[Rec
     headers = [header for header, _ in columns]
     base = own.get(section.get("base", ""), ())
     lines = [f"| | runs | {' | '.join(headers)} |", "| --- | --- |" + " --- |" * len(headers)]
-    for name, found in own.items():
+    for name, found in ((name, found) for name, found in own.items() if found):
         cells = (cell(found, key, () if found is base else base) for _, key in columns)
         lines.append(f"| {name} | {len(found)} | " + " | ".join(cells) + " |")
     return lines

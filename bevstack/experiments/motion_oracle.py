@@ -127,7 +127,8 @@ def sightings_of(dataset: BEVDataset, width_px: int) -> Iterator[Sighting]:
 
 def facing_camera(clip: ClipRecord, box: np.ndarray) -> int | None:
     """The camera that has a box's centre nearest to the middle of its image; None where none shows it."""
-    cameras, best, least = clip.frames[-1].cameras, None, np.inf
+    cameras, least = clip.frames[-1].cameras, np.inf
+    best: int | None = None
     for n, size in enumerate(np.asarray(cameras.image_size_px)):
         (pixel,), (depth,) = projected(cameras.pixels_from_camera[n], cameras.camera_from_bev[n], centre_of(box)[None])
         off = abs(pixel[0] / size[1] - 0.5)

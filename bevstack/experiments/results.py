@@ -121,7 +121,8 @@ def drawn_scores(report: Path, draws: int, whole: bool) -> Drawn:
     table = DetectionTable.load(table_path(report)) if table_path(report).is_file() else None
     cells = load_cells(report)
     scenes = sorted({*({} if table is None else set(table.scenes.tolist())), *(key[2] for key in cells)})
-    times, scores = drawn_times(len(scenes), draws), {}
+    times = drawn_times(len(scenes), draws)
+    scores: Drawn = {}
     if table is not None:
         parts = [class_scores, motion_scores, visibility_scores, *([distance_scores] if whole else [])]
         for part in parts:
