@@ -28,6 +28,6 @@ def test_weights_are_scored_and_the_page_is_written(trained, tmp_path, capsys) -
         low, high = whole[name][1:]
         assert low == high == whole[name][0], "one scene: every draw is the same"
     assert any(frames["1"]["scores"][name] != whole[name] for name in layers), "memory counts"
-    assert set(found["calibration"]) == {"boxes", "map", "vehicle"}
+    assert {"map", "vehicle"} <= set(found["calibration"])  # of boxes where it predicts any
     page = (tmp_path / "results.md").read_text()
     assert "## tiny" in page and "**Memory" in page and "map: drivable_area" in page
