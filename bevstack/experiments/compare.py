@@ -256,7 +256,7 @@ def take(
             "training": training,
             "logged": logged,
             "data": scenes_of(base),
-            "commit": "another checkout" if entry.get("taken") else commit(),
+            "commit": "another checkout" if entry.get("taken") else f"{commit()} (taken in then)",
             "machine": f"{processor()} ({device})",
             "source": "tools/compare.py --take",
         }

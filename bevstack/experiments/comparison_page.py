@@ -92,10 +92,8 @@ def page_text(
         lines += [f"## {title}", ""]
         lines += [f"Each run: {', '.join(budgets)}.", ""] if budgets else []
         lines += [section["text"], ""] if section.get("text") else []
-        for name, entry in ((entry["name"], entry) for entry in section["variants"]):
-            if entry.get("text"):
-                lines.append(f"- `{name}`: {entry['text']}")
-        lines += [""] if any(entry.get("text") for entry in section["variants"]) else []
+        said = [f"- `{e['name']}`: {e['text']}" for e in section["variants"] if e.get("text") and own[e["name"]]]
+        lines += [*said, ""] if said else []
         for heading, columns in tables_of(section).items() if budgets else ():
             lines += [f"**{heading}**", ""] if heading else []
             lines += table_of(section, columns, own) + [""]

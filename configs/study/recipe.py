@@ -53,9 +53,9 @@ tables = {
     "Cost": [
         ("parameters", "parameters"),
         ("multiply-adds a sample", "multiply_adds"),
-        ("seconds a step", "seconds_per_step"),
     ],
 }
+timed_tables = {**tables, "Cost": [*tables["Cost"], ("seconds a step", "seconds_per_step")]}
 levers = [
     dict(name="demo", text="`configs/demo.py` as it stands; the others change one thing in it"),
     dict(name="center outputs", config="center_outputs.py", text="heading by bins, moving and quality as outputs"),
@@ -84,6 +84,6 @@ comparison = dict(
     seeds=(0, 1, 2),
     sections=[
         dict(title="Equal samples", steps=600, base="demo", tables=tables, variants=[*levers, before]),
-        dict(title="Equal wall clock", seconds=510, base="demo", tables=tables, variants=levers),
+        dict(title="Equal wall clock", seconds=510, base="demo", tables=timed_tables, variants=levers),
     ],
 )
