@@ -1,4 +1,4 @@
-# make install | demo | test | test-slow | lint | docs: each makes .venv by itself and runs again in seconds.
+# make install | demo | results | test | test-slow | lint | docs: each makes .venv by itself and runs again in seconds.
 #   PYTHON=/path/to/python3.11    another interpreter (3.10 to 3.12) for .venv
 #   EXTRAS=mmcv-lite,timm,dev     what to install; EXTRAS=mmcv,timm,dev takes compiled mmcv instead
 #   CONSTRAINTS=FILE              other pins, for example with a CUDA build of torch
@@ -16,8 +16,11 @@ DEMO_TRAIN_SCENES ?= 100
 DEMO_VAL_SCENES ?= 16
 DEMO_ARGUMENTS ?= --image-size 448x252
 SEED ?= 0
+# what make results scores, each NAME=CONFIG:CHECKPOINT, and the seed of its world
+RESULTS_MODELS ?= demo=configs/demo.py:$(DEMO_OUT)
+RESULTS_SEED ?= 20770
 
-.PHONY: install demo test test-slow lint docs doctor clean
+.PHONY: install demo results test test-slow lint docs doctor clean
 
 install: $(STAMP)
 	@echo "bevstack is installed in $(VENV); see what was found with: $(BIN)/python -m bevstack.doctor"
@@ -40,6 +43,10 @@ demo: $(STAMP)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" DEMO_DATA="$(DEMO_DATA)" DEMO_OUT="$(DEMO_OUT)" SEED="$(SEED)" \
 	    TRAIN_SCENES="$(DEMO_TRAIN_SCENES)" VAL_SCENES="$(DEMO_VAL_SCENES)" \
 	    SYNTHETIC_ARGUMENTS="$(DEMO_ARGUMENTS)" bash tools/demo.sh
+
+results: $(STAMP)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" RESULTS_MODELS="$(RESULTS_MODELS)" RESULTS_SEED="$(RESULTS_SEED)" \
+	    bash tools/results.sh
 
 # what no user needs to run, but tests do: triton's interpreter, exporters and other runtimes
 $(TEST_STAMP): $(STAMP)

@@ -32,6 +32,9 @@ def main() -> int:
     parser.add_argument("--frames", type=int, default=20, help="keyframes a scene, at 2 Hz")
     parser.add_argument("--version", default="v1.0-mini", help="name of the folder of tables")
     parser.add_argument("--rig", default="sedan", help="car that the cameras are on: sedan, suv, truck or bus")
+    parser.add_argument(
+        "--rare", type=float, default=0.0, help="how many more of rare kinds in training scenes; 1: twice as many drive"
+    )
     args = parser.parse_args()
     from bevstack.synthetic.generate import generate
 
@@ -46,6 +49,7 @@ def main() -> int:
         args.frames,
         args.version,
         rig=args.rig,
+        rare=args.rare,
     )
     print(
         f"{args.root}: {counts['scenes']} scenes, {counts['samples']} keyframes, {counts['images']} images, "

@@ -110,6 +110,9 @@ class StreamingSampler(_EpochSampler):
         seed: of the order; None draws one that all ranks share.
         max_stream_length: streams are cut into pieces of at most so many frames, which are shuffled like streams, so
             that memories start anew more often. None keeps streams whole.
+        balance: how often pieces with rare classes come: a class that is in a part f of the samples lets its pieces
+            come max(1, sqrt(balance / f)) times as often (Gupta et al. 2019, section 4.1), by the rarest class of a
+            piece. 0 leaves all alike. An epoch stays as long, so that other pieces come less often.
 
     Raises:
         ValueError: a number makes no sense.
@@ -121,14 +124,23 @@ class StreamingSampler(_EpochSampler):
         batch_size: int,
         seed: int | None = None,
         max_stream_length: int | None = None,
+        balance: float = 0.0,
     ) -> None:
         super().__init__(dataset, seed)
+        if not 0 <= balance <= 1:
+            raise ValueError(f"balance: {balance} is a part of the samples, between 0 and 1")
         if batch_size < 1:
             raise ValueError(f"batch_size: {batch_size} must be at least 1")
         if max_stream_length is not None and max_stream_length < 1:
             raise ValueError(f"max_stream_length: {max_stream_length} must be at least 1")
         self.batch_size, self.max_stream_length = batch_size, max_stream_length
-        self._streams = streams_of(dataset)
+        self._pieces = [
+            stream[low : low + (max_stream_length or len(stream))]
+            for stream in streams_of(dataset)
+            for low in range(0, len(stream), max_stream_length or len(stream))
+        ]
+        often = repeat_factors(dataset, balance) if balance else np.ones(len(dataset))
+        self._times = np.array([often[piece].max() for piece in self._pieces])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -153,11 +165,20 @@ class StreamingSampler(_EpochSampler):
         return np.stack(columns, axis=1).ravel().tolist()
 
     def _shuffled(self, rng: np.random.Generator) -> list[np.ndarray]:
-        pieces = []
-        for stream in self._streams:
-            length = self.max_stream_length or len(stream)
-            pieces += [stream[low : low + length] for low in range(0, len(stream), length)]
-        return [pieces[i] for i in rng.permutation(len(pieces))]
+        if self._times.max(initial=1.0) == 1:
+            return [self._pieces[i] for i in rng.permutation(len(self._pieces))]
+        whole = np.floor(self._times).astype(int)
+        copies = whole + (rng.random(len(whole)) < self._times - whole)  # as often on average as asked
+        return [self._pieces[i] for i in rng.permutation(np.repeat(np.arange(len(copies)), copies))]
+
+
+def repeat_factors(dataset: BEVDataset, balance: float) -> np.ndarray:
+    """(n,) how often each sample should come, by its rarest class: max(1, sqrt(balance / f)), f the part of the samples
+    that have the class. Reads the objects of every sample."""
+    labels = [np.unique(dataset.clip(i).objects.labels) for i in range(len(dataset))]
+    counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *(own[own >= 0] for own in labels)]).astype(int))
+    factors = np.maximum(1.0, np.sqrt(balance * max(len(dataset), 1) / np.maximum(counts, 1)))
+    return np.array([factors[own[own >= 0]].max(initial=1.0) for own in labels])
 
 
 @DATA_SAMPLERS.register_module()

@@ -92,13 +92,15 @@ class _AlongStreams:
     """Predictions along scenes: memory is carried from each sample to its successor and starts empty."""
 
     streams = Streams()
+    frames: int | None = None
 
     def start_streams(self) -> None:
         self.streams = Streams()
 
     def predictions(self, module: torch.nn.Module, data: dict) -> list:
         require_streams(data["data_samples"], self.streams)
-        predicted, self.streams = self.streams.step(module, data, "predict")
+        predicted, streams = self.streams.step(module, data, "predict")
+        self.streams = streams if self.frames is None else streams.newest(self.frames - 1)
         return predicted
 
 
@@ -188,5 +190,17 @@ class StreamingTestLoop(_AlongStreams, AutocastTestLoop):
     """Test along scenes, with memory (:class:`bevstack.engine.streaming.Streams`).
 
     Args:
+        frames: how many frames a prediction may rest on, the current one among them; None: as many as the model
+            remembers. It asks what memory gives to weights that are trained. What a recurrent encoder made of a frame
+            still holds those before it; with one frame nothing is left of any.
         **kwargs: of :class:`AutocastTestLoop`.
+
+    Raises:
+        ValueError: fewer than one frame.
     """
+
+    def __init__(self, frames: int | None = None, **kwargs) -> None:
+        if frames is not None and frames < 1:
+            raise ValueError(f"frames: {frames}: a prediction rests on one frame at least")
+        super().__init__(**kwargs)
+        self.frames = frames

@@ -17,7 +17,7 @@ from bevstack.evaluation.breakdown import Group
 from bevstack.evaluation.detection_matches import detection_matches
 from bevstack.evaluation.detection_table import ERROR_COLUMN, DetectionTable, table_path
 from bevstack.evaluation.report_metric import MAX_RINGS, RING_M, ReportMetric, RunFindings
-from bevstack.evaluation.run_comparison import save_cells
+from bevstack.evaluation.run_comparison import save_calibration, save_cells
 from bevstack.files import atomic_write
 from bevstack.structures import BEVDataSample
 from bevstack.structures.boxes import lidar_boxes
@@ -39,7 +39,8 @@ def write_report(
     """Write what a test has gathered.
 
     Args:
-        folder: for ``report.html``, ``worst.html``, the worst samples as PNG, ``detections.npz`` and ``cells.json``.
+        folder: for ``report.html``, ``worst.html``, the worst samples as PNG, ``detections.npz``, ``cells.json`` and
+            ``calibration.json``.
         title: of the report.
         cfg: the config, for its ``sample_visualizer``.
         dataset: that was tested on.
@@ -58,6 +59,7 @@ def write_report(
         findings.table.save(table_path(folder))
         _boxes(page, findings.table, scene_descriptions(dataset))
     save_cells(folder, findings.cells)
+    save_calibration(folder, findings.calibration)
     _rasters(page, findings)
     _calibration(page, findings)
     if findings.table is not None:

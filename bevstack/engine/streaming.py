@@ -53,6 +53,14 @@ class Streams:
         pairs = zip(samples, self._slots(samples), strict=True)
         return [sample for sample, slot in pairs if sample.prev_token and slot is None]
 
+    def newest(self, count: int) -> Streams:
+        """The streams with the newest ``count`` frames of each memory alone; the others are no longer valid."""
+        if self.memory is None:
+            return self
+        valid = self.memory.valid.clone()
+        valid[:, count:] = False
+        return replace(self, memory=replace(self.memory, valid=valid))
+
     def _slots(self, samples: Sequence[BEVDataSample]) -> list[int | None]:
         """The slot that each sample goes on from. A set that holds a scene twice has one token in two slots."""
         slots_of: dict[str, list[int]] = {}

@@ -19,8 +19,11 @@ DISTANCES_M = (0.5, 1.0, 2.0, 4.0)
 """nuScenes' distances, over which a class's average precision is the mean."""
 ERROR_COLUMN = 2
 """Where 2 m stands in them: of recall, errors and confusions."""
+SYMMETRIC = ("barrier",)
+"""Classes without a front: turned by half they are the same."""
 _COLUMNS: dict[str, tuple[int, ...]] = {
     "label": (), "score": (), "distance_m": (), "speed": (), "hit": (4,), "off_m": (), "object": (),
+    "heading_off": (), "velocity_off": (),
     "true_label": (), "true_distance_m": (), "true_speed": (), "visibility": (), "found_score": (4,),
 }  # fmt: skip
 
@@ -42,6 +45,9 @@ class DetectionTable:
         off_m: (P,) how far the box that it found at 2 m is, NaN for none.
         object: (P,) row of the true box found at 2 m; where none was, of the nearest one of another class nearer than
             2 m that the table's G rows have; -1 for neither.
+        heading_off: (P,) radians between the headings of a box and of the one that it found at 2 m, 0 to pi; of
+            barriers, which have no front, 0 to pi / 2; NaN for none.
+        velocity_off: (P,) metres per second between the velocities of these two, NaN where one is unknown.
         visibility: (G,) 1 to 4 as nuScenes has it (less than 40 %, 60 %, 80 %, more), 0 where unknown.
         found_score: (G, 4) score of the prediction that found it at each distance, -1 for none.
     """
@@ -57,6 +63,8 @@ class DetectionTable:
     hit: np.ndarray
     off_m: np.ndarray
     object: np.ndarray
+    heading_off: np.ndarray
+    velocity_off: np.ndarray
     true_sample: np.ndarray
     true_label: np.ndarray
     true_distance_m: np.ndarray
@@ -148,6 +156,11 @@ def detection_record(sample: BEVDataSample, classes: Sequence[str]) -> dict[str,
         hit[:, column] = rows >= 0
         found_score[place[rows[rows >= 0]], column] = scores[rows >= 0]
     rows = at_2m.true_row[own.rows]
+    found, matched = rows >= 0, place[rows[rows >= 0]]
+    heading_off, velocity_off = (np.full(len(own.rows), np.nan) for _ in range(2))
+    heading_off[found] = _angles_between(own.boxes[found, 6], other.boxes[matched, 6], other.labels[matched], classes)
+    if own.boxes.shape[1] > 8 and other.boxes.shape[1] > 8:
+        velocity_off[found] = np.hypot(*(own.boxes[found, 7:9] - other.boxes[matched, 7:9]).T)
     visibility = on_host(true["visibility"])[other.rows] if "visibility" in true else np.zeros(len(other.rows))
     return {
         "token": np.array(sample.metainfo["token"]),
@@ -158,7 +171,9 @@ def detection_record(sample: BEVDataSample, classes: Sequence[str]) -> dict[str,
         "speed": own.speed,
         "hit": hit,
         "off_m": at_2m.distance_m[own.rows],
-        "object": np.where(rows >= 0, place[rows], _nearest_of_another_class(own, other)),
+        "object": np.where(found, place[rows], _nearest_of_another_class(own, other)),
+        "heading_off": heading_off,
+        "velocity_off": velocity_off,
         "true_label": other.labels,
         "true_distance_m": other.distance_m,
         "true_speed": other.speed,
@@ -170,6 +185,14 @@ def detection_record(sample: BEVDataSample, classes: Sequence[str]) -> dict[str,
 def table_path(folder: str | os.PathLike) -> Path:
     """Where a report's table stands."""
     return Path(folder) / "detections.npz"
+
+
+def _angles_between(first: np.ndarray, second: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """(D,) radians between headings, as nuScenes counts them."""
+    half_turn = np.array([name in SYMMETRIC for name in classes], bool)[labels]
+    period = np.where(half_turn, np.pi, 2 * np.pi)
+    apart = (first - second) % period
+    return np.minimum(apart, period - apart)
 
 
 def _nearest_of_another_class(own: _Side, other: _Side) -> np.ndarray:

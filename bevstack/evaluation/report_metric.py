@@ -33,7 +33,8 @@ class RunFindings:
         table: of its boxes; None where the model predicts none or nothing is known of the truth.
         cells: by raster and layer (6, 3) counts of cells by rings of 10 m (the last one without end): inside both,
             predicted, true; by scene.
-        calibration: by head (10, 3) counts of :func:`calibration_counts`: ``boxes``, and rasters by their names.
+        calibration: by head (10, 3) counts of :func:`calibration_counts`: ``boxes``, rasters by their names, ``scene
+            <task>``, and ``behaviour`` at the true boxes where the head answers there.
     """
 
     table: DetectionTable | None = None
@@ -69,6 +70,7 @@ class ReportMetric(GatheredMetric):
                 if true is not None and true.grid.same_as(predicted.grid):
                     cells |= {(name, layer): counts for layer, counts in ring_counts(predicted, true).items()}
                     calibration[name] = _calibration(predicted, true)
+            calibration |= scene_calibration(whole) | behaviour_calibration(whole)
             scene = str(whole.metainfo.get("scene_name", ""))
             shown = shown_boxes(whole) if detections is not None else None
             self.results.append((str(whole.metainfo["token"]), scene, detections, cells, calibration, shown))
@@ -134,6 +136,29 @@ def _calibration(predicted: BEVRaster, true: BEVRaster) -> np.ndarray:
     return calibration_counts(layers, right)
 
 
+def scene_calibration(sample: BEVDataSample) -> dict[str, np.ndarray]:
+    """(10, 3) counts of the likeliest class of each task of a sample whose truth is known, by ``scene <task>``."""
+    counts, truth = {}, sample.get("gt_scene") or {}
+    for task, answer in (sample.get("pred_scene") or {}).items():
+        if truth.get(task) is not None:
+            probabilities = on_host(answer["probabilities"])
+            best = int(probabilities.argmax())
+            right = np.array([answer["names"][best] == truth[task]])
+            counts[f"scene {task}"] = calibration_counts(probabilities[[best]], right)
+    return counts
+
+
+def behaviour_calibration(sample: BEVDataSample) -> dict[str, np.ndarray]:
+    """(10, 3) counts of the attributes at a sample's true boxes that have one, as ``behaviour``; nothing without."""
+    if "pred_on_truth_3d" not in sample or "attribute_names" not in sample.gt_instances_3d:
+        return {}
+    answers, names = sample.pred_on_truth_3d, sample.gt_instances_3d["attribute_names"]
+    known = np.flatnonzero([bool(name) for name in names])
+    scores = on_host(answers["attribute_scores"])[known]
+    right = np.array([answers["attribute_names"][row] == names[row] for row in known], bool)
+    return {"behaviour": calibration_counts(scores, right)} if len(known) else {}
+
+
 def _as_sample(content: dict[str, Any]) -> BEVDataSample:
     """What the report reads of the sample that mmengine's evaluator has made a flat dict of."""
     sample = BEVDataSample(metainfo={name: content.get(name, "") for name in ("token", "scene_name")})
@@ -142,4 +167,8 @@ def _as_sample(content: dict[str, Any]) -> BEVDataSample:
             sample.set_field(InstanceData(**dict(boxes.items())), f"{side}_instances_3d")
         if (rasters := content.get(f"{side}_rasters")) is not None:
             sample.set_field(rasters, f"{side}_rasters")
+        if (scene := content.get(f"{side}_scene")) is not None:
+            sample.set_field(scene, f"{side}_scene")
+    if (answers := content.get("pred_on_truth_3d")) is not None:
+        sample.set_field(InstanceData(**dict(answers.items())), "pred_on_truth_3d")
     return sample

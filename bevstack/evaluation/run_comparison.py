@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from bevstack.errors import InputError
-from bevstack.evaluation.breakdown import average_precision, precision_curve
 from bevstack.evaluation.detection_table import DetectionTable, table_path
+from bevstack.evaluation.drawn_scores import class_scores, drawn_times, raster_scores
 from bevstack.files import atomic_write
 
-CELLS_NAME = "cells.json"
+CELLS_NAME, CALIBRATION_NAME = "cells.json", "calibration.json"
 Cells = Mapping[tuple[str, str, str], np.ndarray]
 
 
@@ -64,6 +64,31 @@ def load_cells(folder: str | os.PathLike) -> dict[tuple[str, str, str], np.ndarr
         raise InputError(path, "report", f"is no table of cells: {error}") from error
 
 
+def save_calibration(folder: Path, calibration: Mapping[str, np.ndarray]) -> None:
+    """Write counts (10, 3) of :func:`bevstack.evaluation.breakdown.calibration_counts` by head."""
+    content = {name: np.asarray(counts).tolist() for name, counts in calibration.items()}
+    with atomic_write(folder / CALIBRATION_NAME, "report") as temporary:
+        temporary.write_text(json.dumps(content))
+
+
+def load_calibration(folder: str | os.PathLike) -> dict[str, np.ndarray]:
+    """(10, 3) counts by head; empty where there are none.
+
+    Raises:
+        InputError: the file is none of :func:`save_calibration`.
+    """
+    path = Path(folder) / CALIBRATION_NAME
+    if not path.is_file():
+        return {}
+    try:
+        counts = {str(name): np.array(rows, float) for name, rows in json.loads(path.read_text()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(path, "report", f"is no table of confidence: {error}") from error
+    if any(rows.ndim != 2 or rows.shape[1] != 3 for rows in counts.values()):
+        raise InputError(path, "report", "is no table of confidence: rows of three numbers are")
+    return counts
+
+
 def compare_runs(
     first: str | os.PathLike, second: str | os.PathLike, draws: int = 1000, seed: int = 0
 ) -> list[Difference]:
@@ -87,60 +112,15 @@ def compare_runs(
             reason = f"differ from those of {first}: only runs on the same samples and classes can be compared"
             raise InputError(second, name, reason)
     scenes = sorted(set(tables[0].scenes.tolist()))
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(scenes), np.full(len(scenes), 1 / len(scenes)), size=draws)
-    times = np.concatenate([np.ones((1, len(scenes)), int), drawn])  # the first row is the set itself
-    scores = [_detection_scores(table, scenes, times) for table in tables]
+    times = drawn_times(len(scenes), draws, seed)
+    scores = [class_scores(table, scenes, times) for table in tables]
     cells = [load_cells(folder) for folder in (first, second)]
     if cells[0].keys() != cells[1].keys():
         raise InputError(second, CELLS_NAME, f"has other layers or scenes than {first}'s")
-    scores = [score | _raster_scores(cell, scenes, times) for score, cell in zip(scores, cells, strict=True)]
+    scores = [score | raster_scores(cell, scenes, times) for score, cell in zip(scores, cells, strict=True)]
     return [_difference(name, scores[0][name], scores[1][name]) for name in scores[0]]
 
 
 def _difference(name: str, first: np.ndarray, second: np.ndarray) -> Difference:
     low, high = np.nanpercentile(second[1:] - first[1:], (2.5, 97.5))
     return Difference(name, float(first[0]), float(second[0]), float(low), float(high))
-
-
-def _detection_scores(table: DetectionTable, scenes: list[str], times: np.ndarray) -> dict[str, np.ndarray]:
-    """By name (draws,) scores: ``mAP`` over the classes with objects, then each class."""
-    place = {name: number for number, name in enumerate(scenes)}
-    scene = np.array([place[name] for name in table.scenes.tolist()])
-    scores = {}
-    for label, name in enumerate(table.classes):
-        own, true = table.label == label, table.true_label == label
-        if true.any():
-            found, objects = (
-                scene[table.sample[own]],
-                np.bincount(scene[table.true_sample[true]], minlength=len(scenes)),
-            )
-            scores[f"AP/{name}"] = _class_scores(table.score[own], table.hit[own], found, objects, times)
-    mean = {"mAP": np.nanmean(list(scores.values()), axis=0)} if scores else {}
-    return {**mean, **scores}
-
-
-def _class_scores(
-    score: np.ndarray, hit: np.ndarray, scene: np.ndarray, objects: np.ndarray, times: np.ndarray
-) -> np.ndarray:
-    """(draws,) AP of a class; NaN in draws without an object of it."""
-    order = np.argsort(-score, kind="stable")
-    score, hit, scene = score[order], hit[order], scene[order]
-    values = np.full(len(times), np.nan)
-    for draw, often in enumerate(times):
-        if total := float((often * objects).sum()):
-            weights = often[scene]
-            curves = [precision_curve(score, found, total, weights) for found in hit.T]
-            values[draw] = np.mean([average_precision(curve) for curve in curves])
-    return values
-
-
-def _raster_scores(cells: Cells, scenes: list[str], times: np.ndarray) -> dict[str, np.ndarray]:
-    """By name (draws,) IoU of each layer."""
-    layers = sorted({key[:2] for key in cells})
-    scores = {}
-    for layer in layers:
-        counts = np.stack([cells.get((*layer, scene), np.zeros(3)) for scene in scenes])
-        inside, predicted, true = (times @ counts).T
-        scores[f"IoU/{'/'.join(layer)}"] = np.where(true > 0, inside / np.maximum(predicted + true - inside, 1), np.nan)
-    return scores

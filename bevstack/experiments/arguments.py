@@ -68,14 +68,24 @@ def benchmark_parser() -> argparse.ArgumentParser:
 def compare_parser() -> argparse.ArgumentParser:
     """Flags of ``tools/compare.py``."""
     parser = ToolParser(
-        prog="tools/compare.py", description="Train and score a config's variants at equal steps; write one page."
+        prog="tools/compare.py",
+        description="Train and score a config's variants at equal samples or equal wall clock; write one page.",
     )
     parser.add_argument("config", help="a config with a dict named comparison")
-    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/comparison"), help="trainings and raw numbers")
+    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/comparison"), help="a folder a training")
+    parser.add_argument("--records", type=Path, help="a file a finished run (default: records in the work dir)")
     parser.add_argument("--page", type=Path, help="markdown file to write (default: comparison.md in the work dir)")
     parser.add_argument("--only", nargs="+", metavar="TITLE", help="sections whose title contains one of these words")
     parser.add_argument("--list", action="store_true", help="say what would be trained, and what is done already")
-    parser.add_argument("--page-only", action="store_true", help="write the page from what is done already")
+    parser.add_argument("--report", action="store_true", help="write the page from the records, train nothing")
+    parser.add_argument("--detach", action="store_true", help="train in a session of its own, which outlives this one")
+    parser.add_argument(
+        "--take",
+        nargs=4,
+        action="append",
+        metavar=("SECTION", "NAME", "SEED", "FOLDER"),
+        help="take in a run that was finished elsewhere, FOLDER that of tools/test.py; train nothing",
+    )
     add_config_options(parser)
     return parser
 
@@ -116,5 +126,43 @@ def pretrain_motion_parser() -> argparse.ArgumentParser:
     parser.add_argument("--samples", type=int, default=150, help="training samples whose images are used")
     parser.add_argument("--lr", type=float, default=4e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0, help="of weights and clips")
+    add_config_options(parser)
+    return parser
+
+
+def motion_oracle_parser() -> argparse.ArgumentParser:
+    """Flags of ``tools/motion_oracle.py``."""
+    parser = ToolParser(
+        prog="tools/motion_oracle.py",
+        description="What image motion tells of moving and standing vehicles whose place is known; no model.",
+    )
+    parser.add_argument("--root", type=Path, required=True, help="nuScenes root with camera sweeps and an index")
+    parser.add_argument("--version", default="v1.0-mini", help="folder of the tables")
+    parser.add_argument("--split", default="val", help="whose samples are looked at")
+    parser.add_argument("--width", type=int, default=448, help="of the images, pixels")
+    parser.add_argument("--back", type=int, nargs="+", default=[1, 6], help="sweeps before the key frame, at 12 Hz")
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.25, 0.5, 1.0], help="pixels, standard deviation")
+    parser.add_argument("--draws", type=int, default=300, help="of scenes, for the intervals")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table, for tools/results.py")
+    return parser
+
+
+def results_parser() -> argparse.ArgumentParser:
+    """Flags of ``tools/results.py``."""
+    parser = ToolParser(
+        prog="tools/results.py", description="Score trained weights, with intervals and by frames; write one page."
+    )
+    parser.add_argument("config", nargs="?", help="config file, of whose test set every score is")
+    parser.add_argument("checkpoint", nargs="?", help="checkpoint file")
+    parser.add_argument("--name", default="demo", help="of the model, on the page and of its file")
+    parser.add_argument("--data-root", type=Path, help="of the test set, instead of the config's")
+    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/results"), help="tests and their reports")
+    parser.add_argument("--records", type=Path, default=Path("docs/benchmarks/results"), help="a file a model")
+    parser.add_argument("--page", type=Path, default=Path("docs/results.md"), help="the page to write")
+    parser.add_argument(
+        "--frames", type=int, nargs="*", default=[1, 2, 4], help="numbers of frames that predictions may rest on"
+    )
+    parser.add_argument("--draws", type=int, default=300, help="of scenes, for the intervals")
+    parser.add_argument("--report", action="store_true", help="write the page from the files, score nothing")
     add_config_options(parser)
     return parser

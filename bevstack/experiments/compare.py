@@ -1,87 +1,55 @@
-"""The work behind ``tools/compare.py``: train and score variants of a config at equal steps, and write one page.
+"""The work behind ``tools/compare.py``: train and score variants of a config, and write one page.
 
-The config's ``comparison`` says what is compared::
-
-    comparison = dict(
-        steps=400,                     # of every variant; a section may have its own
-        seeds=(0,),                    # every variant is trained once with each
-        data_root=..., version=..., train_split=..., test_split=...,  # put wherever the config has such a key; optional
-        set={"a.b": value},            # for all: the place a.b becomes value; None takes it away
-        metrics_of_head={...},         # the evaluators that go with each head
-        sections=[
-            dict(title=..., text=..., set={}, data_root=..., columns=[(header, key), ...], variants=[
-                dict(name=..., heads=("detection",), set={}),
-            ], prepare=[               # what its variants start from; run once, in order
-                dict(tool="train", arguments=["configs/a.py"], makes="work_dirs/a/epoch_1.pth"),
-            ]),
-        ],
-    )
-
-A column's key is a key of ``metrics.json``, ``parameters``, ``parameters/<part>``, ``multiply_adds``,
-``multiply_adds/<part>`` (part: backbone, neck, encoder, heads.<name>), ``seconds_per_step``, or ``logged/<name>``:
-what the training's log said last, e.g. of ``detection.loss_heatmap``. A section with ``rows`` instead of columns,
-[(label, key, variant), ...], sets each variant's number beside that of the section's variant ``joint``. What a variant
-is, is said by the hash of its whole config: equal ones in several sections run once, and finished ones are kept when
-the command is run again, or stopped and run again.
-
-The length of this file: what is run and what is written of it share the same few notions, and neither is used alone.
+What is compared, the config's ``comparison`` says (:mod:`bevstack.experiments.variants`). Each run has a folder of its
+own and leaves one record (:mod:`bevstack.experiments.run_records`); finished ones are kept when the command is run
+again, and one that was stopped goes on from its last checkpoint. The page is made of the records alone
+(:mod:`bevstack.experiments.comparison_page`).
 """
 
 from __future__ import annotations
 
-import copy
-import hashlib
+import contextlib
 import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from mmengine.config import Config
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bevstack.engine.config import check_components, load_config, runner_keys
-from bevstack.engine.models import build_model
+from bevstack.engine.config import load_config
+from bevstack.engine.test import METRICS_NAME
 from bevstack.engine.train import SUMMARY_NAME
+from bevstack.engine.work_dir import WorkDirLock
 from bevstack.errors import InputError
+from bevstack.evaluation.detection_metric import RESULTS_NAME
+from bevstack.evaluation.drawn_scores import table_scores
+from bevstack.evaluation.nuscenes_scoring import ScoredSplit
+from bevstack.evaluation.submitted_table import submitted_table
 from bevstack.experiments.arguments import compare_parser
-from bevstack.experiments.multiply_adds import DEFORMABLE_CONVOLUTION, count_multiply_adds, count_operators
+from bevstack.experiments.comparison_page import page_text
+from bevstack.experiments.model_cost import cost_of
+from bevstack.experiments.run_records import RunRecords
+from bevstack.experiments.variants import Place, Variant, all_variants, budget_of, chosen_sections, variant_config
 from bevstack.files import atomic_write
 from bevstack.registry import DATASETS
 
-RESULTS_NAME = "comparison.json"
-_PLACED = ("data_root", "version", "index_root")
-_SETTINGS = {"steps", "seeds", "set", "metrics_of_head", "sections", "train_split", "test_split", *_PLACED}
-_SECTION = {
-    "title", "text", "steps", "set", "columns", "rows", "joint", "variants", "prepare", "train_split", "test_split",
-    *_PLACED,
-}  # fmt: skip
+RECORDS_NAME, LOG_NAME = "records", "compare.log"
 _CALL = "from bevstack.errors import run_tool; from {} import main; run_tool(main)"
 _TOOLS = {
+    "compare": "bevstack.experiments.compare",
     "train": "bevstack.engine.train",
     "test": "bevstack.engine.test",
     "pretrain_motion": "bevstack.experiments.pretrain_motion",
 }
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One training: ``section`` and ``name`` place it on the page, ``key`` is the hash of ``config``."""
-
-    section: str
-    name: str
-    seed: int
-    key: str
-    config: Config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,183 +62,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cfg = load_config(args.config, args.cfg_options)
     sections = chosen_sections(cfg, args.only)
     variants = list(all_variants(cfg, sections))
-    results_path = args.work_dir / RESULTS_NAME
-    results = read_results(results_path)
-    waiting = {variant.key: variant for variant in variants if variant.key not in results}
+    records = RunRecords(args.records or args.work_dir / RECORDS_NAME)
+    for section, name, seed, folder in args.take or ():
+        print(f"taken in: {take(cfg, sections, variants, records, (section, name, seed), Path(folder))}")
+    waiting = {v.key: v for v in reversed(variants) if records.of(*v.place, v.key) is None}  # equal ones: the first
     if args.list:
         for variant in variants:
-            state = "done" if variant.key in results else "to do"
+            state = "to do" if variant.key in waiting else "done"
             print(f"{variant.key[:12]}  {state:<5}  {variant.section}: {variant.name}, seed {variant.seed}")
         print(f"{len(waiting)} of {len({variant.key for variant in variants})} trainings to do")
         return 0
-    to_train = [] if args.page_only else list(waiting.values())
-    preparations = {section["title"]: section.get("prepare", ()) for section in sections}
-    failures = run_all(to_train, results, results_path, preparations) if to_train else {}
+    to_train = [] if args.report or args.take else list(reversed(waiting.values()))
+    if to_train and args.detach:
+        return detached(sys.argv[1:] if arguments is None else arguments, args.work_dir)
+    failures: dict[Place, str] = {}
+    if to_train:
+        preparations = {section["title"]: section.get("prepare", ()) for section in sections}
+        with WorkDirLock(args.work_dir):
+            failures = run_all(to_train, records, args.work_dir, preparations)
     page = args.page or args.work_dir / "comparison.md"
     with atomic_write(page) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write(page_text(cfg, sections, variants, results, failures))
-    print(f"{len(to_train) - len(failures)} trained, {len(failures)} failed; {page}; raw numbers: {results_path}")
+        keys = {variant.place: variant.key for variant in variants}
+        file.write(page_text(cfg.comparison.to_dict(), sections, keys, records, failures))
+    print(f"{len(to_train) - len(failures)} trained, {len(failures)} failed; {page}; records: {records.folder}")
     return 1 if failures else 0
 
 
-def chosen_sections(cfg: Config, words: Sequence[str] | None) -> list[dict]:
-    """The comparison's sections, all or those with one of the words in their title; checked.
-
-    Raises:
-        InputError: no comparison, an unknown key in it, or no such section.
-    """
-    file, comparison = cfg.filename or "config", cfg.get("comparison")
-    if not comparison:
-        raise InputError(file, "comparison", "absent: this config compares nothing")
-    comparison = comparison.to_dict()
-    for place, node, known in [
-        ("comparison", comparison, _SETTINGS),
-        *((f"comparison.sections.{i}", section, _SECTION) for i, section in enumerate(comparison.get("sections", ()))),
-    ]:
-        unknown = sorted(set(node) - known)
-        if unknown:
-            raise InputError(file, place, f"unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
-    sections = list(comparison.get("sections", ()))
-    for section in (comparison, *sections):
-        steps = section.setdefault("steps", comparison.get("steps"))
-        if not isinstance(steps, int) or steps < 1:
-            raise InputError(file, "comparison.steps", f"must be a positive number, not {steps!r}")
-    if words:
-        sections = [part for part in sections if any(word.lower() in part["title"].lower() for word in words)]
-    if not sections:
-        raise InputError(file, "comparison.sections", "there is none" + (f" about {', '.join(words)}" if words else ""))
-    return sections
-
-
-def all_variants(cfg: Config, sections: Sequence[Mapping]) -> Iterator[Variant]:
-    """Every variant of the sections with each seed, its config complete and its names checked."""
-    for section in sections:
-        for entry in section["variants"]:
-            unknown = sorted(set(entry) - {"name", "heads", "set"})
-            if unknown:
-                place = f"comparison: {section['title']}: {entry.get('name')}"
-                raise InputError(
-                    cfg.filename or "config", place, f"unknown key {unknown[0]!r}; known: name, heads, set"
-                )
-            for seed in cfg.comparison.get("seeds", (0,)):
-                config = variant_config(cfg, section, entry, seed)
-                check_components(config)
-                yield Variant(section["title"], entry["name"], seed, key_of(config), config)
-
-
-def variant_config(cfg: Config, section: Mapping, entry: Mapping, seed: int) -> Config:
-    """The whole config of one variant: the base's with its heads, its changes, its data and the equal schedule."""
-    comparison = cfg.comparison.to_dict()
-    tree = copy.deepcopy(cfg._cfg_dict.to_dict())
-    for name in [name for name in tree if name != "model" and not _is_run_key(name)]:
-        tree.pop(name)
-    heads = entry.get("heads") or tuple(tree["model"]["heads"])
-    absent = [name for name in heads if name not in tree["model"]["heads"]]
-    if absent:
-        place = f"comparison: {section['title']}: {entry['name']}"
-        raise InputError(cfg.filename or "config", place, f"there is no head {absent[0]!r} in the base config")
-    tree["model"]["heads"] = {name: head for name, head in tree["model"]["heads"].items() if name in heads}
-    if comparison.get("metrics_of_head"):
-        tree["test_evaluator"] = [
-            copy.deepcopy(m) for name in heads for m in comparison["metrics_of_head"].get(name, ())
-        ]
-    for changes in (comparison.get("set"), section.get("set"), entry.get("set")):
-        for place, value in (changes or {}).items():
-            set_place(tree, place, copy.deepcopy(value), cfg.filename or "config")
-    for name in _PLACED:
-        value = section.get(name, comparison.get(name))
-        if value is not None:
-            put_everywhere(tree, name, value)
-    for name, loaders in (
-        ("train_split", ("train_dataloader",)),
-        ("test_split", ("test_dataloader", "test_evaluator")),
-    ):
-        value = section.get(name, comparison.get(name))
-        if value is not None:
-            for loader in loaders:
-                put_everywhere(tree[loader], "split", value)
-    kept = [hook for hook in tree.get("custom_hooks") or () if hook["type"] not in ("BudgetSchedule", "MaxSecondsHook")]
-    tree["custom_hooks"] = [dict(type="BudgetSchedule", max_steps=section["steps"]), *kept]
-    tree["train_cfg"]["max_epochs"] = 1_000_000  # the steps end it
-    tree["default_hooks"]["checkpoint"] = dict(type="CheckpointHook", interval=1_000_000)
-    tree["randomness"] = dict(seed=seed)
-    return Config(tree, filename=cfg.filename, format_python_code=False)
-
-
-def _is_run_key(name: str) -> bool:
-    return name in runner_keys()
-
-
-def set_place(tree: dict, place: str, value: Any, file: str | os.PathLike = "config") -> None:
-    """Put a value at a dotted place of nested dicts and lists; None takes the place away.
-
-    Raises:
-        InputError: there is no such place to put it in.
-    """
-    *way, last = place.split(".")
-    node: Any = tree
-    for step in way:
-        index: Any = int(step) if isinstance(node, list) and step.isdigit() else step
-        if not (isinstance(node, dict) and index in node or isinstance(node, list) and isinstance(index, int)):
-            raise InputError(file, f"comparison: set {place}", f"the config has no {step!r} there")
-        node = node[index]
-    if value is None:
-        node.pop(int(last)) if isinstance(node, list) else node.pop(last, None)
-    elif isinstance(node, list):
-        node[int(last)] = value
-    else:
-        node[last] = value
-
-
-def put_everywhere(node: Any, name: str, value: Any) -> None:
-    """Set every key of this name in nested dicts and lists."""
-    if isinstance(node, dict):
-        for key in node:
-            if key == name:
-                node[key] = value
-            else:
-                put_everywhere(node[key], name, value)
-    elif isinstance(node, list | tuple):
-        for part in node:
-            put_everywhere(part, name, value)
-
-
-def key_of(config: Config) -> str:
-    """Hash of a variant's whole config."""
-    text = json.dumps(
-        config._cfg_dict.to_dict(), sort_keys=True, default=lambda part: getattr(part, "__name__", str(part))
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def read_results(path: Path) -> dict[str, dict]:
-    """Raw numbers by the variants' hashes; empty where there is no file.
-
-    Raises:
-        InputError: the file is not what this command writes.
-    """
-    if not path.exists():
-        return {}
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))["results"]
-    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
-        raise InputError(path, "results", f"cannot be read ({error}); remove the file to begin anew") from None
-    if not isinstance(results, dict) or not all(isinstance(result, dict) for result in results.values()):
-        raise InputError(path, "results", "must be an object of objects; remove the file to begin anew")
-    return results
+def detached(arguments: Sequence[str], work_dir: Path) -> int:
+    """Start the same command in a session of its own, which goes on when this one ends; returns 0."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    own = [argument for argument in arguments if argument != "--detach"]
+    command = [sys.executable, "-c", _CALL.format(_TOOLS["compare"]), *own]
+    with open(work_dir / LOG_NAME, "a", encoding="utf-8") as log:
+        process = subprocess.Popen(  # noqa: S603 - our own tool
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    print(f"process {process.pid} goes on by itself; kill {process.pid} stops it; log: {work_dir / LOG_NAME}")
+    return 0
 
 
 def run_all(
-    variants: Sequence[Variant],
-    results: dict[str, dict],
-    path: Path,
-    preparations: Mapping[str, Sequence[Mapping]],
-) -> dict[str, str]:
-    """Train and score the variants one after another, adding to ``results`` and its file; returns what failed, why.
+    variants: Sequence[Variant], records: RunRecords, work_dir: Path, preparations: Mapping[str, Sequence[Mapping]]
+) -> dict[Place, str]:
+    """Train and score the variants one after another, each with a record at its end; returns what failed, why.
 
     ``preparations``: by section title, what is run before the section's first variant.
     """
-    failures: dict[str, str] = {}
+    failures: dict[Place, str] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(file=sys.stderr)) as bar:
         task = bar.add_task("comparing", total=len(variants))
@@ -279,13 +117,10 @@ def run_all(
             bar.update(task, description=title)
             try:
                 prepare(preparations.get(variant.section, ()))
-                results[variant.key] = run_variant(variant, path.parent / variant.key[:12])
+                records.keep(run_variant(variant, work_dir / variant.key[:12]))
             except RunFailure as failure:
-                failures[variant.key] = str(failure)
+                failures[variant.place] = str(failure)
                 bar.console.print(f"failed: {title}: {failure}", markup=False, highlight=False)
-            else:
-                with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-                    json.dump({"results": results}, file, indent=1, sort_keys=True)
             bar.advance(task)
     return failures
 
@@ -313,8 +148,7 @@ def run_variant(variant: Variant, folder: Path) -> dict:
     """Train and score one variant, each in a process of its own, and count what its model costs.
 
     Returns:
-        ``section``, ``name``, ``seed``, ``cost`` (:func:`cost_of`), ``metrics`` of the test, ``training`` (the
-        training's summary), ``logged`` (:func:`last_logged`) and ``commit``.
+        Its record (:mod:`bevstack.experiments.run_records`).
 
     Raises:
         RunFailure: the training or the test did not end well; ``folder`` holds their output.
@@ -327,16 +161,106 @@ def run_variant(variant: Variant, folder: Path) -> dict:
         _call("train", [config, "--work-dir", folder, *resume], folder)
     summary = json.loads((folder / SUMMARY_NAME).read_text())
     _call("test", [config, summary["checkpoint"], "--out", folder], folder)
+    scored = scored_split(variant.config)
     return {
-        "section": variant.section,
-        "name": variant.name,
-        "seed": variant.seed,
+        **place_of(variant),
+        "key": variant.key,
         "cost": cost_of(variant.config),
-        "metrics": json.loads((folder / "metrics.json").read_text()),
+        **results_of(folder, scored),
         "training": summary,
         "logged": last_logged(folder),
+        "data": scenes_of(variant.config),
         "commit": commit(),
+        "machine": f"{processor()} ({summary.get('device', 'unknown device')})",
+        "source": "tools/compare.py",
     }
+
+
+def place_of(variant: Variant) -> dict[str, Any]:
+    """Where a record of the variant stands, and its budget."""
+    return {"section": variant.section, "name": variant.name, "seed": variant.seed, "budget": variant.budget}
+
+
+def results_of(folder: Path, scored: ScoredSplit | None) -> dict[str, dict[str, float]]:
+    """``metrics`` and ``scores`` of a test's folder; no scores where it wrote no submission.
+
+    Raises:
+        InputError: the folder holds no test.
+    """
+    try:
+        metrics = json.loads((folder / METRICS_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(folder / METRICS_NAME, "metrics", f"tools/test.py writes it: {error}") from None
+    submission = folder / RESULTS_NAME
+    known = scored is not None and submission.is_file()
+    return {"metrics": metrics, "scores": table_scores(submitted_table(submission, scored)) if known and scored else {}}
+
+
+def scored_split(config: Config) -> ScoredSplit | None:
+    """What a config's nuScenes detections are scored on; None where they are not."""
+    evaluators = config.get("test_evaluator") or ()
+    for metric in evaluators if isinstance(evaluators, list | tuple) else [evaluators]:
+        if metric.get("type") == "NuScenesDetectionMetric":
+            return ScoredSplit(str(Path(metric["data_root"]).resolve()), metric["version"], metric["split"])
+    return None
+
+
+def take(
+    cfg: Config,
+    sections: Sequence[Mapping],
+    variants: Sequence[Variant],
+    records: RunRecords,
+    place: tuple[str, str, str],
+    folder: Path,
+) -> Path:
+    """Take in a run that was finished elsewhere.
+
+    Args:
+        cfg: of the comparison; its test set is what the run is scored on.
+        sections, variants: of the comparison.
+        records: that it is added to.
+        place: section (a word of its title), name of the variant, seed.
+        folder: of ``tools/test.py --out``, beside or in that of the training.
+
+    Returns:
+        The record's file.
+
+    Raises:
+        InputError: there is no such variant, or the folder holds no test.
+    """
+    word, name, seed = place
+    titles = {s["title"]: s for s in sections if word.lower() in s["title"].lower()}
+    entries = [(s, entry) for s in titles.values() for entry in s["variants"] if entry["name"] == name]
+    if len(entries) != 1 or not seed.isdigit():
+        reason = f"{len(entries)} variants are called {name!r} in sections about {word!r}; the seed is {seed!r}"
+        raise InputError(cfg.filename or "config", "--take", reason)
+    section, entry = entries[0]
+    known = next((v for v in variants if v.place == (section["title"], name, int(seed))), None)
+    training: dict[str, Any] = {}
+    logged: dict[str, float] = {}
+    for run in (folder, folder.parent):
+        if (run / SUMMARY_NAME).is_file():
+            training, logged = json.loads((run / SUMMARY_NAME).read_text(encoding="utf-8")), last_logged(run)
+            break
+    base = known.config if known else variant_config(cfg, section, {"name": name}, int(seed))
+    device = training.get("device", "unknown device")
+    return records.keep(
+        {
+            "section": section["title"],
+            "name": name,
+            "seed": int(seed),
+            "budget": budget_of(section),
+            "key": None,
+            "cost": cost_of(known.config) if known else {},
+            **results_of(folder, scored_split(base)),
+            "training": training,
+            "logged": logged,
+            "data": scenes_of(base),
+            "commit": "another checkout" if entry.get("taken") else f"{commit()} (taken in then)",
+            "machine": f"{processor()} ({device})",
+            "source": "tools/compare.py --take",
+        }
+    )
 
 
 def last_logged(folder: Path) -> dict[str, float]:
@@ -350,126 +274,29 @@ def _call(tool: str, arguments: Sequence[str | Path], folder: Path) -> None:
     command = [sys.executable, "-c", _CALL.format(_TOOLS[tool]), *map(str, arguments)]
     log = folder / f"{tool}.log"
     with open(log, "w", encoding="utf-8") as file:
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode  # noqa: S603 - our own tool
+        with _ended_first(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)) as process:  # noqa: S603
+            code = process.wait()
     if code:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] or ["no output"]
         raise RunFailure(f"{tool} exited with {code}: {lines[-1].strip()[:300]} ({log})")
 
 
-def cost_of(config: Config) -> dict[str, float]:
-    """Parameters and multiply-adds of one frame (all cameras, batch 1), in total and by part.
+@contextlib.contextmanager
+def _ended_first(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
+    """What ends this process asks its child to end before, which a training does with a checkpoint."""
 
-    Keys: ``parameters``, ``parameters/<part>``, ``multiply_adds``, ``multiply_adds/<part>``; parts are backbone, neck,
-    encoder, bev_neck and heads.<name>. The images' size is that of the test pipeline.
-    """
-    model = build_model(config, "cpu").eval()
-    cost: dict[str, float] = {"parameters": float(sum(p.numel() for p in model.parameters()))}
-    for name, part in [*model.named_children(), *((f"heads.{name}", head) for name, head in model.heads.items())]:
-        cost[f"parameters/{name}"] = float(sum(p.numel() for p in part.parameters()))
-    height, width = image_size(config)
-    counts = count_multiply_adds(model.to("meta"), (height, width))
-    if DEFORMABLE_CONVOLUTION in counts:
-        counts["backbone"] += counts.pop(DEFORMABLE_CONVOLUTION)
-    else:
-        sweeps = getattr(model.backbone, "num_sweeps", 0)
-        shape = (model.encoder.num_cameras, *([sweeps + 1] if sweeps else []), 3, height, width)
-        counts["backbone"] = count_operators(model.backbone, torch.empty(shape, device="meta"))
-    return cost | {"multiply_adds": sum(counts.values())} | {f"multiply_adds/{key}": v for key, v in counts.items()}
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
 
-
-def image_size(config: Config) -> tuple[int, int]:
-    """(H, W) of the padded image tensor that the test pipeline's last resizing and the preprocessor make."""
-    sizes = [step["size"] for step in config.test_dataloader.dataset.pipeline if step.get("size")]
-    if not sizes:
-        raise InputError(config.filename or "config", "test_dataloader.dataset.pipeline", "no step gives images a size")
-    divisor = config.model.get("data_preprocessor", {}).get("pad_divisor", 32)
-    return tuple(-(-int(length) // divisor) * divisor for length in sizes[-1])
-
-
-def value_of(result: Mapping, key: str) -> float | None:
-    """A number of one result by a column's key; None where it has none."""
-    if key == "seconds_per_step":
-        return result["training"]["train_seconds"] / max(1, result["training"]["steps"])
-    if key.startswith("logged/"):
-        return result["logged"].get(key.removeprefix("logged/"))
-    return result["cost"].get(key, result["metrics"].get(key))
-
-
-def cell(results: Sequence[Mapping], key: str) -> str:
-    """Mean over the seeds, and half the range where there are several; M and G for counts."""
-    values = [value for value in (value_of(result, key) for result in results) if value is not None]
-    if not values:
-        return "-"
-    mean, spread = sum(values) / len(values), (max(values) - min(values)) / 2
-    if key.startswith("parameters"):
-        return f"{mean / 1e6:.3g} M"
-    if key.startswith("multiply_adds"):
-        return f"{mean / 1e9:.3g} G"
-    return f"{mean:.3f}" + (f" ± {spread:.3f}" if len(values) > 1 else "")
-
-
-def page_text(
-    cfg: Config,
-    sections: Sequence[Mapping],
-    variants: Sequence[Variant],
-    results: Mapping[str, Mapping],
-    failures: Mapping[str, str],
-) -> str:
-    """The page: where the numbers come from, then a table a section."""
-    comparison = cfg.comparison.to_dict()
-    done = [results[variant.key] for variant in variants if variant.key in results]
-    lines = ["# Comparison", "", "Written by `tools/compare.py`; do not edit. " + provenance(cfg, variants, done), ""]
-    for section in sections:
-        own: dict[str, list[Mapping]] = {entry["name"]: [] for entry in section["variants"]}
-        broken: dict[str, str] = {}
-        for variant in variants:
-            if variant.section == section["title"]:
-                if variant.key in results:
-                    own[variant.name].append(results[variant.key])
-                elif variant.key in failures:
-                    broken[variant.name] = failures[variant.key]
-        lines += [f"## {section['title']}", ""]
-        if section["steps"] != comparison["steps"]:
-            lines += [f"{section['steps']} steps for every variant of this section.", ""]
-        if section.get("text"):
-            lines += [section["text"], ""]
-        lines += table_of(section, own) + [""]
-        lines += [f"- `{name}` failed: {why}" for name, why in broken.items()]
-        absent = [name for name, found in own.items() if len(found) < len(comparison.get("seeds", (0,)))]
-        lines += [f"Not done yet: {', '.join(f'`{name}`' for name in absent)}.", ""] if absent else []
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def table_of(section: Mapping, own: Mapping[str, Sequence[Mapping]]) -> list[str]:
-    """A section's table as lines of markdown."""
-    if section.get("rows"):
-        lines = ["| head | number | alone | jointly |", "| --- | --- | --- | --- |"]
-        joint = own.get(section.get("joint", "joint"), ())
-        for label, key, name in section["rows"]:
-            lines.append(f"| {label} | {key} | {cell(own.get(name, ()), key)} | {cell(joint, key)} |")
-        return lines
-    headers = [header for header, _ in section["columns"]]
-    lines = [f"| | {' | '.join(headers)} |", "| --- |" + " --- |" * len(headers)]
-    for name, found in own.items():
-        lines.append(f"| {name} | " + " | ".join(cell(found, key) for _, key in section["columns"]) + " |")
-    return lines
-
-
-def provenance(cfg: Config, variants: Sequence[Variant], done: Sequence[Mapping]) -> str:
-    """One paragraph: commit, date, machine, steps, seeds, scenes."""
-    comparison = cfg.comparison.to_dict()
-    commits = sorted({result["commit"] for result in done}) or [commit()]
-    seeds = ", ".join(map(str, comparison.get("seeds", (0,))))
-    batch = variants[0].config.train_dataloader.batch_size
-    devices = sorted({result["training"]["device"] for result in done})
-    parts = [
-        f"Commit {', '.join(commits)}",
-        datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        f"{processor()} ({'; '.join(devices) or 'nothing trained yet'})",
-        f"{comparison['steps']} steps of {batch} samples for every variant where nothing else is said, seed {seeds}",
-        scenes_of(variants[0].config),
-    ]
-    return "; ".join(parts) + "."
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield process
+    except BaseException:  # noqa: BLE001 - whatever ends the wait, the child is not left behind
+        process.terminate()
+        process.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def scenes_of(config: Config) -> str:

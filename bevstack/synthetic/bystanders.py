@@ -83,6 +83,18 @@ def cycles_at_rest(cast: Cast) -> None:
             )
 
 
+def rare_things(cast: Cast, rare: float) -> None:
+    """Single vehicles of the rare kinds at rest beside the roads, about six times ``rare``, turned as they come."""
+    rng, district = cast.rng, cast.district
+    kinds = ("vehicle.truck", "vehicle.trailer", "vehicle.bus.rigid", "vehicle.construction", "vehicle.motorcycle")
+    for _ in range(int(rng.poisson(6 * rare))):
+        kind = str(rng.choice([*kinds, "vehicle.bicycle"]))
+        road, s = cast.spot()
+        sign = float(rng.choice([-1, 1]))
+        edge = (road.left if sign > 0 else road.right) + district.verge + district.walkway_width + rng.uniform(2.0, 6.0)
+        cast.stand(kind, (*road.at(s, sign * edge), rng.uniform(0, 2 * np.pi)), gap=0.2, parked=True)
+
+
 def work_zone(cast: Cast) -> None:
     """Cones, barriers, machines and workers along one stretch, on the outer lane or beside the road."""
     rng, district = cast.rng, cast.district

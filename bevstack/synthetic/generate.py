@@ -34,7 +34,15 @@ MAP_MARGIN_M = 20.0
 
 
 def plan_scenes(
-    root: Path, train: int, val: int, seed: int, image_size: tuple[int, int], sweeps: bool, frames: int, rig: str
+    root: Path,
+    train: int,
+    val: int,
+    seed: int,
+    image_size: tuple[int, int],
+    sweeps: bool,
+    frames: int,
+    rig: str,
+    rare: float,
 ) -> tuple[list[SceneTask], dict[str, list[str]], dict[str, tuple[float, float]]]:
     """The scenes to make, the splits, and each location's map extent (width, height) in metres."""
     total = train + val
@@ -66,6 +74,7 @@ def plan_scenes(
                 sweeps,
                 start_us,
                 rig,
+                rare if split == "train" else 0.0,
             )
         )
     extents = {
@@ -107,11 +116,13 @@ def generate(
     version: str = "v1.0-mini",
     progress: bool = True,
     rig: str = "sedan",
+    rare: float = 0.0,
 ) -> dict[str, float]:
     """Make a dataset at ``root`` (which must not exist, or hold an earlier synthetic dataset, which is replaced).
 
     ``image_size`` is (width, height) in pixels, at most 1600x900; ``workers`` 0 means one a core; ``rig`` is the car
-    that the cameras are on (:data:`bevstack.synthetic.cameras.RIGS`), in the same world. The bytes depend on the other
+    that the cameras are on (:data:`bevstack.synthetic.cameras.RIGS`), in the same world; ``rare`` is how many more of
+    rare kinds there are in training scenes (:func:`bevstack.synthetic.traffic.populate`). The bytes depend on the other
     arguments only. Returns counts and seconds. Raises InputError on arguments that cannot work and where the
     files cannot be written; nothing half written stays.
     """
@@ -119,6 +130,8 @@ def generate(
     _check(root, train_scenes, val_scenes, seed, image_size, frames, version)
     if rig not in RIGS:
         raise InputError("create_synthetic", "--rig", f"{rig!r} is none of {', '.join(RIGS)}")
+    if not 0 <= rare <= 10:
+        raise InputError("create_synthetic", "--rare", f"{rare} is not between 0 and 10")
     started = time.perf_counter()
     with atomic_folder(root, "root") as work:
         for name in (*CAMERA_NAMES, LIDAR_NAME):
@@ -127,7 +140,7 @@ def generate(
                 (work / "sweeps" / name).mkdir(parents=True)
         for folder in ("maps/expansion", "can_bus", version):
             (work / folder).mkdir(parents=True)
-        plan, splits, extents = plan_scenes(work, train_scenes, val_scenes, seed, image_size, sweeps, frames, rig)
+        plan, splits, extents = plan_scenes(work, train_scenes, val_scenes, seed, image_size, sweeps, frames, rig, rare)
         workers = workers or os.cpu_count() or 1
         results = _with_progress(plan, workers) if progress else list(_run(plan, workers, lambda: None))
         counts = _write(work, version, plan, results, splits, extents)
@@ -223,6 +236,7 @@ def _write(
                 "frames": task.frames,
                 "sweeps": task.sweeps,
                 "rig": task.rig,
+                "rare": task.rare,
             },
             indent=1,
         )

@@ -54,7 +54,7 @@ JPEG_QUALITY = 88
 @dataclass(frozen=True)
 class SceneTask:
     """What one worker needs to make one scene. ``origin`` is the district's south-west corner on its location's map,
-    metres."""
+    metres; ``rare`` how many more there are of rare kinds (:func:`bevstack.synthetic.traffic.populate`)."""
 
     root: str
     index: int
@@ -68,6 +68,7 @@ class SceneTask:
     sweeps: bool
     start_us: int
     rig: str = "sedan"
+    rare: float = 0.0
 
 
 def token_of(*names: object) -> str:

@@ -44,7 +44,7 @@ def build_world(task: SceneTask, rng: np.random.Generator) -> World:
     lanes = build_lanes(district)
     weather = draw_weather(rng, task.condition)
     seconds = (task.frames - 1) * KEYFRAME_S
-    traffic = populate(rng, district, lanes, seconds, weather.night or weather.wet)
+    traffic = populate(rng, district, lanes, seconds, weather.night or weather.wet, task.rare)
     way = traffic.ego_poses(np.linspace(0, seconds, max(4, int(seconds) * 2)))[:, :2]
     settled = traffic.poses(np.array([0.0]))[0, :, :2]
     scenery, lamps = place_scenery(rng, district, way, settled, weather.night)

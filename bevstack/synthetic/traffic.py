@@ -13,6 +13,7 @@ from bevstack.synthetic.bystanders import (
     parked_lots,
     parked_strips,
     people,
+    rare_things,
     work_zone,
 )
 from bevstack.synthetic.cast import Cast
@@ -78,7 +79,7 @@ def draw_ego_path(
     return best
 
 
-def _drivers(cast: Cast, lanes: list[Lane], level: float) -> None:
+def _drivers(cast: Cast, lanes: list[Lane], level: float, rare: float) -> None:
     rng = cast.rng
     roads = [i for i, lane in enumerate(lanes) if not lane.connector]
     weight = np.array([lanes[i].length for i in roads])
@@ -94,6 +95,7 @@ def _drivers(cast: Cast, lanes: list[Lane], level: float) -> None:
         "vehicle.emergency.police",
     ]
     chance = np.array([0.55, 0.11, 0.085, 0.02, 0.055, 0.075, 0.075, 0.022, 0.008])
+    chance[1:] *= 1 + rare
     for _ in range(int(rng.poisson(60 * level)) + 14):
         kind = str(rng.choice(kinds, p=chance / chance.sum()))
         lane = int(roads[rng.choice(len(roads), p=weight / weight.sum())])
@@ -129,8 +131,14 @@ def _drivers(cast: Cast, lanes: list[Lane], level: float) -> None:
             cast.movers.append(give_shape(rng, behind, cast.lit))
 
 
-def populate(rng: np.random.Generator, district: District, lanes: list[Lane], seconds: float, lit: bool) -> Traffic:
-    """Fill a district with traffic and let it run for ``seconds`` (after a warm-up that forms queues)."""
+def populate(
+    rng: np.random.Generator, district: District, lanes: list[Lane], seconds: float, lit: bool, rare: float = 0.0
+) -> Traffic:
+    """Fill a district with traffic and let it run for ``seconds`` (after a warm-up that forms queues).
+
+    ``rare``: how many more there are of the kinds that are rare; 1 doubles what else than cars drives, and puts about
+    six more of them beside the roads. At 0 the scene is as it would be without it.
+    """
     clock = np.arange(-WARM_UP_S, seconds + 1.0, STEP_S)
     path, start, limit = draw_ego_path(rng, lanes, district, seconds)
     ego = Agent("vehicle.car", EGO_SIZE_LWH, path=path, start_s=start, limit=limit)
@@ -143,11 +151,13 @@ def populate(rng: np.random.Generator, district: District, lanes: list[Lane], se
         work_zone(cast)
     for _ in range(int(rng.choice([0, 1, 2], p=[0.4, 0.4, 0.2]))):
         barrier_rows(cast)
-    _drivers(cast, lanes, level)
+    _drivers(cast, lanes, level, rare)
     parked_strips(cast)
     parked_lots(cast)
     cycles_at_rest(cast)
     people(cast, clock, level)
+    if rare:
+        rare_things(cast, rare)
     first_roads = [
         min(lane.road for lane in lanes if lane.connector and lane.junction == j)
         if any(lane.connector and lane.junction == j for lane in lanes)

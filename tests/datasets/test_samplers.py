@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from bevstack.datasets import samplers
 from bevstack.datasets.clips import ClipIndex
-from bevstack.datasets.samplers import ClipSampler, SceneBatchSampler, SceneShardedSampler, StreamingSampler
+from bevstack.datasets.samplers import (
+    ClipSampler,
+    SceneBatchSampler,
+    SceneShardedSampler,
+    StreamingSampler,
+    repeat_factors,
+)
 
 
 class Scenes:
@@ -185,3 +192,40 @@ def test_mmengine_builds_them_by_name():
         dict(type="SceneShardedSampler"),
     ):
         assert len(DATA_SAMPLERS.build(config, default_args=dict(dataset=dataset, seed=3))) == len(dataset)
+
+
+class LabelledScenes(Scenes):
+    """The same with one object a sample: class 1 in the samples of scene ``rare``, class 0 elsewhere."""
+
+    def __init__(self, lengths: tuple[int, ...], rare: int) -> None:
+        super().__init__(lengths)
+        self.labels = (self.scene_rows == rare).astype(int)
+
+    def clip(self, i: int) -> SimpleNamespace:
+        return SimpleNamespace(objects=SimpleNamespace(labels=np.array([self.labels[i], -1])))
+
+
+def test_pieces_with_rare_classes_come_more_often() -> None:
+    """Expected, by hand: class 1 is in 4 of 36 samples, so that balance 1 lets its scene come 3 times for each of the
+    others'; then 3 * 4 of 3 * 4 + 32 * sqrt(36 / 32) samples are of it. Every epoch is as long as without."""
+    dataset = LabelledScenes((4,) * 9, rare=2)
+    factors = repeat_factors(dataset, 1.0)
+    np.testing.assert_allclose(factors, np.where(dataset.labels, 3.0, np.sqrt(36 / 32)))
+    np.testing.assert_allclose(repeat_factors(dataset, 1 / 9), 1.0)
+    counts, epochs = Counter(), 200
+    for epoch in range(epochs):
+        sampler = StreamingSampler(dataset, batch_size=2, seed=0, max_stream_length=2, balance=1.0)
+        order = sampler.order(epoch)
+        assert len(order) == 36
+        for first, second in zip(order[0::4], order[2::4], strict=True):
+            assert second == first + 1 and first % 2 == 0, "pieces stay whole"
+        counts.update(int(dataset.labels[i]) for i in order)
+    assert counts[1] / (36 * epochs) == pytest.approx(12 / (12 + 32 * np.sqrt(36 / 32)), abs=0.02)
+    with pytest.raises(ValueError, match="balance: 2"):
+        StreamingSampler(dataset, batch_size=2, balance=2)
+
+
+def test_without_balance_no_object_is_read() -> None:
+    """Expected: each sample once an epoch; ``Scenes`` has no objects to read."""
+    order = StreamingSampler(Scenes((4,) * 9), batch_size=2, seed=0, max_stream_length=2).order(0)
+    assert sorted(order) == list(range(36))

@@ -14,6 +14,7 @@ from bevstack.datasets.base import SceneRecord
 from bevstack.datasets.format import SampleTable
 from bevstack.datasets.transforms import (
     BEVRotateScaleFlip,
+    ImageViews,
     LoadMultiViewImages,
     ObjectNameFilter,
     ObjectRangeFilter,
@@ -207,6 +208,30 @@ def test_one_resize_equals_resizing_all_and_cutting():
     whole = cv2.resize(image, (200, 100), interpolation=cv2.INTER_LINEAR)[40:100, 25:125]
     assert np.abs(fused.astype(int) - whole.astype(int))[1:-1, 1:-1].max() <= 1
     assert np.allclose(matrix, [[0.5, 0, -25], [0, 0.5, -40], [0, 0, 1]])
+
+
+def test_views_of_a_camera_are_cameras_of_their_own():
+    # Expected: six cameras of three; the images and matrices of each view alone, in turn, and the poses again.
+    results = {**clip_results(), "camera_names": ["a", "b", "c"]}
+    small, part = dict(type="ResizeImages", size=(20, 30)), dict(type="ResizeCropFlipImages", scale=1.0, size=(20, 30))
+    seen = ImageViews([small, part])(copy.deepcopy(results))
+    alone = [ResizeImages(size=(20, 30)), ResizeCropFlipImages(scale=1.0, size=(20, 30))]
+    for t in range(2):
+        parts = [view(copy.deepcopy(results))["frames"][t] for view in alone]
+        frame = seen["frames"][t]
+        for key in ("pixels_from_camera", "camera_from_bev", "image_size_px"):
+            assert np.array_equal(frame[key], np.concatenate([part[key] for part in parts])), key
+        assert len(frame["images"]) == len(frame["image_paths"]) == 6
+        for n, image in enumerate(frame["images"]):
+            assert np.array_equal(image, parts[n // 3]["images"][n % 3])
+    assert seen["camera_names"] == ["a", "b", "c", "a view 2", "b view 2", "c view 2"] and seen["images_changed"]
+    assert not ImageViews([small, part]).draws and ImageViews([dict(type="ResizeImages", scale=(0.5, 1.0))]).draws
+    results["frames"][0]["sweeps"] = []
+    with pytest.raises(InputError, match="no second view of camera sweeps"):
+        ImageViews([small])(results)
+    for views in ([], [dict(type="ObjectNameFilter", classes=CLASSES)]):
+        with pytest.raises(ValueError, match="views: must be one or more"):
+            ImageViews(views)
 
 
 def test_flip_is_u_to_width_minus_u():

@@ -156,16 +156,31 @@ def test_a_checkpoint_is_read_once(tmp_path, monkeypatch) -> None:
 
 
 def test_memory_matters_in_streaming_test(tmp_path) -> None:
-    """With and without streams the toy model answers differently, so that the test above can fail."""
+    """With and without streams the toy model answers differently, so that the test above can fail. Streams that rest on
+    one frame are as good as none."""
     from bevstack.engine.test import test
 
     train_toy(str(tmp_path), streaming=True)
     means = []
-    for kind in ("StreamingTestLoop", "AutocastTestLoop"):
+    for number, loop in enumerate(({}, {"type": "AutocastTestLoop"}, {"frames": 1})):
         cfg = toy_config(tmp_path, streaming=True)
-        cfg.test_dataloader, cfg.test_evaluator, cfg.test_cfg = cfg.val_dataloader, cfg.val_evaluator, {"type": kind}
-        means.append(test(cfg, tmp_path / "iter_16.pth", tmp_path / kind)["mean"])
+        cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
+        cfg.test_cfg = {"type": "StreamingTestLoop", **loop}
+        means.append(test(cfg, tmp_path / "iter_16.pth", tmp_path / str(number))["mean"])
     assert means[0] != pytest.approx(means[1], rel=1e-4)
+    assert means[2] == pytest.approx(means[1], rel=1e-6)
+
+
+def test_the_newest_frames_of_streams() -> None:
+    """Expected: of three remembered frames two stay, tokens and features are as they were; nothing of nothing."""
+    memory = streams_of("a1", "b1").memory
+    features = memory.features.expand(2, 3, 1, 1, 1)
+    poses, valid = memory.now_from_frame.expand(2, 3, 4, 4), torch.tensor([[True] * 3, [True, False, True]])
+    streams = Streams(BEVMemory(features, memory.grid, poses, valid), ("a1", "b1"))
+    kept = streams.newest(2)
+    assert kept.memory.valid.tolist() == [[True, True, False], [True, False, False]] and kept.tokens == streams.tokens
+    assert streams.memory.valid.tolist()[0] == [True] * 3 and torch.equal(kept.memory.features, features)
+    assert not streams.newest(0).memory.valid.any() and Streams().newest(1).memory is None
 
 
 def test_the_test_loop_asks_one_form_of_the_model(monkeypatch) -> None:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +17,9 @@ from mmengine.config import Config
 from bevstack.datasets.nuscenes.index_writer import write_index
 from bevstack.errors import InputError
 from bevstack.experiments import compare
+from bevstack.experiments.comparison_page import beyond, cell, effects
+from bevstack.experiments.run_records import RunRecords, read_record
+from bevstack.experiments.variants import set_place
 from tests.datasets.tables import VERSION, build_root
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,11 +130,11 @@ def test_variants_are_whole_configs(config):
 
 def test_places_of_lists_and_dicts():
     tree = {"a": {"steps": [{"n": 1}, {"n": 2}, {"n": 3}], "gone": 4}}
-    compare.set_place(tree, "a.steps.0.n", 5)
-    compare.set_place(tree, "a.steps.1", None)
-    compare.set_place(tree, "a.gone", None)
-    compare.set_place(tree, "a.never", None)
-    compare.set_place(tree, "a.new", 6)
+    set_place(tree, "a.steps.0.n", 5)
+    set_place(tree, "a.steps.1", None)
+    set_place(tree, "a.gone", None)
+    set_place(tree, "a.never", None)
+    set_place(tree, "a.new", 6)
     assert tree == {"a": {"steps": [{"n": 5}, {"n": 3}], "new": 6}}
 
 
@@ -174,7 +182,7 @@ def test_finished_variants_are_kept(config, tmp_path, calls, capsys):
     assert (tmp_path / "page.md").read_text() == first
     assert compare.main([*arguments, "--list"]) == 0
     assert "0 of 10 trainings to do" in capsys.readouterr().out
-    assert compare.main([str(config), "--work-dir", str(tmp_path / "none"), "--page-only"]) == 0
+    assert compare.main([str(config), "--work-dir", str(tmp_path / "none"), "--report"]) == 0
     assert "0 trained, 0 failed" in capsys.readouterr().out and len(calls.trained) == 10
     assert compare.main([*arguments, "--cfg-options", "comparison.steps=8"]) == 0
     assert len(calls.trained) == 16  # the section with steps of its own stays as it is
@@ -204,7 +212,7 @@ def test_what_variants_start_from_is_made_once_before_them(config, tmp_path, cal
     calls.broken = "make"
     assert compare.main(arguments) == 1 and len(calls.trained) == 6
     page = (tmp_path / "work" / "comparison.md").read_text()
-    assert page.count("failed: make exited with 2: error: no such thing") == 2
+    assert page.count("failed with seed 0: make exited with 2: error: no such thing") == 2
     calls.broken = None
     assert compare.main(arguments) == 0 and len(calls.trained) == 10
     assert made == ["a after 6", "b after 6"]
@@ -214,14 +222,15 @@ def test_the_page(config, tmp_path, calls):
     # Expected: means over seeds 0 and 1 (0.1 and 0.12 for one head, 0.2 and 0.22 for two), half their distance.
     assert compare.main([str(config), "--work-dir", str(tmp_path / "work")]) == 0
     page = (tmp_path / "work" / "comparison.md").read_text()
-    assert "9 steps for every variant of this section." in page
-    assert "7 steps of 2 samples" in page and "seed 0, 1" in page and "2 scenes (6 samples)" in page
+    assert "Each run: 9 steps." in page and "Each run: 7 steps." in page
+    assert "seeds 0, 1" in page and "2 scenes (6 samples)" in page
     assert "| detection | mAP | 0.110 ± 0.010 | 0.210 ± 0.010 |" in page
     assert "| vehicle | iou/vehicle | 0.500 ± 0.000 | 0.500 ± 0.000 |" in page
-    assert "| narrow | 1.23 M | 0.110 ± 0.010 | 2.000 ± 0.000 | 2.000 ± 0.500 |" in page
-    assert "| the same | 0.110 ± 0.010 |" in page and "Not done yet" not in page
-    raw = json.loads((tmp_path / "work" / "comparison.json").read_text())["results"]
-    assert len(raw) == 10 and {"cost", "metrics", "training", "commit"} <= set(next(iter(raw.values())))
+    assert "| narrow | 2 | 1.23 M | 0.110 ± 0.010 | 2.000 ± 0.000 | 2.000 ± 0.500 |" in page
+    assert "| the same | 2 | 0.110 ± 0.010 |" in page and "Not done yet" not in page
+    files = sorted((tmp_path / "work" / "records").iterdir())
+    assert len(files) == 10 and files[0].name.startswith("heads_detection_seed-0_")  # "the same" is kept there, too
+    assert {"cost", "metrics", "scores", "training", "commit", "machine"} <= set(json.loads(files[0].read_text()))
 
 
 def test_a_failure_stops_nothing_else(config, tmp_path, calls):
@@ -230,8 +239,11 @@ def test_a_failure_stops_nothing_else(config, tmp_path, calls):
     arguments = [str(config), "--work-dir", str(tmp_path / "work")]
     assert compare.main(arguments) == 1
     page = (tmp_path / "work" / "comparison.md").read_text()
-    assert "`vehicle` failed: train exited with 2: error: no such thing" in page
-    assert "| detection | mAP | 0.110 ± 0.010 | - |" in page and "Not done yet: `vehicle`, `joint`." in page
+    assert "`vehicle` failed with seed 1: train exited with 2: error: no such thing" in page
+    assert (
+        "| detection | mAP | 0.110 ± 0.010 | - |" in page
+        and "Not done yet: `vehicle` (0 of 2), `joint` (0 of 2)." in page
+    )
     calls.broken, calls.trained = None, []
     assert compare.main(arguments) == 0
     assert set(calls.trained) == {"vehicle", "detection+vehicle"} and len(calls.trained) == 6
@@ -247,7 +259,7 @@ def test_one_section_alone(config, tmp_path, calls):
     ("old", "new", "message"),
     [
         ('heads=("vehicle",)', 'heads=("vehicel",)', "there is no head 'vehicel' in the base config"),
-        ("steps=7", "steps=0", "comparison.steps: must be a positive number, not 0"),
+        ("steps=7", "steps=0", "steps or seconds: one of them must be a positive number, not 0"),
         ('title="Again"', 'titel="Again", title="Again"', "comparison.sections.2: unknown key 'titel'"),
         ('"model.heads.detection.channels": 2', '"model.head.detection.channels": 2', "the config has no 'head' there"),
         ('"model.heads.detection.channels": 2', '"model.heads.detection.chanels": 2', "did you mean 'channels'"),
@@ -262,9 +274,120 @@ def test_mistakes_are_told_before_anything_is_trained(config, tmp_path, calls, o
 
 
 def test_a_broken_file_of_results_is_told(config, tmp_path, calls):
-    (tmp_path / "comparison.json").write_text("{")
-    with pytest.raises(InputError, match="remove the file to begin anew"):
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "a.json").write_text("{")
+    with pytest.raises(InputError, match="remove the file to run it again"):
         compare.main([str(config), "--work-dir", str(tmp_path)])
+
+
+def test_wall_clock_and_configs_of_their_own(config, tmp_path):
+    # Expected: a budget of seconds ends schedule and training; a lever's own config is taken whole, the section's and
+    # the entry's changes on top; what is taken in from elsewhere is no training of this comparison.
+    (tmp_path / "lever.py").write_text(TINY.partition("comparison = ")[0].replace("channels=4", "channels=6"))
+    section = """dict(title="Clock", seconds=5, columns=[("mAP", "mAP")], base="own", variants=[
+        dict(name="own", config="lever.py", set={"optim_wrapper.optimizer.lr": 2e-3}),
+        dict(name="before", taken=True),
+    ]), dict(title="Again"'"""[:-1]
+    config.write_text(TINY.replace('dict(title="Again"', section))
+    variants = [v for v in variants_of(config) if v.section == "Clock"]
+    assert [v.name for v in variants] == ["own", "own"] and variants[0].budget == "5 seconds of training"
+    cfg = variants[1].config
+    assert cfg.model.heads.detection.channels == 6 and cfg.optim_wrapper.optimizer.lr == 2e-3
+    assert [(hook.type, hook.get("max_seconds")) for hook in cfg.custom_hooks[:2]] == [
+        ("BudgetSchedule", 5),
+        ("MaxSecondsHook", 5),
+    ]
+    assert cfg.train_dataloader.dataset.data_root == "somewhere" and cfg.randomness.seed == 1
+
+
+def test_runs_of_elsewhere_are_taken_in(config, tmp_path, calls, capsys):
+    # Expected: the folder's numbers stand on the page, nothing is trained for them, neither then nor later.
+    folder = tmp_path / "elsewhere" / "test"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text('{"mAP": 0.9, "mAVE": null}')
+    (folder.parent / "train_summary.json").write_text('{"train_seconds": 14.0, "steps": 7, "device": "CPU"}')
+    arguments = [str(config), "--work-dir", str(tmp_path / "work"), "--records", str(tmp_path / "kept")]
+    for seed in ("0", "1"):
+        assert compare.main([*arguments, "--take", "widths", "narrow", seed, str(folder)]) == 0
+    assert calls.trained == [] and "| narrow | 2 | 1.23 M | 0.900 ± 0.000 |" in (
+        (tmp_path / "work" / "comparison.md").read_text()
+    )
+    record = read_record(tmp_path / "kept" / "widths_narrow_seed-1_taken.json")
+    assert record["key"] is None and record["metrics"] == {"mAP": 0.9} and record["training"]["steps"] == 7
+    assert compare.main(arguments) == 0 and len(calls.trained) == 8
+    with pytest.raises(InputError, match="metrics.json: metrics: tools/test.py writes it"):
+        compare.main([*arguments, "--take", "widths", "narrow", "0", str(tmp_path)])
+    with pytest.raises(InputError, match="0 variants are called 'narow'"):
+        compare.main([*arguments, "--take", "widths", "narow", "0", str(folder)])
+
+
+def record_of(name: str, seed: int, **metrics: float) -> dict:
+    texts = dict.fromkeys(("budget", "commit", "machine", "data", "source"), "")
+    numbers = dict(metrics=metrics, scores={}, cost={}, training={}, logged={})
+    return {"section": "S", "name": name, "seed": seed, "key": f"{name}{seed}", **texts, **numbers}
+
+
+def test_effects_beyond_the_spread(tmp_path):
+    # Expected, by hand: 0.5 to 0.6 lies above all of 0.3 to 0.45, 0.4 to 0.6 does not; one run says nothing.
+    base = [record_of("base", n, mAP=value) for n, value in enumerate((0.3, 0.4, 0.45))]
+    above = [record_of("above", n, mAP=value) for n, value in enumerate((0.5, 0.55, 0.6))]
+    among = [record_of("among", n, mAP=value) for n, value in enumerate((0.4, 0.5, 0.6))]
+    assert cell(above, "mAP", base) == "**0.550 ± 0.050**" and cell(among, "mAP", base) == "0.500 ± 0.100"
+    assert beyond([0.1, 0.2], [0.3, 0.4]) and not beyond([0.1], [0.3, 0.4])
+    section = dict(base="base", tables={"T": [("mAP", "mAP")]})
+    lines = effects(section, {"base": base, "above": above, "among": among, "one": above[:1]})
+    assert [line.partition("spread: ")[2] for line in lines] == [
+        "mAP +0.167",
+        "nothing",
+        "one run says nothing of that",
+        "",
+    ]
+    records = RunRecords(tmp_path / "records")
+    for record in (*base, *above):
+        records.keep(record)
+    again = RunRecords(tmp_path / "records")
+    assert again.of("S", "above", 2, "above2")["metrics"] == {"mAP": 0.6} and len(again.placed("S", "base", 0)) == 1
+    assert again.of("S", "above", 2, "another") is None and again.of("S", "above", 2, None) is None
+
+
+def test_a_study_that_is_ended_ends_its_training_first(tmp_path):
+    # Expected: the child is told to end, ends well (a training then writes its checkpoint), and nothing stays behind.
+    child = "import signal,sys,time;f=open(sys.argv[1],'w');"
+    child += "signal.signal(signal.SIGTERM,lambda *_:(f.write('saved'),f.close(),sys.exit(0)));"
+    child += "f.write('on;');f.flush();time.sleep(60)"
+    parent = "import subprocess,sys;from bevstack.experiments.compare import _ended_first;"
+    parent += "p=subprocess.Popen([sys.executable,'-c',sys.argv[1],sys.argv[2]]);print(p.pid,flush=True)\n"
+    parent += "with _ended_first(p): p.wait()"
+    state = tmp_path / "state"
+    process = subprocess.Popen([sys.executable, "-c", parent, child, str(state)], stdout=subprocess.PIPE, text=True)
+    pid = int(process.stdout.readline())
+    while not (state.exists() and state.read_text()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM and state.read_text() == "on;saved"
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_detached(config, tmp_path, calls, monkeypatch, capsys):
+    # Expected: the same command without the flag, in a session of its own; nothing is trained here. Nothing is started
+    # where all is done.
+    started = []
+    arguments = [str(config), "--work-dir", str(tmp_path / "work"), "--detach"]
+    with monkeypatch.context() as patch:
+        patch.setattr(compare.subprocess, "Popen", lambda *call, **more: started.append((*call, more)) or FakeChild)
+        assert compare.main(arguments) == 0 and calls.trained == []
+        command, more = started[0]
+        assert command[3:] == arguments[:-1] and more["start_new_session"]
+        assert "kill 42 stops it" in capsys.readouterr().out
+    assert compare.main(arguments[:-1]) == 0 and len(calls.trained) == 10
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "detached", lambda *_: pytest.fail("there was nothing to start"))
+        assert compare.main(arguments) == 0
+
+
+class FakeChild:
+    pid = 42
 
 
 def test_cost_in_closed_form(config):

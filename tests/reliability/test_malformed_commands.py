@@ -165,8 +165,9 @@ def test_checkpoints(root, trained, tmp_path, capfd, case) -> None:
 
 def test_m70_results_that_are_cut_off(tmp_path, capfd) -> None:
     """The one command that goes on from results of an earlier run; the file stays as it was."""
-    path = tmp_path / "comparison.json"
-    path.write_text('{"results": {"abc": {"metr')
+    path = tmp_path / "records" / "a.json"
+    path.parent.mkdir()
+    path.write_text('{"section": "abc", "metr')
     line = refused(capfd, tmp_path, "compare", ROOT / "configs/multitask/comparison.py", "--work-dir", tmp_path)
-    assert line[0] == str(path) and line[1] == "results" and "remove the file to begin anew" in line[2]
-    assert path.read_text() == '{"results": {"abc": {"metr'
+    assert line[0] == str(path) and line[1] == "record" and "remove the file to run it again" in line[2]
+    assert path.read_text() == '{"section": "abc", "metr'

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bevstack.errors import InputError
-from bevstack.experiments.compare import read_results
 from bevstack.experiments.robustness import read_scores
+from bevstack.experiments.run_records import read_record
 
 LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=4), st.sampled_from(["\ud800", 2**80, -1])
@@ -24,9 +24,13 @@ JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dicti
 RUN = {"checkpoint": "abc", "seed": 0}
 VALID = {
     "robustness": {"run": RUN, "scores": {"clean": {"NDS": 0.5}, "time/a/b": {"NDS": 0.25, "mAP": 0.1}}},
-    "comparison": {"results": {"abc": {"section": "a", "name": "b", "seed": 0, "metrics": {"NDS": 0.5}}}},
+    "comparison": {
+        **dict.fromkeys(("section", "name", "budget", "commit", "machine", "data", "source"), "a"),
+        **dict.fromkeys(("metrics", "scores", "cost", "training", "logged"), {"NDS": 0.5}),
+        **{"seed": 0, "key": None},
+    },
 }
-READERS = {"robustness": lambda path: read_scores(path, RUN), "comparison": read_results}
+READERS = {"robustness": lambda path: read_scores(path, RUN), "comparison": lambda path: {"record": read_record(path)}}
 
 
 def places(node: object, way: tuple = ()) -> list[tuple]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import runpy
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -331,3 +332,29 @@ def test_another_car_sees_the_same_world(tmp_path):
     assert image.read_bytes() != (tmp_path / "truck" / "samples" / "CAM_BACK" / image.name).read_bytes()
     with pytest.raises(InputError, match="--rig: 'tram' is none of sedan"):
         generate(tmp_path / "tram", 1, 0, progress=False, rig="tram")
+
+
+def test_more_of_rare_kinds_in_training_scenes(tmp_path):
+    # Expected: more objects of the rare kinds in the training scenes, by far more than one; validation as it was.
+    def instances(rare: float, split: str) -> Counter:
+        folder = tmp_path / str(rare) / "v1.0-mini"
+        tables = {
+            name: json.loads((folder / f"{name}.json").read_text())
+            for name in ("scene", "sample", "sample_annotation", "instance", "category", "splits")
+        }
+        scenes = {scene["token"] for scene in tables["scene"] if scene["name"] in tables["splits"][split]}
+        samples = {sample["token"] for sample in tables["sample"] if sample["scene_token"] in scenes}
+        shown = {a["instance_token"] for a in tables["sample_annotation"] if a["sample_token"] in samples}
+        names = {category["token"]: category["name"] for category in tables["category"]}
+        return Counter(names[row["category_token"]] for row in tables["instance"] if row["token"] in shown)
+
+    options = dict(seed=5, image_size=(64, 36), workers=1, frames=2, progress=False)
+    for rare in (0.0, 3.0):
+        generate(tmp_path / str(rare), 2, 1, rare=rare, **options)
+    rare_kinds = ("vehicle.truck", "vehicle.trailer", "vehicle.bus.rigid", "vehicle.construction", "vehicle.bicycle")
+    few, many = (sum(instances(rare, "train")[kind] for kind in rare_kinds) for rare in (0.0, 3.0))
+    assert many > 1.5 * few > 0
+    assert instances(0.0, "val") == instances(3.0, "val")
+    assert json.loads((tmp_path / "3.0" / "synthetic.json").read_text())["rare"] == 3
+    with pytest.raises(InputError, match="--rare: -1 is not between 0 and 10"):
+        generate(tmp_path / "set", 1, 0, rare=-1, progress=False)

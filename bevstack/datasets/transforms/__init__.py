@@ -8,6 +8,7 @@ from bevstack.datasets.transforms.bev_augmentation import BEVRotateScaleFlip
 from bevstack.datasets.transforms.bev_targets import LoadBEVMap, RasteriseBoxes
 from bevstack.datasets.transforms.corruptions import CorruptImages
 from bevstack.datasets.transforms.image_geometry import ResizeCropFlipImages, ResizeImages
+from bevstack.datasets.transforms.image_views import ImageViews
 from bevstack.datasets.transforms.loading import LoadCameraSweeps, LoadMultiViewImages
 from bevstack.datasets.transforms.object_filters import ObjectNameFilter, ObjectRangeFilter
 from bevstack.datasets.transforms.packing import PackBEVInputs
@@ -28,6 +29,7 @@ __all__ = [
     "DelayCameras",
     "DisturbCalibration",
     "DisturbEgoPoses",
+    "ImageViews",
     "LoadBEVMap",
     "LoadCameraSweeps",
     "LoadMultiViewImages",
