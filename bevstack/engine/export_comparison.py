@@ -36,10 +36,10 @@ class Step(Protocol):
     fed_back: dict[str, str]
 
     def inputs_of(self, frame: Frame, memory: BEVMemory | None) -> dict[str, Tensor]:
-        """A frame of one sample and what is remembered, None for nothing, as inputs."""
+        """A frame of one sample and what is remembered, None for nothing, as inputs (1, ...)."""
 
     def outputs_of(self, frame: Frame, memory: BEVMemory | None) -> tuple[dict[str, Tensor], BEVMemory | None]:
-        """What the model itself makes of it, and its memory after."""
+        """What the model itself makes of it, outputs (1, ...) by name, and its memory after."""
 
 
 def usual_frames(images: ImagePlan) -> int:

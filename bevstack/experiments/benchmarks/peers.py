@@ -38,9 +38,12 @@ def export_onnx(model: BEVPerception, frame: Frame, memory: BEVMemory, path: Pat
 
 
 def int8_step(name: str, path: Path, given: dict[str, np.ndarray]) -> Callable[[str], Tensor]:
-    """As :func:`peer_step`, of the INT8 form of a file (:mod:`bevstack.engine.export_int8`), for any format.
+    """A step's logits (D, B, Q, K) by a peer of the INT8 form of a file (:mod:`bevstack.engine.export_int8`).
 
-    Calibrated on the inputs that are timed: with weights drawn at random there is no accuracy to lose.
+    It is calibrated on the inputs that are timed: weights drawn at random have no accuracy to lose.
+
+    Args:
+        name, path, given: see :func:`peer_step`. The format that the function is asked for changes nothing.
     """
     quantised = path.with_name("int8.onnx")
     if not quantised.exists():
