@@ -19,6 +19,7 @@ import numpy as np
 
 from bevstack.engine.checkpoint import checkpoint_of
 from bevstack.engine.config import check_components, load_config
+from bevstack.engine.source_commit import commit
 from bevstack.engine.test import test
 from bevstack.errors import InputError
 from bevstack.evaluation.breakdown import expected_calibration_error
@@ -35,7 +36,7 @@ from bevstack.evaluation.drawn_scores import (
 )
 from bevstack.evaluation.run_comparison import load_calibration, load_cells
 from bevstack.experiments.arguments import results_parser
-from bevstack.experiments.compare import commit, processor
+from bevstack.experiments.compare import processor
 from bevstack.experiments.motion_oracle import described
 from bevstack.experiments.results_page import read_files, results_page
 from bevstack.experiments.variants import put_everywhere
