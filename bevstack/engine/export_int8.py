@@ -205,7 +205,7 @@ def training_samples(config: Config) -> Any:
         InputError: the config has no such data, or it cannot be read.
     """
     file = config.filename or "config"
-    loaders = [(config.get(f"{part}_dataloader") or {}).get("dataset") for part in ("test", "train")]
+    loaders: list[Any] = [(config.get(f"{part}_dataloader") or {}).get("dataset") for part in ("test", "train")]
     if None in loaders or any("split" not in loader for loader in loaders):
         raise InputError(file, "train_dataloader", "no dataset with a split to calibrate on; --calibration-samples 0")
     settings = copy.deepcopy(loaders[0])

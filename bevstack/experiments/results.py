@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,6 @@ def intervals(drawn: Drawn) -> dict[str, list[float]]:
     return {name: [round(number, 5) for number in parts] for name, parts in found.items()}
 
 
-def finite(values: dict[str, float]) -> dict[str, float]:
+def finite(values: Mapping[Any, float]) -> dict[str, float]:
     """The numbers that exist, to five places."""
     return {name: round(float(value), 5) for name, value in values.items() if math.isfinite(value)}
