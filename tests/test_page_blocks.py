@@ -138,9 +138,9 @@ def test_python_runs(page, monkeypatch) -> None:
                 given = config
                 names.update(copy.deepcopy(settings(config)))
             exec(compile(block.text, block.place, "exec"), names)  # the text of this repository's own page
-            calls = [node.value for node in ast.parse(block.text).body if isinstance(node, ast.Expr)]
-            for call in calls:  # entries of a pipeline, each for itself
-                check_components(Config({"entry": eval(ast.unparse(call), names)}))
+            alone = [ast.unparse(node) for node in ast.parse(block.text).body if isinstance(node, ast.Expr)]
+            for entry in (text for text in alone if text.startswith("dict(")):  # of a pipeline
+                check_components(Config({"entry": eval(entry, names)}))
             check_components(Config({key: value for key, value in names.items() if key in settings(config)}))
     finally:
         forget("page_of_docs")
@@ -153,17 +153,18 @@ class Parsed(Exception):
     """A tool has read its command line."""
 
 
-def parsed(tool: str, arguments: list[str], monkeypatch) -> argparse.Namespace:
+def parsed(tool: str, arguments: list[str]) -> argparse.Namespace:
     """What a tool's own parser makes of its arguments; nothing of the tool runs after that."""
     read = argparse.ArgumentParser.parse_args
 
     def stop(parser, args=None, namespace=None):
         raise Parsed(read(parser, arguments, namespace))
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
-    monkeypatch.setattr(sys, "argv", [tool, *arguments])
-    with pytest.raises(Parsed) as stopped:
-        runpy.run_path(str(TOOLS[Path(tool).name]), run_name="__main__")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        patch.setattr(sys, "argv", [tool, *arguments])
+        with pytest.raises(Parsed) as stopped:
+            runpy.run_path(str(TOOLS[Path(tool).name]), run_name="__main__")
     return stopped.value.args[0]
 
 
@@ -171,13 +172,12 @@ def is_tool(word: str) -> bool:
     return word.startswith("tools/") and word.endswith(".py")
 
 
-def try_command(words: list[str], own: set[str], monkeypatch) -> None:
+def try_command(words: list[str], own: set[str]) -> None:
     """A command of a page: its tool takes its arguments; its target, module, extra or file exists."""
     first = words[0]
     if first in ("python", "torchrun") and any(map(is_tool, words)):
         place = next(i for i, word in enumerate(words) if is_tool(word))
-        args = parsed(words[place], words[place + 1 :], monkeypatch)
-        monkeypatch.undo()
+        args = parsed(words[place], words[place + 1 :])
         config = getattr(args, "config", None)
         if config and (ROOT / config).is_file() and getattr(args, "cfg_options", None):
             options = [one for option in args.cfg_options for one in spread(option)]
@@ -216,17 +216,17 @@ SHELL = [block for block in BLOCKS if block.is_shell and not is_marked(block, "n
 
 
 @pytest.mark.parametrize("block", SHELL, ids=ids)
-def test_commands_are_taken(block, monkeypatch) -> None:
+def test_commands_are_taken(block) -> None:
     commands = block.commands()
     assert commands, block.place
     for words in commands:
         words = [part for word in words for part in spread(word)]
         words = [word.strip("[]") for word in words if word not in ("...", "[...]")]
-        try_command(words, file_names(block.page), monkeypatch)
+        try_command(words, file_names(block.page))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_in_the_prose_name_what_there_is(page, monkeypatch) -> None:
+def test_commands_in_the_prose_name_what_there_is(page) -> None:
     """A tool of that name, each of its options; a target of the Makefile; a module."""
     for line, text in inline_commands(page):
         words = [word for word in re.split(r"[\s\[\]|]+", text.removeprefix("python ")) if word]
@@ -235,7 +235,7 @@ def test_commands_in_the_prose_name_what_there_is(page, monkeypatch) -> None:
             unknown = [word for word in words if word.startswith("--") and word.partition("=")[0] not in known]
             assert unknown == [], f"{page.name}:{line}: {words[0]} has no {unknown}"
         else:
-            try_command(["python", *words] if words[0] == "-m" else words, set(), monkeypatch)
+            try_command(["python", *words] if words[0] == "-m" else words, set())
 
 
 @cache
@@ -261,14 +261,14 @@ def options_of(tool: str) -> frozenset[str]:
     return frozenset(options)
 
 
-def test_a_stale_option_would_be_found(monkeypatch, capsys) -> None:
+def test_a_stale_option_would_be_found(capsys) -> None:
     with pytest.raises(SystemExit) as left:
-        try_command(["python", "tools/train.py", "configs/demo.py", "--epochs", "3"], set(), monkeypatch)
+        try_command(["python", "tools/train.py", "configs/demo.py", "--epochs", "3"], set())
     assert left.value.code == 2 and "--epochs" in capsys.readouterr().err
     with pytest.raises(AssertionError, match="no such config"):
-        try_command(["python", "tools/train.py", "configs/absent.py"], set(), monkeypatch)
+        try_command(["python", "tools/train.py", "configs/absent.py"], set())
     with pytest.raises(AssertionError, match="make knows no"):
-        try_command(["make", "tea"], set(), monkeypatch)
+        try_command(["make", "tea"], set())
     assert "--report" in options_of("tools/test.py") and "--epochs" not in options_of("tools/test.py")
 
 
