@@ -62,9 +62,9 @@ def test_pages_that_are_still_to_come_are_left_out() -> None:
 
 
 def test_links_out_of_the_folder_become_text() -> None:
-    text = "[a](../bevstack/errors.py) [b](gpu.md) [c](../bevstack/absent.py) ![d](pictures/demo.jpg) [e](https://a.b/../c)"
-    told, missing = hooks.without_links_out(text, "export.md")
-    assert told == "a [b](gpu.md) c ![d](pictures/demo.jpg) [e](https://a.b/../c)"
+    text = "[a](../bevstack/errors.py) [b](gpu.md) [c](../bevstack/absent.py) ![d](pictures/demo.jpg) [e](https://a/../c)"
+    told, missing = hooks.without_links_out(text + " [f](soon.md#x) [g](never.md)", "export.md", {"soon.md"})
+    assert told == "a [b](gpu.md) c ![d](pictures/demo.jpg) [e](https://a/../c) f [g](never.md)"
     assert missing == ["../bevstack/absent.py"]
 
 
@@ -86,6 +86,8 @@ def test_links_of_the_readmes_lead_somewhere(name) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
+        if file in {DOCS / coming for coming in SETTINGS["extra"]["coming"]} and not file.exists():
+            continue
         if not file.exists() or (anchor and anchor not in anchors(file.read_text())):
             wrong.append(target)
     assert wrong == []

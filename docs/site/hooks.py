@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Container
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 LOG = logging.getLogger("mkdocs.hooks.bevstack")
-_LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?!\w+:)[^)#\s]*\.\./[^)#\s]*)(?:#[^)\s]*)?\)")
+_LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?!\w+:)[^)#\s]+)(?:#[^)\s]*)?\)")
 
 
-def without_links_out(markdown: str, page: str) -> tuple[str, list[str]]:
+def without_links_out(markdown: str, page: str, coming: Container[str] = ()) -> tuple[str, list[str]]:
     """A page's text whose links to files beside docs/ are their text alone, and the targets that do not exist.
 
     Args:
         markdown: the page.
         page: its path below docs/.
+        coming: pages of which links are text while they are not there.
     """
-    missing = []
+    missing, docs = [], ROOT / "docs"
 
     def text_alone(match: re.Match[str]) -> str:
-        target = (ROOT / "docs" / PurePosixPath(page).parent / match[2]).resolve()
-        if not target.exists():
+        target = (docs / PurePosixPath(page).parent / match[2]).resolve()
+        inside = target.is_relative_to(docs)
+        if not target.exists() and inside and str(target.relative_to(docs)) in coming:
+            return match[1]
+        if not target.exists() and not inside:
             missing.append(match[2])
-        return match[0] if target.is_relative_to(ROOT / "docs") else match[1]
+        return match[0] if inside else match[1]
 
     return _LINK.sub(text_alone, markdown), missing
 
@@ -52,9 +57,9 @@ def on_config(config: Any) -> Any:
     return config
 
 
-def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, config: Any, **kwargs: Any) -> str:
     """mkdocs' hook: links into the repository become text; a warning (an error, strictly) where a file is not there."""
-    text, missing = without_links_out(markdown, page.file.src_uri)
+    text, missing = without_links_out(markdown, page.file.src_uri, config.extra["coming"])
     for target in missing:
         LOG.warning("Doc file '%s' contains a link '%s', which is not in the repository", page.file.src_uri, target)
     return text
