@@ -11,8 +11,8 @@ from typing import Any
 
 from mmengine.config import Config
 
-from bevstack.engine.arguments import test_parser
-from bevstack.engine.checkpoint import read_checkpoint
+from bevstack.engine.arguments import named_checkpoint, test_parser
+from bevstack.engine.checkpoint import checkpoint_of, read_checkpoint
 from bevstack.engine.compilation import compile_options
 from bevstack.engine.component_names import find_component
 from bevstack.engine.config import accepted_keys, building, check_components, load_config
@@ -28,8 +28,11 @@ from bevstack.errors import InputError
 from bevstack.evaluation import print_table, write_metrics
 from bevstack.evaluation.report_metric import ReportMetric
 from bevstack.files import require_writable
+from bevstack.weights import is_name
 
 METRICS_NAME = "metrics.json"
+SHIPPED_OUT = Path("work_dirs/shipped")
+"""Where results of shipped weights go, by their names."""
 _TRAINING = ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "auto_scale_lr")
 _VALIDATION = ("val_dataloader", "val_cfg", "val_evaluator")
 _TRAINING_HOOKS = ("EMAHook", "BudgetSchedule", "MaxSecondsHook", "LoadPartsHook", "EarlyStoppingHook")
@@ -41,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     cfg = load_config(args.config, args.cfg_options)
     try:
-        test(cfg, args.checkpoint, args.out, args.launcher, args.report)
+        test(cfg, named_checkpoint(args), args.out, args.launcher, args.report)
         leave_group()
     except RunError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -60,8 +63,8 @@ def test(
 
     Args:
         cfg: of :func:`load_config`.
-        checkpoint: weights; missing and unexpected keys are an error.
-        out: folder of the results; default: the checkpoint's.
+        checkpoint: weights, a work directory or the name of shipped weights; missing and unexpected keys are an error.
+        out: folder of the results; default: the checkpoint's, of shipped weights ``work_dirs/shipped/NAME``.
         launcher: "none", "pytorch" (torchrun) or "slurm".
         report: folder of a report (:mod:`bevstack.engine.report`); None writes none.
 
@@ -71,7 +74,8 @@ def test(
     Raises:
         InputError: anything the user can mend.
     """
-    checkpoint = Path(checkpoint)
+    out = SHIPPED_OUT / checkpoint if out is None and is_name(checkpoint) else out
+    checkpoint = checkpoint_of(checkpoint)
     out = Path(out) if out is not None else checkpoint.parent
     for part in ("test_dataloader", "test_cfg", "test_evaluator"):
         if cfg.get(part) is None:

@@ -51,6 +51,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bevstack.engine.config import check_components, load_config, runner_keys
 from bevstack.engine.models import build_model
+from bevstack.engine.source_commit import commit
 from bevstack.engine.train import SUMMARY_NAME
 from bevstack.errors import InputError
 from bevstack.experiments.arguments import compare_parser
@@ -479,19 +480,6 @@ def scenes_of(config: Config) -> str:
         dataset = DATASETS.build({**loader.dataset, "pipeline": []})
         texts.append(f"{word} {len(np.unique(dataset.scene_rows))} scenes ({len(dataset)} samples)")
     return ", ".join(texts)
-
-
-def commit() -> str:
-    """Short hash of the source's commit, "+" where files differ from it; "unknown" outside a repository."""
-    here = Path(__file__).parent
-    try:
-        found = [
-            subprocess.run(command, cwd=here, capture_output=True, text=True, check=True, timeout=30).stdout  # noqa: S603
-            for command in (["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "-uno"])
-        ]
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return found[0].strip() + ("+" if found[1].strip() else "")
 
 
 def processor() -> str:

@@ -91,6 +91,8 @@ class DenseDetectionHead(BEVHead):
         outputs: what is predicted at a centre beside its box: a :class:`CenterOutputs` or its values.
     """
 
+    class_layers = ("heatmap.1",)
+
     def __init__(
         self,
         in_channels: int,

@@ -54,6 +54,8 @@ class SemanticSegmentationHead(BEVHead):
         ValueError: ``resample`` is neither of the two.
     """
 
+    class_layers = ("classifier.0",)
+
     def __init__(
         self,
         in_channels: int,

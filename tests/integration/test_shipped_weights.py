@@ -1,0 +1,144 @@
+"""Weights under a name, in every tool that takes a checkpoint or a config, on the tiny set."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import bevstack.weights
+from bevstack.engine.checkpoint import read_checkpoint
+from bevstack.engine.config import load_config
+from bevstack.errors import InputError
+from bevstack.weights.header import read_header
+from tests.integration.conftest import FRAMES, VAL_SCENES, Tiny, printed_by, run
+
+
+@pytest.fixture(scope="module")
+def shelf(trained: Tiny, tmp_path_factory) -> Path:
+    """The tiny model, packed as the demo's weights are."""
+    folder = tmp_path_factory.mktemp("weights")
+    out = ("--out", folder / "demo.safetensors", "--half")
+    printed_by("tools/pack_weights.py", trained.work_dir / "epoch_2.pth", trained.config, *out)
+    return folder
+
+
+@pytest.fixture
+def shipped(shelf, monkeypatch) -> Path:
+    """The same, under the demo's name."""
+    monkeypatch.setattr(bevstack.weights, "FOLDER", shelf)
+    return shelf / "demo.safetensors"
+
+
+def test_what_the_file_says(shipped, trained):
+    # Expected: the tiny set's arguments, six cameras in their order, the frozen backbone left to its package.
+    header = read_header(shipped)
+    world = {"train_scenes": 2, "val_scenes": 1, "seed": 5, "frames": 3, "image_size": "128x72"}
+    assert world.items() <= dict(header.recipe).items() and "--image-size" in bevstack.weights.recipe("demo")
+    assert [camera["name"] for camera in header.rig["cameras"]] == list(header.cameras) and len(header.cameras) == 6
+    assert list(header.packaged) == ["backbone"] and header.command == "python tools/train.py configs/demo.py"
+    assert shipped.stat().st_size < 2_000_000 < (trained.work_dir / "epoch_2.pth").stat().st_size
+    weights = read_checkpoint(shipped)["state_dict"]
+    assert not any(name.startswith("backbone.") for name in weights) and len(weights) > 50
+
+
+def test_scores_are_those_of_the_checkpoint(shipped, trained, tmp_path):
+    # Expected: the checkpoint's scores, within what half precision moves.
+    arguments = ([trained.config, trained.work_dir / "epoch_2.pth"], ["demo"], [trained.config, "demo"], [shipped])
+    scores = []
+    for number, given in enumerate(arguments):
+        printed_by("tools/test.py", *given, "--out", tmp_path / str(number))
+        scores.append(json.loads((tmp_path / str(number) / "metrics.json").read_text()))
+    for other in scores[1:]:
+        for name in ("mAP", "NDS", "iou/drivable_area", "iou/vehicle"):
+            assert other[name] == pytest.approx(scores[0][name], abs=2e-2), name
+    assert scores[1]["iou/drivable_area"] == scores[2]["iou/drivable_area"] == scores[3]["iou/drivable_area"]
+    assert (tmp_path / "1" / "demo.py").is_file(), "the config that came with the weights, to be read"
+
+
+def test_results_of_a_name_go_to_a_folder_of_their_own(shipped, monkeypatch, tmp_path):
+    monkeypatch.setattr("bevstack.engine.test.SHIPPED_OUT", tmp_path / "shipped")
+    printed_by("tools/test.py", "demo")
+    assert (tmp_path / "shipped" / "demo" / "metrics.json").is_file()
+    assert [path.name for path in shipped.parent.iterdir()] == ["demo.safetensors"], "nothing is written beside them"
+
+
+def test_pictures(shipped, tmp_path):
+    printed_by("tools/visualize.py", "demo", "--out", tmp_path, "--format", "both", "--score-thr", "0.05")
+    assert len(list(tmp_path.glob("*/*.png"))) == VAL_SCENES * FRAMES
+    assert len(list(tmp_path.glob("*.gif"))) == len(list(tmp_path.glob("*.mp4"))) == VAL_SCENES
+    printed_by("tools/browse_data.py", "demo", "--out", tmp_path / "browse", "--max-samples", "1")
+    assert len(list((tmp_path / "browse").glob("*.png"))) == 1
+
+
+def test_images_of_ones_own(shipped, trained, tmp_path):
+    # Expected: the rig of the header is a rig.json; one moment's images give one result.
+    (tmp_path / "rig.json").write_text(json.dumps(read_header(shipped).rig))
+    sample = json.loads((trained.root / "v1.0-mini" / "sample.json").read_text())[0]["token"]
+    for row in json.loads((trained.root / "v1.0-mini" / "sample_data.json").read_text()):
+        if row["sample_token"] == sample and row["filename"].startswith("samples/CAM"):
+            name = Path(row["filename"]).parts[1]
+            (tmp_path / "images").mkdir(exist_ok=True)
+            shutil.copy(trained.root / row["filename"], tmp_path / "images" / f"{name}.jpg")
+    places = ("--images", tmp_path / "images", "--calibration", tmp_path / "rig.json", "--out", tmp_path / "out")
+    printed_by("tools/infer.py", "demo", *places)
+    assert len(list((tmp_path / "out").glob("*.json"))) == len(list((tmp_path / "out").glob("*.png"))) == 1
+    with Image.open(next((tmp_path / "out").glob("*.png"))) as picture:
+        assert np.asarray(picture).std() > 10
+
+
+def test_other_tools(shipped, tmp_path):
+    printed, _ = printed_by("tools/benchmark.py", "demo", "--repeats", "1")
+    assert "demo: inference" in printed
+    work = ("--work-dir", tmp_path / "robust", "--suite", "time", "--metric", "iou/drivable_area")
+    printed, _ = printed_by("tools/robustness.py", "demo", *work)
+    assert (tmp_path / "robust" / "robustness.json").is_file()
+
+
+def test_exported(shipped, tmp_path):
+    pytest.importorskip("onnxruntime")
+    size = ("--image-size", "72x128", "--frames", "2")
+    printed, _ = printed_by("tools/export.py", "demo", "--out", tmp_path / "demo.onnx", *size)
+    assert "demo.onnx" in printed and (tmp_path / "demo.onnx").stat().st_size > 1_000_000
+
+
+def test_finetuning_to_other_classes(shipped, trained, tmp_path, capsys):
+    # Expected: one line says what is taken; the queries start as the file's, and pedestrians' four rows (of a class at
+    # cells twice as fine) as those of the ninth class there. The rate is too small to change anything.
+    cfg = load_config(trained.config)
+    mine = tuple(reversed(cfg.model.heads.detection.classes))[1:]
+    cfg.model.heads.detection.classes = mine
+    for loader in (cfg.train_dataloader, cfg.test_dataloader):
+        loader.dataset.classes = mine
+    cfg.train_cfg.max_epochs = 1
+    cfg.optim_wrapper.optimizer.lr = 1e-12
+    cfg.custom_hooks = []
+    path = tmp_path / "mine.py"
+    cfg.dump(path)
+    for number, options in enumerate((["--finetune", "demo"], ["--cfg-options", "load_from=demo"])):
+        work = tmp_path / str(number)
+        assert run("tools/train.py", [path, "--work-dir", work, *options]) == 0
+        printed = capsys.readouterr()
+        assert f"heads.detection: rows of {', '.join(mine)}" in printed.out + printed.err
+        weights = read_checkpoint(work / "epoch_1.pth")["state_dict"]
+        source = read_checkpoint(shipped)["state_dict"]
+        place = "heads.detection.heatmap.1.weight"
+        torch.testing.assert_close(weights[place][:4], source[place][32:36].float(), rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(weights["encoder.queries.weight"], source["encoder.queries.weight"].float())
+
+
+def test_what_is_missing_is_one_line(shipped, tmp_path):
+    from bevstack.engine.test import main
+
+    for arguments, said in (
+        (["full"], "full: weights: do not come with this version"),
+        (["configs/demo.py"], "configs/demo.py: CHECKPOINT: absent: CONFIG alone is enough where it is demo or full"),
+        (["configs/demo.py", "full"], "full: weights: do not come"),
+    ):
+        with pytest.raises(InputError, match=said):
+            main(arguments)
