@@ -14,7 +14,7 @@ DEMO_OUT ?= work_dirs/demo
 DEMO_TRAIN_SCENES ?= 100
 DEMO_VAL_SCENES ?= 16
 DEMO_ARGUMENTS ?= --image-size 448x252
-SEED ?= 0
+SEED ?=
 
 .PHONY: install demo test test-slow lint doctor clean
 

@@ -42,6 +42,8 @@ def test_parser() -> argparse.ArgumentParser:
     out = "folder of the results (default: the checkpoint's; of shipped weights, work_dirs/shipped/NAME)"
     parser.add_argument("--out", "--work-dir", metavar="DIR", help=out)
     parser.add_argument("--report", type=Path, metavar="DIR", help="also write a report that takes the scores apart")
+    intervals = "also write metrics_intervals.json: 95 %% intervals of AP and IoU, by bootstrap over scenes"
+    parser.add_argument("--intervals", action="store_true", help=intervals)
     add_config_options(parser)
     add_launcher(parser)
     return parser
@@ -328,6 +330,28 @@ def pack_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", help="that it was trained on, in words")
     parser.add_argument("--licence", help="of the weights (default: Apache-2.0)")
     add_config_options(parser)
+    return parser
+
+
+def calibrate_parser() -> argparse.ArgumentParser:
+    """Flags of ``tools/calibrate.py``."""
+    description = "One temperature a head, fitted on training scenes, measured on unseen ones, stored with the weights."
+    parser = argparse.ArgumentParser(prog="tools/calibrate.py", description=description)
+    parser.add_argument("weights", metavar="FILE", help="of tools/pack_weights.py, or the name of shipped weights")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to write (default: the same file)")
+    parser.add_argument("--samples", type=int, default=400, help="of each split, at most (400)")
+    parser.add_argument("--train-root", metavar="DIR", help="data whose training scenes are fitted (the config's)")
+    parser.add_argument("--test-root", metavar="DIR", help="data whose test scenes are measured (the config's)")
+    add_config_options(parser)
+    return parser
+
+
+def model_card_parser() -> argparse.ArgumentParser:
+    """Flags of ``tools/model_card.py``."""
+    description = "The pages about shipped weights, from what their files say."
+    parser = argparse.ArgumentParser(prog="tools/model_card.py", description=description)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)} (default: all that are there)")
+    parser.add_argument("--out", type=Path, default=Path("docs/model_cards"), help="folder (docs/model_cards)")
     return parser
 
 

@@ -28,10 +28,10 @@ from bevstack.engine.packaged_parts import unchanged_parts, with_packaged_parts
 from bevstack.engine.rig_file import read_json, rig_content
 from bevstack.engine.source_commit import commit
 from bevstack.engine.stored_config import CONFIG_KEY, config_text, data_settings, stored_config
+from bevstack.engine.test import INTERVALS_NAME
 from bevstack.errors import InputError
 from bevstack.weights.header import ENDING, WeightsHeader, read_header
 
-INTERVALS_NAME = "metrics_intervals.json"
 _OF_ONE_MACHINE = ("work_dir", "load_from", "resume", "launcher")
 _LARGEST_HALF = 6e4
 

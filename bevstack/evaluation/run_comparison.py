@@ -1,4 +1,4 @@
-"""Two runs on the same samples side by side, with intervals that say what is noise: bootstrap over scenes."""
+"""Intervals that say what is noise, by bootstrap over scenes: of one test, and of two on the same samples."""
 
 from __future__ import annotations
 
@@ -87,9 +87,7 @@ def compare_runs(
             reason = f"differ from those of {first}: only runs on the same samples and classes can be compared"
             raise InputError(second, name, reason)
     scenes = sorted(set(tables[0].scenes.tolist()))
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(scenes), np.full(len(scenes), 1 / len(scenes)), size=draws)
-    times = np.concatenate([np.ones((1, len(scenes)), int), drawn])  # the first row is the set itself
+    times = _drawn(len(scenes), draws, seed)
     scores = [_detection_scores(table, scenes, times) for table in tables]
     cells = [load_cells(folder) for folder in (first, second)]
     if cells[0].keys() != cells[1].keys():
@@ -98,9 +96,58 @@ def compare_runs(
     return [_difference(name, scores[0][name], scores[1][name]) for name in scores[0]]
 
 
+def score_intervals(
+    table: DetectionTable | None, cells: Cells, draws: int = 1000, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """How sure the scores of one test are: ends of their 95 % intervals, by bootstrap over its scenes.
+
+    Scenes are drawn with replacement ``draws`` times; an interval holds the middle 95 % of a score's values. With few
+    scenes (under about ten) it is too narrow.
+
+    Args:
+        table: of the test's boxes; None for a model that has none. cells: counts of its rasters.
+        draws: how many. seed: of the draws.
+
+    Returns:
+        By the names that ``metrics.json`` has: ``mAP``, ``mAP_present``, ``AP/<class>`` and ``iou/<layer>``.
+
+    Raises:
+        InputError: fewer than two draws.
+    """
+    if draws < 2:
+        raise InputError("intervals", "draws", f"must be at least 2, not {draws}")
+    of_boxes = set() if table is None else set(table.scenes.tolist())
+    scenes = sorted(of_boxes | {scene for *_, scene in cells})
+    if not scenes:
+        return {}
+    times = _drawn(len(scenes), draws, seed)
+    scores = {}
+    if table is not None:
+        found = _detection_scores(table, scenes, times)
+        if "mAP" in found:
+            scores["mAP_present"] = found.pop("mAP")
+            counted = [np.nan_to_num(found[name]) for name in found]  # a class that no drawn scene has counts 0
+            scores = {"mAP": np.sum(counted, axis=0) / len(table.classes), **scores, **found}
+    for name, values in _raster_scores(cells, scenes, times).items():
+        scores[f"iou/{name.rpartition('/')[2]}"] = values
+    known = {name: values[1:] for name, values in scores.items() if not np.isnan(values[1:]).all()}
+    return {name: _middle(values) for name, values in known.items()}
+
+
+def _drawn(scenes: int, draws: int, seed: int) -> np.ndarray:
+    """(1 + draws, scenes) how often each scene counts: the first row is the set itself, in the others as drawn."""
+    drawn = np.random.default_rng(seed).multinomial(scenes, np.full(scenes, 1 / scenes), size=draws)
+    return np.concatenate([np.ones((1, scenes), int), drawn])
+
+
+def _middle(values: np.ndarray) -> tuple[float, float]:
+    """Ends of the middle 95 % of values (n,)."""
+    low, high = np.nanpercentile(values, (2.5, 97.5))
+    return float(low), float(high)
+
+
 def _difference(name: str, first: np.ndarray, second: np.ndarray) -> Difference:
-    low, high = np.nanpercentile(second[1:] - first[1:], (2.5, 97.5))
-    return Difference(name, float(first[0]), float(second[0]), float(low), float(high))
+    return Difference(name, float(first[0]), float(second[0]), *_middle(second[1:] - first[1:]))
 
 
 def _detection_scores(table: DetectionTable, scenes: list[str], times: np.ndarray) -> dict[str, np.ndarray]:

@@ -14,6 +14,8 @@ from PIL import Image
 import bevstack.weights
 from bevstack.engine.checkpoint import read_checkpoint
 from bevstack.engine.config import load_config
+from bevstack.engine.models import load_model
+from bevstack.engine.visualize import build_dataset, predicted_samples
 from bevstack.errors import InputError
 from bevstack.weights.header import read_header
 from tests.integration.conftest import FRAMES, VAL_SCENES, Tiny, printed_by, run
@@ -142,3 +144,53 @@ def test_what_is_missing_is_one_line(shipped, tmp_path):
     ):
         with pytest.raises(InputError, match=said):
             main(arguments)
+
+
+def test_scenes_that_it_has_not_seen(shipped, tmp_path):
+    # Expected: the world of the header (128 x 72 pixels, three frames a scene) by another seed than its 5.
+    root = tmp_path / "fresh"
+    counts = ("--train-scenes", "0", "--val-scenes", "1", "--workers", "1")
+    printed, _ = printed_by("tools/create_synthetic.py", "--like", "demo", "--root", root, *counts, "--seed", "5")
+    assert "scenes of seed 6; demo was trained on seed 5" in printed
+    told = json.loads((root / "synthetic.json").read_text())
+    assert (told["seed"], told["image_size"], told["frames"]) == (6, [128, 72], 3)
+    printed_by("tools/create_data.py", "nuscenes", "--root", root, "--version", "v1.0-mini")
+    options = [f"{part}.data_root={root}" for part in ("test_dataloader.dataset", "test_evaluator.0")]
+    printed_by("tools/test.py", "demo", "--intervals", "--out", tmp_path / "out", "--cfg-options", *options)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    intervals = json.loads((tmp_path / "out" / "metrics_intervals.json").read_text())
+    assert {"mAP", "AP/car", "iou/drivable_area"} <= set(intervals) <= set(metrics)
+    low, high = intervals["iou/drivable_area"]
+    assert low - 1e-6 <= metrics["iou/drivable_area"] <= high + 1e-6, "one scene: every draw is that scene"
+
+
+def test_temperatures(shipped, trained, tmp_path):
+    # Expected: a temperature for each of the three heads, stored in the header; boxes stay where they are, in order,
+    # and their scores are the old ones by that temperature; a map at one half is the same.
+    out = tmp_path / "calibrated.safetensors"
+    printed, _ = printed_by("tools/calibrate.py", "demo", "--out", out, "--samples", "6")
+    found = read_header(out).calibration
+    assert list(found) == ["detection", "map", "vehicle"] and "map" in printed
+    assert all(numbers["temperature"] > 0 and numbers["before"] >= 0 for numbers in found.values())
+    cfg = load_config(str(out))
+    assert cfg.model.heads.map.temperature == found["map"]["temperature"] != 1
+    assert cfg.model.heads.detection.decoding.temperature == found["detection"]["temperature"]
+    one, other = (predictions_of(file) for file in (shipped, out))
+    boxes, moved = one.pred_instances_3d, other.pred_instances_3d
+    assert len(boxes) > 3 and torch.equal(boxes.bboxes_3d.tensor, moved.bboxes_3d.tensor)
+    expected = torch.sigmoid(boxes.scores_3d.logit(1e-6) / found["detection"]["temperature"])
+    torch.testing.assert_close(moved.scores_3d, expected)
+    assert torch.equal(one.pred_rasters["map"].layers > 0.5, other.pred_rasters["map"].layers > 0.5)
+    scores = []
+    for number, file in enumerate((shipped, out)):
+        printed_by("tools/test.py", file, "--out", tmp_path / str(number))
+        scores.append(json.loads((tmp_path / str(number) / "metrics.json").read_text()))
+    for name in ("mAP", "AP/car", "iou/drivable_area"):
+        assert scores[1][name] == pytest.approx(scores[0][name], abs=1e-6), name
+
+
+def predictions_of(file):
+    """The first test sample as the model of a file answers it."""
+    cfg = load_config(str(file))
+    model = load_model(file, device="cpu")
+    return next(predicted_samples(cfg, build_dataset(cfg, None), [0], model))
