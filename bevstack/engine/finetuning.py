@@ -83,9 +83,7 @@ def fitted_weights(weights: Mapping[str, Tensor], model: nn.Module, meta: Mappin
 
 def _heads(model: nn.Module) -> list[tuple[str, nn.Module]]:
     groups = ("heads", "image_heads")
-    return [
-        (f"{group}.{name}", head) for group in groups for name, head in (getattr(model, group, None) or {}).items()
-    ]
+    return [(f"{group}.{name}", head) for group in groups for name, head in (getattr(model, group, None) or {}).items()]
 
 
 def _trained_classes(meta: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
