@@ -1,6 +1,7 @@
 # make install | demo | test | test-slow | lint: each makes .venv by itself and runs again in seconds.
 #   PYTHON=/path/to/python3.11    another interpreter (3.10 to 3.12) for .venv
 #   EXTRAS=mmcv-lite,timm,dev     what to install; EXTRAS=mmcv,timm,dev takes compiled mmcv instead
+#   SEED=N                        of make demo: its scenes and its training (0; the first scenes: drawn anew each time)
 #   CONSTRAINTS=FILE              other pins, for example with a CUDA build of torch
 SHELL := /bin/bash
 VENV := .venv

@@ -1,7 +1,8 @@
 """``tools/calibrate.py``: one temperature a head, fitted on training scenes, stored with the weights.
 
-Boxes count as right where they found an object of their class within 2 m, cells where their layer is. A temperature
-changes no box, no order and no mask at one half; it makes a score say how often it is right.
+Boxes count as right where they found an object of their class within 2 m, cells where their layer is, a scene's classes
+where they are the true ones (each for itself, which is exact where a task has two). A temperature changes no box, no
+order, no mask at one half and no scene's class; it makes a score say how often it is right.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from bevstack.errors import InputError
 from bevstack.evaluation.detection_table import ERROR_COLUMN, detection_record
 from bevstack.evaluation.temperature import calibration_error, fitted_temperature, logit_counts
 from bevstack.models import BEVPerception
-from bevstack.models.heads import DenseDetectionHead, SemanticSegmentationHead
+from bevstack.models.heads import DenseDetectionHead, SceneHead, SemanticSegmentationHead
 from bevstack.structures import BEVDataSample
 from bevstack.weights import file_of, header_of
 
@@ -79,8 +80,8 @@ def calibration_of(fitted: np.ndarray, unseen: np.ndarray) -> dict[str, float]:
 
 
 def calibrated_heads(model: BEVPerception) -> list[str]:
-    """Names of the heads whose probabilities a temperature belongs to: dense detection and segmentation."""
-    kinds = (DenseDetectionHead, SemanticSegmentationHead)
+    """Names of the heads whose probabilities a temperature belongs to: dense detection, segmentation and scene."""
+    kinds = (DenseDetectionHead, SemanticSegmentationHead, SceneHead)
     return [name for name, head in model.heads.items() if isinstance(head, kinds)]
 
 
@@ -143,6 +144,12 @@ def _answers(head: Any, sample: BEVDataSample, classes: Sequence[str]) -> tuple[
         record = detection_record(sample, classes)
         if record is not None:
             return record["score"], record["hit"][:, ERROR_COLUMN]
+    elif isinstance(head, SceneHead):
+        true = sample.get("gt_scene") or {}
+        known = [(true[task], answer) for task, answer in (sample.get("pred_scene") or {}).items() if true.get(task)]
+        if known:
+            confidence = np.concatenate([answer["probabilities"].cpu().numpy() for _, answer in known])
+            return confidence, np.array([name == right for right, answer in known for name in answer["names"]])
     else:
         predicted = (sample.get("pred_rasters") or {}).get(head.raster)
         true = (sample.get("gt_rasters") or {}).get(head.raster)
