@@ -43,7 +43,7 @@ def unchanged_parts(cfg: Config, model: nn.Module, weights: Mapping[str, Tensor]
 
 
 def norm_of(weights: Mapping[str, Tensor], part: str) -> float:
-    """Euclidean norm of all that a part holds, floating point alone."""
+    """Euclidean norm of all that a part holds, of any shape, floating point alone."""
     own = [value for name, value in weights.items() if name.startswith(f"{part}.") and value.is_floating_point()]
     return float(torch.stack([value.double().square().sum() for value in own]).sum().sqrt()) if own else 0.0
 
