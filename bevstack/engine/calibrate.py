@@ -7,6 +7,7 @@ order, no mask at one half and no scene's class; it makes a score say how often 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -106,7 +107,7 @@ def counts_of(cfg: Config, model: BEVPerception, split: str | None, root: str | 
         split: see :func:`bevstack.engine.visualize.build_dataset`. root: of the data, where it is not the config's.
         samples: at most so many.
     """
-    cfg = Config(cfg._cfg_dict.to_dict(), filename=cfg.filename)
+    cfg = copy.deepcopy(cfg)
     if root is not None:
         for inner in innermost_configs(cfg.test_dataloader["dataset"]):
             inner["data_root"] = root

@@ -105,7 +105,8 @@ def score_intervals(
     scenes (under about ten) it is too narrow.
 
     Args:
-        table: of the test's boxes; None for a model that has none. cells: counts of its rasters.
+        table: of the test's boxes; None for a model that has none.
+        cells: (3,) counts of its rasters as :func:`load_cells` has them, or (R, 3) by rings.
         draws: how many. seed: of the draws.
 
     Returns:
@@ -121,6 +122,7 @@ def score_intervals(
     if not scenes:
         return {}
     times = _drawn(len(scenes), draws, seed)
+    summed = {key: np.asarray(counts).reshape(-1, 3).sum(0) for key, counts in cells.items()}
     scores = {}
     if table is not None:
         found = _detection_scores(table, scenes, times)
@@ -128,7 +130,7 @@ def score_intervals(
             scores["mAP_present"] = found.pop("mAP")
             counted = [np.nan_to_num(found[name]) for name in found]  # a class that no drawn scene has counts 0
             scores = {"mAP": np.sum(counted, axis=0) / len(table.classes), **scores, **found}
-    for name, values in _raster_scores(cells, scenes, times).items():
+    for name, values in _raster_scores(summed, scenes, times).items():
         scores[f"iou/{name.rpartition('/')[2]}"] = values
     known = {name: values[1:] for name, values in scores.items() if not np.isnan(values[1:]).all()}
     return {name: _middle(values) for name, values in known.items()}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -12,13 +14,16 @@ import torch
 from PIL import Image
 
 import bevstack.weights
+from bevstack.engine import arguments
 from bevstack.engine.checkpoint import read_checkpoint
 from bevstack.engine.config import load_config
 from bevstack.engine.models import load_model
 from bevstack.engine.visualize import build_dataset, predicted_samples
 from bevstack.errors import InputError
 from bevstack.weights.header import read_header
-from tests.integration.conftest import FRAMES, VAL_SCENES, Tiny, printed_by, run
+from tests.integration.conftest import FRAMES, REPOSITORY, VAL_SCENES, Tiny, printed_by, run
+
+PAGE = REPOSITORY / "docs" / "weights.md"
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +56,9 @@ def test_what_the_file_says(shipped, trained):
 
 def test_scores_are_those_of_the_checkpoint(shipped, trained, tmp_path):
     # Expected: the checkpoint's scores, within what half precision moves.
-    arguments = ([trained.config, trained.work_dir / "epoch_2.pth"], ["demo"], [trained.config, "demo"], [shipped])
+    ways = ([trained.config, trained.work_dir / "epoch_2.pth"], ["demo"], [trained.config, "demo"], [shipped])
     scores = []
-    for number, given in enumerate(arguments):
+    for number, given in enumerate(ways):
         printed_by("tools/test.py", *given, "--out", tmp_path / str(number))
         scores.append(json.loads((tmp_path / str(number) / "metrics.json").read_text()))
     for other in scores[1:]:
@@ -137,13 +142,13 @@ def test_finetuning_to_other_classes(shipped, trained, tmp_path, capsys):
 def test_what_is_missing_is_one_line(shipped, tmp_path):
     from bevstack.engine.test import main
 
-    for arguments, said in (
+    for given, said in (
         (["full"], "full: weights: do not come with this version"),
         (["configs/demo.py"], "configs/demo.py: CHECKPOINT: absent: CONFIG alone is enough where it is demo or full"),
         (["configs/demo.py", "full"], "full: weights: do not come"),
     ):
         with pytest.raises(InputError, match=said):
-            main(arguments)
+            main(given)
 
 
 def test_scenes_that_it_has_not_seen(shipped, tmp_path):
@@ -194,3 +199,33 @@ def predictions_of(file):
     cfg = load_config(str(file))
     model = load_model(file, device="cpu")
     return next(predicted_samples(cfg, build_dataset(cfg, None), [0], model))
+
+
+def test_the_pages_code_runs(shipped):
+    # Expected: docs/weights.md's block as it stands.
+    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    found: dict = {}
+    exec(compile(code, str(PAGE), "exec"), found)
+    assert found["predictor"].model.heads.keys() == {"detection", "map", "vehicle"}
+    assert found["recipe"]("demo")[:2] == ["--train-scenes", "2"]
+
+
+@pytest.mark.parametrize("page", [PAGE, REPOSITORY / "docs" / "training.md"], ids=lambda page: page.stem)
+def test_the_pages_commands_are_understood(page):
+    # Expected: each tool's own parser takes the words of its commands (other tests here run them).
+    parsers = {
+        name: getattr(arguments, f"{prefix}_parser")()
+        for name, prefix in (
+            ("train", "train"),
+            ("test", "test"),
+            ("pack_weights", "pack"),
+            ("calibrate", "calibrate"),
+            ("model_card", "model_card"),
+        )
+    }
+    text = page.read_text().replace("\\\n", " ")
+    commands = [shlex.split(line, comments=True) for line in re.findall(r"^python (tools/.*)$", text, re.MULTILINE)]
+    known = [command for command in commands if Path(command[0]).stem in parsers]
+    assert known
+    for tool, *words in known:
+        parsers[Path(tool).stem].parse_args(words)
