@@ -38,7 +38,8 @@ def main() -> int:
     seed = getattr(args, "seed", 0)
     if "like" in args:
         world = world_of(args.like)
-        parser.set_defaults(**{name: world[name] for name in ("image_size", "frames", "sweeps", "rig")})
+        kept = [name for name in ("image_size", "frames", "sweeps", "rig") if name in world]
+        parser.set_defaults(**{name: world[name] for name in kept})
         args, seed = parser.parse_args(), unseen_seed(args.like, getattr(args, "seed", None))
         print(f"scenes of seed {seed}; {args.like} was trained on seed {world['seed']}", flush=True)
     from bevstack.synthetic.generate import generate

@@ -34,6 +34,8 @@ from bevstack.weights.header import ENDING, WeightsHeader, read_header
 
 _OF_ONE_MACHINE = ("work_dir", "load_from", "resume", "launcher")
 _LARGEST_HALF = 6e4
+_ADDED = ("rare",)
+"""Arguments of ``tools/create_synthetic.py`` that a set's ``synthetic.json`` names where they are not as by default."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -164,7 +166,8 @@ def world_at(root: Path, version: str) -> dict[str, Any]:
         world = {name: told[name] for name in ("train_scenes", "val_scenes", "seed", "frames", "sweeps")}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(path, "recipe", f"lacks {error}: tools/create_synthetic.py writes it") from None
-    return {**world, "image_size": f"{width}x{height}", "rig": told.get("rig", "sedan"), "version": version}
+    world |= {"image_size": f"{width}x{height}", "rig": told.get("rig", "sedan"), "version": version}
+    return world | {name: told[name] for name in _ADDED if told.get(name)}
 
 
 def read_metrics(path: str | os.PathLike) -> dict[str, float]:
