@@ -17,6 +17,7 @@ _MAIN = ("NDS", "mAP", "mAP_present", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
 _UNTOLD = ("train_seconds",)
 _USE = """## Use
 
+<!-- run by: tests/integration/test_shipped_weights.py::test_the_pages_code_runs -->
 ```python
 from bevstack import Predictor, load_model
 

@@ -17,6 +17,7 @@ import bevstack.weights
 from bevstack.engine import arguments
 from bevstack.engine.checkpoint import read_checkpoint
 from bevstack.engine.config import load_config
+from bevstack.engine.model_card import model_card
 from bevstack.engine.models import load_model
 from bevstack.engine.visualize import build_dataset, predicted_samples
 from bevstack.errors import InputError
@@ -203,12 +204,13 @@ def predictions_of(file):
 
 
 def test_the_pages_code_runs(shipped):
-    # Expected: docs/weights.md's block as it stands.
-    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    found: dict = {}
-    exec(compile(code, str(PAGE), "exec"), found)
-    assert found["predictor"].model.heads.keys() == {"detection", "map", "vehicle"}
-    assert found["recipe"]("demo")[:2] == ["--train-scenes", "2"]
+    # Expected: docs/weights.md's block, and the one of a model card, as they stand.
+    for text in (PAGE.read_text(), model_card("demo")):
+        (code,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        found: dict = {}
+        exec(compile(code, str(PAGE), "exec"), found)
+        assert found["predictor"].model.heads.keys() == {"detection", "map", "vehicle"}
+    assert bevstack.weights.recipe("demo")[:2] == ["--train-scenes", "2"]
 
 
 @pytest.mark.parametrize("page", [PAGE, REPOSITORY / "docs" / "training.md"], ids=lambda page: page.stem)
