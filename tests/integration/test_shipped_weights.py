@@ -199,7 +199,7 @@ def test_temperatures(shipped, trained, tmp_path):
 def predictions_of(file):
     """The first test sample as the model of a file answers it."""
     cfg = load_config(str(file))
-    cfg.model.heads.detection.setdefault("decoding", {})["score_threshold"] = 0.0
+    cfg.merge_from_dict({"model.heads.detection.decoding.score_threshold": 0.0})
     return next(predicted_samples(cfg, build_dataset(cfg, None), [0], load_model(file, cfg, "cpu")))
 
 
