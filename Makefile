@@ -1,6 +1,7 @@
 # make install | demo | results | test | test-slow | lint | docs: each makes .venv by itself and runs again in seconds.
 #   PYTHON=/path/to/python3.11    another interpreter (3.10 to 3.12) for .venv
 #   EXTRAS=mmcv-lite,timm,dev     what to install; EXTRAS=mmcv,timm,dev takes compiled mmcv instead
+#   SEED=N                        of make demo: its scenes and its training (0; the first scenes: drawn anew each time)
 #   CONSTRAINTS=FILE              other pins, for example with a CUDA build of torch
 SHELL := /bin/bash
 VENV := .venv
@@ -15,7 +16,7 @@ DEMO_OUT ?= work_dirs/demo
 DEMO_TRAIN_SCENES ?= 100
 DEMO_VAL_SCENES ?= 16
 DEMO_ARGUMENTS ?= --image-size 448x252
-SEED ?= 0
+SEED ?=
 # what make results scores, each NAME=CONFIG:CHECKPOINT, and the seed of its world
 RESULTS_MODELS ?= demo=configs/demo.py:$(DEMO_OUT)
 RESULTS_SEED ?= 20770

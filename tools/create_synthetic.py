@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 
 from bevstack.errors import InputError, ToolParser, run_tool
+from bevstack.weights import NAMES, unseen_seed, world_of
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -25,7 +26,8 @@ def main() -> int:
     )
     parser.add_argument("--train-scenes", type=int, default=100)
     parser.add_argument("--val-scenes", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=0)
+    seed = "of the world (default: 0; with --like drawn anew, and never that of training)"
+    parser.add_argument("--seed", type=int, default=argparse.SUPPRESS, help=seed)
     parser.add_argument("--image-size", default="800x450", help="width x height in pixels, up to 1600x900")
     parser.add_argument("--sweeps", action="store_true", help="also camera images between keyframes, at 12 Hz")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one a core")
@@ -35,14 +37,23 @@ def main() -> int:
     parser.add_argument(
         "--rare", type=float, default=0.0, help="how many more of rare kinds in training scenes; 1: twice as many drive"
     )
+    like = f"image size, frames, sweeps and rig as {' or '.join(NAMES)}, or a file of weights, was trained on"
+    parser.add_argument("--like", metavar="MODEL", default=argparse.SUPPRESS, help=like)
     args = parser.parse_args()
+    seed = getattr(args, "seed", 0)
+    if "like" in args:
+        world = world_of(args.like)
+        kept = [name for name in ("image_size", "frames", "sweeps", "rig") if name in world]
+        parser.set_defaults(**{name: world[name] for name in kept})
+        args, seed = parser.parse_args(), unseen_seed(args.like, getattr(args, "seed", None))
+        print(f"scenes of seed {seed}; {args.like} was trained on seed {world['seed']}", flush=True)
     from bevstack.synthetic.generate import generate
 
     counts = generate(
         args.root,
         args.train_scenes,
         args.val_scenes,
-        args.seed,
+        seed,
         _size(args.image_size),
         args.sweeps,
         args.workers,

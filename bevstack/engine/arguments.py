@@ -8,16 +8,22 @@ from pathlib import Path
 
 from bevstack.errors import InputError, ToolParser
 from bevstack.files import require_writable
+from bevstack.weights import NAMES, carries_config
+
+CONFIG_HELP = f"config file; or {' or '.join(NAMES)}, shipped weights, or a file of weights, for the config in it"
+CHECKPOINT_HELP = "checkpoint file, work directory or shipped weights; CONFIG where that is weights"
 
 
 def train_parser() -> argparse.ArgumentParser:
     """Flags of ``tools/train.py``, as OpenMMLab users know them."""
     parser = ToolParser(prog="tools/train.py", description="Train what a config describes.")
-    parser.add_argument("config", help="config file")
+    parser.add_argument("config", help=CONFIG_HELP)
     parser.add_argument("--work-dir", help="where checkpoints and logs go (default: work_dirs/<name of the config>)")
     parser.add_argument(
         "--resume", nargs="?", const="auto", metavar="CHECKPOINT", help="continue; without a file: the newest one"
     )
+    finetune = f"start from {' or '.join(NAMES)}, a checkpoint or a work directory, as far as it fits"
+    parser.add_argument("--finetune", metavar="MODEL", help=finetune)
     parser.add_argument("--amp", action="store_true", help="mixed precision: bf16 or fp16, what the device has")
     scale = "scale the learning rate by samples a step over the config's auto_scale_lr.base_batch_size"
     parser.add_argument("--auto-scale-lr", action="store_true", help=scale)
@@ -31,12 +37,14 @@ def train_parser() -> argparse.ArgumentParser:
 def test_parser() -> argparse.ArgumentParser:
     """Flags of ``tools/test.py``, as OpenMMLab users know them."""
     parser = ToolParser(prog="tools/test.py", description="Score a checkpoint on a config's test set.")
-    parser.add_argument("config", help="config file")
-    parser.add_argument(
-        "checkpoint", help="checkpoint file (with EMA, its averaged weights are used), or a .onnx of tools/export.py"
-    )
-    parser.add_argument("--out", "--work-dir", metavar="DIR", help="folder of the results (default: the checkpoint's)")
+    parser.add_argument("config", help=CONFIG_HELP)
+    weights = f"{CHECKPOINT_HELP}, or a .onnx of tools/export.py; of EMA, the averaged weights are used"
+    parser.add_argument("checkpoint", nargs="?", help=weights)
+    out = "folder of the results (default: the checkpoint's; of shipped weights, work_dirs/shipped/NAME)"
+    parser.add_argument("--out", "--work-dir", metavar="DIR", help=out)
     parser.add_argument("--report", type=Path, metavar="DIR", help="also write a report that takes the scores apart")
+    intervals = "also write metrics_intervals.json: 95 %% intervals of AP and IoU, by bootstrap over scenes"
+    parser.add_argument("--intervals", action="store_true", help=intervals)
     add_config_options(parser)
     add_launcher(parser)
     return parser
@@ -50,6 +58,18 @@ def compare_runs_parser() -> argparse.ArgumentParser:
     parser.add_argument("second", metavar="B", help="another one, of the same samples")
     parser.add_argument("--draws", type=int, default=1000, help="how often scenes are drawn (default: 1000)")
     return parser
+
+
+def named_checkpoint(args: argparse.Namespace) -> str:
+    """What CONFIG CHECKPOINT mean by a checkpoint: the second, or the first where it is weights that carry a config.
+
+    Raises:
+        InputError: the second is absent, and the first is no weights.
+    """
+    if args.checkpoint is None and not carries_config(args.config):
+        reason = f"absent: CONFIG alone is enough where it is {' or '.join(NAMES)}, or a file of weights"
+        raise InputError(args.config, "CHECKPOINT", reason)
+    return args.config if args.checkpoint is None else args.checkpoint
 
 
 def add_config_options(parser: argparse._ActionsContainer) -> None:
@@ -72,8 +92,8 @@ def visualize_arguments(arguments: Sequence[str] | None = None) -> argparse.Name
     parser = ToolParser(
         prog="tools/visualize.py", description="Draw predictions and ground truth: a PNG a sample, a clip a scene."
     )
-    parser.add_argument("config")
-    parser.add_argument("checkpoint", nargs="?", help="left out with --dataset-only")
+    parser.add_argument("config", help=CONFIG_HELP)
+    parser.add_argument("checkpoint", nargs="?", help=f"{CHECKPOINT_HELP}; left out with --dataset-only")
     parser.add_argument("--out", type=Path, help="folder for <scene>/*.png and <scene>.gif")
     parser.add_argument("--html", type=Path, metavar="FILE", help="one page to look through the clip, for any browser")
     parser.add_argument("--dataset-only", action="store_true", help="draw the ground truth, without a model")
@@ -97,6 +117,8 @@ def visualize_arguments(arguments: Sequence[str] | None = None) -> argparse.Name
     parser.add_argument("--layout", choices=("wide", "tall"), help="panels right of the cameras, or below them")
     add_config_options(parser)
     args = parser.parse_args(arguments)
+    if args.checkpoint is None and not args.dataset_only and carries_config(args.config):
+        args.checkpoint = args.config
     if args.dataset_only == (args.checkpoint is not None):
         raise InputError(args.config, "CHECKPOINT", "give a checkpoint, or --dataset-only without one")
     if args.dataset_only and (args.features or args.attention):
@@ -139,7 +161,7 @@ def browse_data_arguments(arguments: Sequence[str] | None = None) -> argparse.Na
     """
     description = "Draw augmented clips with labels, maps and projected boxes, before training."
     parser = ToolParser(prog="tools/browse_data.py", description=description)
-    parser.add_argument("config")
+    parser.add_argument("config", help=CONFIG_HELP)
     parser.add_argument("--out", required=True, type=Path, help="folder of the pictures")
     parser.add_argument("--split", choices=("train", "val", "test"), default="train", help="whose pipeline and data")
     parser.add_argument("--scenes", nargs="+", help="scene names; all of the split by default")
@@ -185,7 +207,8 @@ def infer_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         InputError: flags that contradict each other, or numbers out of range.
     """
     parser = ToolParser(prog="tools/infer.py", description="A trained model on your own images (docs/inference.md).")
-    parser.add_argument("model", metavar="MODEL", help="checkpoint, or a work directory, whose newest one is taken")
+    model = f"{', '.join(NAMES)} (shipped), a checkpoint, or a work directory, whose newest one is taken"
+    parser.add_argument("model", metavar="MODEL", help=model)
     images = "a folder, or files; '-': moments as lines of JSON on standard input, answered one by one"
     parser.add_argument("--images", required=True, nargs="+", type=Path, help=images)
     parser.add_argument("--calibration", required=True, type=Path, metavar="RIG.JSON", help="the cameras")
@@ -244,7 +267,7 @@ def convert_calibration_parser() -> argparse.ArgumentParser:
 def benchmark_parser() -> argparse.ArgumentParser:
     """Flags of ``tools/benchmark.py`` for one step of a config."""
     parser = ToolParser(prog="tools/benchmark.py", description="Time one step of a config.")
-    parser.add_argument("config", help="config file")
+    parser.add_argument("config", help=CONFIG_HELP)
     add_step_options(parser)
     return parser
 
@@ -264,9 +287,8 @@ def export_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespa
         InputError: a file that is neither ``.onnx`` nor ``.pt2`` or cannot be written, or a size that is none.
     """
     parser = ToolParser(prog="tools/export.py", description="A trained model as a file that runs without this package.")
-    parser.add_argument(
-        "model", help="checkpoint, or a training's work directory; a config (.py): weights drawn at random"
-    )
+    model = f"{', '.join(NAMES)} (shipped), checkpoint or work directory; a config (.py): weights drawn at random"
+    parser.add_argument("model", help=model)
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="FILE.onnx or FILE.pt2")
     parser.add_argument(
         "--part", choices=("model", "backbone", "encoder"), default="model", help="backbone: with the neck"
@@ -311,6 +333,47 @@ def export_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespa
             raise InputError(args.out, flag, f"is of files that end in {ending}")
     require_writable(args.out.parent, "--out")
     return args
+
+
+def pack_parser() -> argparse.ArgumentParser:
+    """Flags of ``tools/pack_weights.py``."""
+    description = "Weights as one file that says by itself what they are: config, classes, rig, metrics, origin."
+    parser = ToolParser(prog="tools/pack_weights.py", description=description)
+    parser.add_argument("checkpoint", help="of a training (of EMA, the averaged weights), or such a file again")
+    parser.add_argument("config", nargs="?", help="config file (default: the checkpoint's own config)")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="FILE.safetensors")
+    parser.add_argument("--half", action="store_true", help="half precision, but for norms, biases and buffers")
+    metrics = "metrics.json of tools/test.py on unseen scenes; with metrics_intervals.json where it lies beside"
+    parser.add_argument("--metrics", type=Path, metavar="JSON", help=metrics)
+    parser.add_argument("--command", help="that trained it (default: tools/train.py with the config)")
+    parser.add_argument("--commit", help="of this package in training (default: the commit here)")
+    parser.add_argument("--hours", type=float, help="of training (default: what the checkpoint counted)")
+    parser.add_argument("--data", help="that it was trained on, in words")
+    parser.add_argument("--licence", help="of the weights (default: Apache-2.0)")
+    add_config_options(parser)
+    return parser
+
+
+def calibrate_parser() -> argparse.ArgumentParser:
+    """Flags of ``tools/calibrate.py``."""
+    description = "One temperature a head, fitted on training scenes, measured on unseen ones, stored with the weights."
+    parser = ToolParser(prog="tools/calibrate.py", description=description)
+    parser.add_argument("weights", metavar="FILE", help="of tools/pack_weights.py, or the name of shipped weights")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to write (default: the same file)")
+    parser.add_argument("--samples", type=int, default=400, help="of each split, at most (400)")
+    parser.add_argument("--train-root", metavar="DIR", help="data whose training scenes are fitted (the config's)")
+    parser.add_argument("--test-root", metavar="DIR", help="data whose test scenes are measured (the config's)")
+    add_config_options(parser)
+    return parser
+
+
+def model_card_parser() -> argparse.ArgumentParser:
+    """Flags of ``tools/model_card.py``."""
+    description = "The pages about shipped weights, from what their files say."
+    parser = ToolParser(prog="tools/model_card.py", description=description)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)} (default: all that are there)")
+    parser.add_argument("--out", type=Path, default=Path("docs/model_cards"), help="folder (docs/model_cards)")
+    return parser
 
 
 def convert_parser() -> argparse.ArgumentParser:

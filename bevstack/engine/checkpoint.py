@@ -12,6 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 from bevstack.errors import InputError
 from bevstack.files import atomic_write
 from bevstack.interop.foreign_weights import native_weights
+from bevstack.weights import file_of
+from bevstack.weights.header import WeightsHeader, names_of, read_metadata
 
 LAST_CHECKPOINT = "last_checkpoint"
 TRAINED_WITH = ("classes", "cameras")  # lists of a dataset's metainfo that stripped weights tell, too
@@ -64,7 +67,8 @@ def read_checkpoint(path: str | os.PathLike, map_location: str | torch.device = 
 
     Returns:
         A dict with at least ``state_dict``; a file that is a bare state dict is put under that key. What a safetensors
-        file says about itself is its ``meta``.
+        file says about itself is its ``meta``; of one with a whole header (:mod:`bevstack.weights.header`) with the
+        header's values.
 
     Raises:
         InputError: no such file, not a checkpoint, truncated, damaged, or a pickle that would run code (it does not).
@@ -91,16 +95,27 @@ def read_checkpoint(path: str | os.PathLike, map_location: str | torch.device = 
 
 
 def _read_safetensors(path: Path, map_location: str | torch.device) -> dict[str, Any]:
+    told = read_metadata(path)
+    meta: dict[str, Any] = dict(told)
+    if "format_version" in told:
+        header = WeightsHeader.of_metadata(told, path)
+        meta |= {part.name: value for part in fields(header) if (value := getattr(header, part.name))}
+    trained = {name: names_of(_plain_json(told[name], name, path), name, path) for name in TRAINED_WITH if name in told}
+    if trained:
+        meta["dataset_meta"] = trained
     try:
         with safe_open(path, framework="pt", device=str(map_location)) as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-            meta: dict[str, Any] = dict(file.metadata() or {})
-            told = {name: tuple(json.loads(meta[name])) for name in TRAINED_WITH if name in meta}
-            if told:
-                meta["dataset_meta"] = told
-            return {"state_dict": weights, "meta": meta}
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(path, "checkpoint", f"truncated or damaged ({error})") from error
+    return {"state_dict": weights, "meta": meta}
+
+
+def _plain_json(text: str, name: str, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise InputError(path, name, "is no JSON") from None
 
 
 def _check_file(path: Path) -> None:
@@ -149,12 +164,13 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def checkpoint_of(place: str | os.PathLike) -> Path:
-    """The checkpoint that a path means: a file itself, of a work directory the newest one that can be read.
+    """The checkpoint that a place means: shipped weights by their name (:data:`bevstack.weights.NAMES`), a file itself,
+    of a work directory the newest one that can be read.
 
     Raises:
-        InputError: the directory has none.
+        InputError: the directory has none, or the weights of that name do not come with this version.
     """
-    path = Path(place)
+    path = file_of(place)
     if not path.is_dir():
         return path
     newest, problems = newest_checkpoint(path)

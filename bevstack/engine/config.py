@@ -22,14 +22,16 @@ from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
 from bevstack.engine.component_names import find_component, suggested_name, suggestion
+from bevstack.engine.stored_config import header_config
 from bevstack.errors import InputError
 from bevstack.interop.mmengine_config import eager_standard_library, write_without_formatter
 from bevstack.reference.compat import apply_compat
+from bevstack.weights import carries_config
 
 # top-level keys that have a meaning, beside the arguments of mmengine's Runner
 _TOP_LEVEL = (
-    "activation_checkpointing compat compile custom_imports default_scope find_unused_parameters model_wrapper_cfg"
-    " new_parts resume_changed sync_bn"
+    "activation_checkpointing compat compile custom_imports default_scope find_unused_parameters finetune"
+    " model_wrapper_cfg new_parts resume_changed sync_bn"
 ).split()
 # dicts with a "type" that is not a registered name, or whose keys are split up by who reads them
 _OPAQUE = {"clip_grad", "dcn", "init_cfg", "norm_cfg", "act_cfg", "conv_cfg", "upsample_cfg", "worker_init_fn"}
@@ -40,13 +42,17 @@ def load_config(path: str | os.PathLike, options: Sequence[str] | None = None) -
     """Read a config file (Python with ``read_base``, or JSON / YAML) and apply ``key.path=value`` overrides.
 
     Args:
-        path: the file.
+        path: the file; or shipped weights by their name, or a file of weights, for the config in their header.
         options: overrides; values are Python literals, else comma-separated lists, else text.
 
     Raises:
         InputError: no such file, not readable as a config, bad override syntax, or a key path that does not exist
             (with the nearest that does); an unknown ``compat`` (:mod:`bevstack.reference.compat`).
     """
+    if carries_config(path):
+        cfg = write_without_formatter(header_config(path))
+        _override(cfg, options or (), Path(path))
+        return apply_compat(cfg)
     path = Path(path)
     if not path.is_file():
         raise InputError(path, "config", "no such file" if not path.exists() else "not a file")

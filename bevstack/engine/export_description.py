@@ -144,6 +144,7 @@ def described_head(head: Any) -> dict[str, Any]:
             "moving": outputs.moving,
             "velocity": decoding.velocity,
             "quality_power": decoding.quality_power if outputs.quality else None,
+            "temperature": decoding.temperature,
         }
     elif isinstance(head, QueryDetectionHead):
         limits = head.decoding.post_center_range_m
@@ -154,7 +155,7 @@ def described_head(head: Any) -> dict[str, Any]:
             "post_center_range_m": None if limits is None else [float(value) for value in limits],
         }
     elif isinstance(head, SemanticSegmentationHead):
-        entry["layers"] = "sigmoid"
+        entry |= {"layers": "sigmoid", "temperature": head.temperature}
     return entry
 
 

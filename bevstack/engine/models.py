@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from bevstack.engine.component_names import find_component, registered
 from bevstack.engine.config import accepted_keys, building, check_components, load_config
 from bevstack.engine.cpu_memory import keep_freed_memory
 from bevstack.engine.label_checks import check_trained_labels
+from bevstack.engine.packaged_parts import PACKAGED, packaged_names, with_packaged_parts
 from bevstack.engine.stored_config import data_settings, stored_config
 from bevstack.errors import InputError
 from bevstack.interop.foreign_weights import check_box_convention
@@ -70,8 +71,9 @@ def load_model(
     On a CPU the process keeps the memory that a step frees from here on (:mod:`bevstack.engine.cpu_memory`).
 
     Args:
-        checkpoint: of ``tools/train.py``, or its work directory, whose newest checkpoint is taken; another file of
-            weights for the config, safetensors too, where ``config`` is given.
+        checkpoint: the name of shipped weights ("demo", "full"); a file of ``tools/train.py`` or
+            ``tools/pack_weights.py``; a work directory, whose newest checkpoint is taken; another file of weights for
+            the config, safetensors too, where ``config`` is given.
         config: instead of the checkpoint's: a config, or the file of one, which is a program and runs.
         device: the GPU where there is one, else the CPU, by default.
 
@@ -101,11 +103,11 @@ def model_of_checkpoint(
         config, device: see there.
     """
     cfg = stored_config(content, file) if config is None else _given(config)
-    model = build_model(_without_starting_weights(cfg, trusted=config is not None), device)
     meta = content.get("meta") or {}
+    model = build_model(_without_starting_weights(cfg, config is not None, meta.get(PACKAGED) or ()), device)
     check_box_convention(model, meta, file, content["state_dict"])
     check_trained_labels(model, meta, file)
-    load_weights(model, content["state_dict"], file, strict=True)
+    load_weights(model, with_packaged_parts(content["state_dict"], meta, model, file, True), file, strict=True)
     model.config, model.classes = cfg, class_names(cfg, meta)
     model.cameras = tuple((meta.get("dataset_meta") or {}).get("cameras") or ())
     if next(model.parameters()).device.type == "cpu":
@@ -161,15 +163,19 @@ def _given(config: Config | str | os.PathLike) -> Config:
     return cfg
 
 
-def _without_starting_weights(cfg: Config, trusted: bool) -> Config:
-    """A copy whose parts start from no weights of their own: a checkpoint brings all of them."""
+def _without_starting_weights(cfg: Config, trusted: bool, packaged: Collection[str] = ()) -> Config:
+    """A copy whose parts start from no weights of their own: a checkpoint brings all of them.
+
+    But for those of its ``packaged`` parts that a package carries (:mod:`bevstack.engine.packaged_parts`).
+    """
     bare = copy.deepcopy(cfg)
+    kept = [bare["model"][name] for name in packaged_names(bare) if name in packaged]
     waiting: list[Any] = [bare.get("model")]
     while waiting:
         node = waiting.pop()
         if isinstance(node, dict):
             kind = node.get("type")
-            if node.get("pretrained") and kind is not None:
+            if node.get("pretrained") and kind is not None and not any(node is part for part in kept):
                 component = (find_component if trusted else registered)(kind) if isinstance(kind, str) else kind
                 if component is not None and "pretrained" in (accepted_keys(component) or ()):
                     del node["pretrained"]

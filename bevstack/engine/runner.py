@@ -30,6 +30,7 @@ from bevstack.engine import tensorboard
 from bevstack.engine.checkpoint import (
     LAST_CHECKPOINT,
     as_parts,
+    checkpoint_of,
     load_weights,
     message_hub_state,
     plain,
@@ -45,8 +46,10 @@ from bevstack.engine.compilation import compile_options
 from bevstack.engine.config import said
 from bevstack.engine.console import ShortFormatter, ShortLogProcessor, WithoutNoise
 from bevstack.engine.cpu_memory import keep_freed_memory
+from bevstack.engine.finetuning import fitted_weights
 from bevstack.engine.label_checks import check_trained_cameras, check_trained_labels, object_heads
 from bevstack.engine.optim_wrapper import AutocastOptimWrapper
+from bevstack.engine.packaged_parts import with_packaged_parts
 from bevstack.engine.processes import join_gloo
 from bevstack.engine.resume_check import (
     changed_settings,
@@ -65,6 +68,7 @@ from bevstack.files import atomic_write
 from bevstack.interop.foreign_weights import check_box_convention, native_weights
 from bevstack.ops.backends import select_backend
 from bevstack.registry import EVALUATOR, RUNNERS
+from bevstack.weights import carries_config, is_name
 
 _RUNS = itertools.count(1)
 
@@ -248,7 +252,7 @@ class BEVRunner(Runner):
         """Load weights (and nothing else) of a checkpoint; what is new or left over is said in one line.
 
         Args:
-            filename: a local file.
+            filename: a local file, a work directory, or the name of shipped weights.
             map_location: device to read to.
             strict: whether such keys are an error.
             revise_keys: not supported: interop converts foreign checkpoints.
@@ -258,9 +262,43 @@ class BEVRunner(Runner):
         """
         if revise_keys:
             raise InputError(filename, "revise_keys", "not supported: convert the checkpoint instead")
-        checkpoint = read_checkpoint(filename, map_location)
-        self.take_weights(checkpoint, filename, strict)
+        file = checkpoint_of(filename)
+        checkpoint = read_checkpoint(file, map_location)
+        if not strict and (self.cfg.get("finetune") or is_name(filename)):
+            self.finetune(checkpoint, file)
+        else:
+            self.take_weights(checkpoint, file, strict)
         return checkpoint
+
+    def finetune(self, checkpoint: dict, file: str | os.PathLike) -> None:
+        """Start from another training's weights as far as they fit, and say in one line what does not.
+
+        Args:
+            checkpoint: of :func:`read_checkpoint`; hooks may change it.
+            file: it was read from, for messages.
+
+        Raises:
+            InputError: see :func:`load_weights`; nothing fits.
+        """
+        meta = checkpoint.get("meta") or {}
+        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        weights = with_packaged_parts(checkpoint["state_dict"], meta, self.module, file, strict=False)
+        check_box_convention(self.module, meta, file, weights)
+        named = {name.removeprefix("module."): value for name, value in weights.items()}
+        fitted = fitted_weights(dict(native_weights(named, self.module, file)), self.module, meta)
+        if new := as_parts(self.cfg.get("new_parts")):
+            fitted.weights = without_parts(fitted.weights, new, file)
+            fitted.new = [name for name in self.module.state_dict() if name not in fitted.weights]
+        load_weights(self.module, fitted.weights, file, strict=False)
+        self._has_loaded = True
+        self.logger.warning(f"{Path(file).name}: {fitted.line()}")
+
+    def dump_config(self) -> None:
+        """mmengine's; a config that came with weights is written as Python."""
+        if carries_config(self.cfg.filename or ""):
+            self.cfg.dump(Path(self.work_dir) / f"{Path(self.cfg.filename).stem}.py")
+        else:
+            super().dump_config()
 
     def take_weights(self, checkpoint: dict, filename: str | os.PathLike, strict: bool) -> None:
         """:meth:`load_checkpoint` of a file that is read already.
@@ -277,6 +315,7 @@ class BEVRunner(Runner):
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         weights, heads, advice = checkpoint["state_dict"], None, ""
         check_box_convention(self.module, meta, filename, weights)
+        weights = with_packaged_parts(weights, meta, self.module, filename, strict)
         if not strict:  # another training starts, maybe of other heads: their losses are weighed from the beginning
             new = as_parts(self.cfg.get("new_parts"))
             weights = {name: value for name, value in weights.items() if not name.startswith("balancing.")}

@@ -19,10 +19,13 @@ from mmengine.config import Config
 
 from bevstack.engine.component_names import known_scopes, registered, suggested_name
 from bevstack.errors import InputError
+from bevstack.weights import file_of, header_of
 
 CONFIG_KEY, TEXT_KEY = "config", "cfg"
 """Keys of a checkpoint's ``meta``: the config as data; and as Python text, as mmengine and older versions write it."""
 
+_ANY_TYPE = ("norm_cfg", "act_cfg", "conv_cfg", "upsample_cfg", "init_cfg")
+"""Parts of a config whose ``type`` is no registered name, but one that a layer knows."""
 _WORDS = {"inf": math.inf, "nan": math.nan}
 
 
@@ -49,6 +52,11 @@ def _plain(value: Any) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
     return repr(value)
+
+
+def config_text(cfg: Config | Mapping) -> str:
+    """A config as lines ``name = value``, which :func:`literal_config` reads again."""
+    return "".join(f"{name} = {value!r}\n" for name, value in plain_config(cfg).items())
 
 
 def literal_config(text: str) -> dict[str, Any]:
@@ -121,6 +129,26 @@ def stored_config(checkpoint: Mapping[str, Any], file: str | os.PathLike) -> Con
         raise InputError(file, f"meta.{place}", f"is no config ({error}); {advice}") from None
     cfg.setdefault("default_scope", "bevstack")
     require_registered(cfg)
+    return cfg
+
+
+def header_config(place: str | os.PathLike) -> Config:
+    """The config in the header of shipped weights, or of a file of weights, to be run by the tools as a config file is.
+
+    Nothing of it is run or imported, other than of a config file: every name in it has to be registered already.
+
+    Args:
+        place: a name of :data:`bevstack.weights.NAMES`, or a file that ``tools/pack_weights.py`` wrote.
+
+    Raises:
+        InputError: see :func:`bevstack.weights.header_of` and :func:`stored_config`.
+    """
+    file, header = file_of(place), header_of(place)
+    cfg = stored_config({"meta": {TEXT_KEY: header.cfg}}, file)
+    cfg.pop("custom_imports", None)
+    for name, key, value in _names(cfg._cfg_dict.to_dict(), ""):
+        if key == "type" and not name.endswith(_ANY_TYPE) and registered(value) is None:
+            raise InputError(file, f"{name}.type", f"unknown name {value!r}{suggested_name(value)}")
     return cfg
 
 

@@ -11,8 +11,8 @@ from typing import Any, cast
 
 from mmengine.config import Config
 
-from bevstack.engine.arguments import test_parser
-from bevstack.engine.checkpoint import read_checkpoint
+from bevstack.engine.arguments import named_checkpoint, test_parser
+from bevstack.engine.checkpoint import checkpoint_of, read_checkpoint
 from bevstack.engine.compilation import compile_options
 from bevstack.engine.component_names import find_component
 from bevstack.engine.config import accepted_keys, building, check_components, load_config
@@ -29,10 +29,14 @@ from bevstack.engine.work_dir import Attempt
 from bevstack.errors import InputError
 from bevstack.evaluation import print_table, write_metrics
 from bevstack.evaluation.report_metric import ReportMetric
-from bevstack.files import require_writable
+from bevstack.evaluation.run_comparison import score_intervals
+from bevstack.files import atomic_write, require_writable
 from bevstack.models import BEVPerception
+from bevstack.weights import is_name
 
-METRICS_NAME = "metrics.json"
+METRICS_NAME, INTERVALS_NAME = "metrics.json", "metrics_intervals.json"
+SHIPPED_OUT = Path("work_dirs/shipped")
+"""Where results of shipped weights go, by their names."""
 _TRAINING = ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "auto_scale_lr")
 _VALIDATION = ("val_dataloader", "val_cfg", "val_evaluator")
 _TRAINING_HOOKS = ("EMAHook", "BudgetSchedule", "MaxSecondsHook", "LoadPartsHook", "EarlyStoppingHook")
@@ -44,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     cfg = load_config(args.config, args.cfg_options)
     try:
-        test(cfg, args.checkpoint, args.out, args.launcher, args.report)
+        test(cfg, named_checkpoint(args), args.out, args.launcher, args.report, args.intervals)
         leave_group()
     except RunError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -58,16 +62,20 @@ def test(
     out: str | os.PathLike | None = None,
     launcher: str = "none",
     report: Path | None = None,
+    intervals: bool = False,
 ) -> dict[str, float]:
     """Predict the test set, score it, write ``metrics.json`` and print a table.
 
     Args:
         cfg: of :func:`load_config`.
-        checkpoint: weights; missing and unexpected keys are an error. A ``.onnx`` file of ``tools/export.py`` answers
-            in the model's place (:mod:`bevstack.engine.exported_model`).
-        out: folder of the results; default: the checkpoint's.
+        checkpoint: weights, a work directory or the name of shipped weights; missing and unexpected keys are an error.
+            A ``.onnx`` file of ``tools/export.py`` answers in the model's place
+            (:mod:`bevstack.engine.exported_model`).
+        out: folder of the results; default: the checkpoint's, of shipped weights ``work_dirs/shipped/NAME``.
         launcher: "none", "pytorch" (torchrun) or "slurm".
         report: folder of a report (:mod:`bevstack.engine.report`); None writes none.
+        intervals: whether to write ``metrics_intervals.json`` beside the metrics
+            (:func:`bevstack.evaluation.run_comparison.score_intervals`).
 
     Returns:
         The metrics, with the training's ``train_seconds`` where the checkpoint's folder tells it.
@@ -75,7 +83,8 @@ def test(
     Raises:
         InputError: anything the user can mend.
     """
-    checkpoint = Path(checkpoint)
+    out = SHIPPED_OUT / checkpoint if out is None and is_name(checkpoint) else out
+    checkpoint = checkpoint_of(checkpoint)
     out = Path(out) if out is not None else checkpoint.parent
     for part in ("test_dataloader", "test_cfg", "test_evaluator"):
         if cfg.get(part) is None:
@@ -103,7 +112,7 @@ def test(
             runner.take_weights(content, checkpoint, strict=True)
         del content  # the optimizer's state is as large as the model
         gathered = ReportMetric()
-        if report is not None:
+        if report is not None or intervals:
             gathered.dataset_meta = dataset.metainfo
             runner.test_loop.evaluator.metrics.append(gathered)
     metrics = dict(runner.test())
@@ -112,6 +121,11 @@ def test(
         write_metrics(out / METRICS_NAME, metrics)
         print_table(metrics)
         print(f"metrics: {out / METRICS_NAME}", flush=True)
+        if intervals:
+            sure = score_intervals(gathered.findings.table, gathered.findings.cells)
+            with atomic_write(out / INTERVALS_NAME) as temporary:
+                temporary.write_text(json.dumps(sure, indent=1) + "\n", encoding="utf-8")
+            print(f"intervals: {out / INTERVALS_NAME}", flush=True)
         if report is not None:
             title = f"{Path(cfg.filename or 'config').stem}: {checkpoint.name}"
             print(f"report: {write_report(report, title, whole, dataset, gathered, metrics)}", flush=True)

@@ -16,7 +16,7 @@ from mmengine.config import Config
 
 from bevstack.engine import dry_run
 from bevstack.engine.arguments import train_parser
-from bevstack.engine.checkpoint import newest_checkpoint, read_checkpoint
+from bevstack.engine.checkpoint import checkpoint_of, newest_checkpoint, read_checkpoint
 from bevstack.engine.config import building, check_components, load_config
 from bevstack.engine.console import batch_size
 from bevstack.engine.faults import RunError
@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     cfg = load_config(args.config, args.cfg_options)
     try:
+        if args.finetune is not None:
+            cfg.load_from, cfg.finetune = str(checkpoint_of(args.finetune)), True
         options = RunOptions(args.resume, args.amp, args.launcher, args.auto_scale_lr, args.dry_run)
         train_with(cfg, args.work_dir, options)
         leave_group()

@@ -12,6 +12,7 @@ from mmengine.runner import loops as mmengine_loops
 from bevstack.engine.compilation import compile_options
 from bevstack.engine.config import components, find_component
 from bevstack.errors import InputError
+from bevstack.weights import file_of
 
 
 def check_training(cfg: Config, resumes: bool = False) -> None:
@@ -75,7 +76,7 @@ def check_weight_files(cfg: Config, resumes: bool) -> None:
 
 
 def _require_file(config: str, field: str, name: Any) -> None:
-    if "://" not in str(name) and not Path(name).is_file():
+    if "://" not in str(name) and not file_of(name).is_file():
         option = field.removesuffix(".checkpoint")
         reason = f"no such file: {name} (looked for from {Path.cwd()}); fetch it, or set {option}=None to start without"
         raise InputError(config, field, reason)

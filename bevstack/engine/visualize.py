@@ -21,7 +21,7 @@ from bevstack.datasets.base import BEVDataset
 from bevstack.datasets.plausibility import findings, print_findings
 from bevstack.datasets.wrappers import innermost_configs
 from bevstack.engine.arguments import visualize_arguments
-from bevstack.engine.checkpoint import read_checkpoint
+from bevstack.engine.checkpoint import checkpoint_of, read_checkpoint
 from bevstack.engine.compilation import compile_form
 from bevstack.engine.config import building, check_components, load_config
 from bevstack.engine.label_checks import check_labels, check_trained_cameras
@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     args = visualize_arguments(arguments)
     cfg = load_config(args.config, args.cfg_options)
-    content = None if args.dataset_only else read_checkpoint(args.checkpoint)
+    checkpoint = None if args.dataset_only else checkpoint_of(args.checkpoint)
+    content = None if checkpoint is None else read_checkpoint(checkpoint)
     check_components(cfg)
     with building(cfg):
         dataset = build_dataset(cfg, args.split)
@@ -64,12 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise InputError(args.config, "--html", reason)
     if args.dataset_only:
         print_findings(findings(dataset, chosen))
-    model = None if content is None else model_of_checkpoint(content, args.checkpoint, cfg)
+    model = None if content is None else model_of_checkpoint(content, str(checkpoint), cfg)
     if model is not None:
         meta = (content or {}).get("meta") or {}
         check_labels(cfg, model, dataset, "test")
         check_memory(cfg, model, tests=True)
-        check_trained_cameras(model, meta, dataset.metainfo.get("cameras", ()), args.checkpoint)
+        check_trained_cameras(model, meta, dataset.metainfo.get("cameras", ()), checkpoint)
     draw_dataset(cfg, dataset, chosen, model, args)
     return 0
 

@@ -1,4 +1,4 @@
-"""Two runs on the same samples side by side, with intervals that say what is noise: bootstrap over scenes."""
+"""Intervals that say what is noise, by bootstrap over scenes: of one test, and of two on the same samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from bevstack.errors import InputError
 from bevstack.evaluation.detection_table import DetectionTable, table_path
-from bevstack.evaluation.drawn_scores import class_scores, drawn_times, raster_scores
+from bevstack.evaluation.drawn_scores import class_scores, drawn_times, interval, raster_scores
 from bevstack.files import atomic_write
 
 CELLS_NAME, CALIBRATION_NAME = "cells.json", "calibration.json"
@@ -119,6 +119,46 @@ def compare_runs(
         raise InputError(second, CELLS_NAME, f"has other layers or scenes than {first}'s")
     scores = [score | raster_scores(cell, scenes, times) for score, cell in zip(scores, cells, strict=True)]
     return [_difference(name, scores[0][name], scores[1][name]) for name in scores[0]]
+
+
+def score_intervals(
+    table: DetectionTable | None, cells: Cells, draws: int = 1000, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """How sure the scores of one test are: ends of their 95 % intervals, by bootstrap over its scenes.
+
+    Scenes are drawn with replacement ``draws`` times; an interval holds the middle 95 % of a score's values. With few
+    scenes (under about ten) it is too narrow.
+
+    Args:
+        table: of the test's boxes; None for a model that has none.
+        cells: (3,) counts of its rasters as :func:`load_cells` has them, or (R, 3) by rings.
+        draws: how many. seed: of the draws.
+
+    Returns:
+        By the names that ``metrics.json`` has: ``mAP``, ``mAP_present``, ``AP/<class>`` and ``iou/<layer>``.
+
+    Raises:
+        InputError: fewer than two draws.
+    """
+    if draws < 2:
+        raise InputError("intervals", "draws", f"must be at least 2, not {draws}")
+    of_boxes = set() if table is None else set(table.scenes.tolist())
+    scenes = sorted(of_boxes | {scene for *_, scene in cells})
+    if not scenes:
+        return {}
+    times = drawn_times(len(scenes), draws, seed)
+    summed = {key: np.asarray(counts).reshape(-1, 3).sum(0) for key, counts in cells.items()}
+    scores = {}
+    if table is not None:
+        found = class_scores(table, scenes, times)
+        if "mAP" in found:
+            scores["mAP_present"] = found.pop("mAP")
+            counted = [np.nan_to_num(found[name]) for name in found]  # a class that no drawn scene has counts 0
+            scores = {"mAP": np.sum(counted, axis=0) / len(table.classes), **scores, **found}
+    for name, values in raster_scores(summed, scenes, times).items():
+        scores[f"iou/{name.rpartition('/')[2]}"] = values
+    known = {name: values[1:] for name, values in scores.items() if not np.isnan(values[1:]).all()}
+    return {name: interval(values)[1:] for name, values in known.items()}
 
 
 def _difference(name: str, first: np.ndarray, second: np.ndarray) -> Difference:

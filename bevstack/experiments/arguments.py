@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from bevstack.engine.arguments import add_config_options, add_step_options
+from bevstack.engine.arguments import CHECKPOINT_HELP, CONFIG_HELP, add_config_options, add_step_options
 from bevstack.errors import ToolParser
 
 SUITES = {
@@ -32,7 +32,7 @@ def benchmark_parser() -> argparse.ArgumentParser:
         description="Time a suite against what people would use instead; or one step of a config.",
     )
     kinds = parser.add_mutually_exclusive_group(required=True)
-    kinds.add_argument("config", nargs="?", help="config file, whose step is timed")
+    kinds.add_argument("config", nargs="?", help=f"{CONFIG_HELP}; its step is timed")
     kinds.add_argument("--suite", choices=tuple(SUITES), help="what is timed or counted")
     kinds.add_argument("--latency", dest="suite", action="store_const", const="latency", help="--suite latency")
     kinds.add_argument("--report", nargs="+", type=Path, metavar="JSON", help="write a page from files of --json")
@@ -95,8 +95,8 @@ def robustness_parser() -> argparse.ArgumentParser:
     parser = ToolParser(
         prog="tools/robustness.py", description="Score a checkpoint with faulty sensors; write one page."
     )
-    parser.add_argument("config", help="config file, of whose test set every score is")
-    parser.add_argument("checkpoint", help="checkpoint file")
+    parser.add_argument("config", help=f"{CONFIG_HELP}; every score is of its test set")
+    parser.add_argument("checkpoint", nargs="?", help=CHECKPOINT_HELP)
     parser.add_argument("--suite", nargs="+", choices=FAULT_SUITES, default=FAULT_SUITES, help="default: all")
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/robustness"), help="raw numbers and the page")
     parser.add_argument("--metric", help="the score that is compared (default: NDS, or else mAP)")

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from bevstack.engine.arguments import named_checkpoint
+from bevstack.engine.checkpoint import checkpoint_of
 from bevstack.engine.config import building, check_components, load_config
 from bevstack.engine.test import test
 from bevstack.engine.visualize import build_dataset
@@ -38,10 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         InputError: bad configuration, checkpoint, numbers of another run, or a score that the test does not give.
     """
     args = robustness_parser().parse_args(arguments)
+    checkpoint = checkpoint_of(named_checkpoint(args))
     cfg = load_config(args.config, args.cfg_options)
     check_components(cfg)
-    if not Path(args.checkpoint).is_file():
-        raise InputError(args.checkpoint, "checkpoint", "no such file")
+    if not checkpoint.is_file():
+        raise InputError(checkpoint, "checkpoint", "no such file")
     with building(cfg):
         cameras = tuple(build_dataset(cfg, None).metainfo.get("cameras", ()))
     if not cameras:
@@ -51,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases = [CLEAN, *(case for suite in args.suite for case in cases_of(suite, settings))]
     path = args.work_dir / RESULTS_NAME
     run = {
-        "checkpoint": hashlib.sha256(Path(args.checkpoint).read_bytes()).hexdigest(),
+        "checkpoint": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
         "seed": args.seed,
         "as_published": args.as_published,
         "options": list(args.cfg_options),
@@ -62,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for number, case in enumerate(cases, start=1):
             if case.key not in scores:
                 print(f"[{number}/{len(cases)}] {case.key}", flush=True)
-                metrics = test(with_faults(cfg, case), args.checkpoint, args.work_dir / "test")
+                metrics = test(with_faults(cfg, case), checkpoint, args.work_dir / "test")
                 scores[case.key] = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
                 _keep(path, run, scores)
     if CLEAN.key not in scores:
@@ -71,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     page = args.work_dir / PAGE_NAME
     done = [case for case in cases if case.key in scores]
     write_page(page, done, {case.key: scores[case.key].get(metric, 0.0) for case in done}, metric, {
-        "config": args.config, "checkpoint": args.checkpoint, **summary_of(done, scores, metric, baseline),
+        "config": args.config, "checkpoint": named_checkpoint(args), **summary_of(done, scores, metric, baseline),
     })  # fmt: skip
     print(f"{len(done)} of {len(cases)} cases; {page}; raw numbers: {path}")
     return 0

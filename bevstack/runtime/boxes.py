@@ -75,7 +75,15 @@ def _dense(raw: Mapping[str, np.ndarray], head: Mapping[str, Any]) -> tuple[np.n
     size = code[:, 3:6].clip(-5, 5)
     code = np.concatenate([place, size[:, :2], code[:, 2:3], size[:, 2:], code[:, 6:]], axis=1)
     keep = _apart(place, labels, np.array(head["nms_radii_m"], np.float32)[labels])[: head["max_num"]]
-    return _boxes_of_codes(code)[keep], best[keep], labels[keep]
+    return _boxes_of_codes(code)[keep], tempered(best[keep], head["temperature"]), labels[keep]
+
+
+def tempered(probability: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities of any shape whose logits are divided by a temperature; as they are where it is 1."""
+    if temperature == 1:
+        return probability
+    within = probability.astype(np.float64).clip(1e-6, 1 - 1e-6)
+    return sigmoid(np.log(within / (1 - within)) / temperature)
 
 
 def _code_at(at_cells: Mapping[str, np.ndarray], head: Mapping[str, Any]) -> np.ndarray:

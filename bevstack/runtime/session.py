@@ -132,7 +132,7 @@ class ExportedModel:
             if "boxes" in head:
                 prediction.boxes[name] = decoded(of_head, head)
             elif head.get("layers") == "sigmoid":
-                prediction.layers[name] = sigmoid(of_head["logits"][0])
+                prediction.layers[name] = sigmoid(of_head["logits"][0] / head["temperature"])
         return prediction, memory
 
     def _check_rig(self, intrinsics: np.ndarray, poses: np.ndarray) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from bevstack.engine.compare_runs import main
 from bevstack.errors import InputError
-from bevstack.evaluation.detection_table import table_path
-from bevstack.evaluation.run_comparison import compare_runs, load_cells, save_cells
+from bevstack.evaluation.detection_table import DetectionTable, table_path
+from bevstack.evaluation.run_comparison import compare_runs, load_cells, save_cells, score_intervals
 from tests.evaluation.test_breakdown import OBJECTS, moved, sample, table_of
 
 
@@ -68,3 +68,25 @@ def test_cells_come_back_summed_over_rings(tmp_path):
     ((key, counts),) = load_cells(tmp_path).items()
     assert key == ("map", "road", "one") and counts.tolist() == [5, 7, 9]
     assert load_cells(tmp_path / "nowhere") == {}
+
+
+def test_intervals_of_one_test(tmp_path):
+    # Expected: by hand. All scenes alike: every draw scores the same (AP 0.75 at a shift of 0.7 m; the mean over both
+    # classes of the table, IoU 10 / 20). Two kinds of scenes: the interval lies between the two, around the whole's.
+    table, cells = read(write(tmp_path / "a", [0.7] * 6))
+    steady = score_intervals(table, cells, draws=30)
+    assert list(steady) == ["mAP", "mAP_present", "AP/car", "AP/pedestrian", "iou/road"]
+    for name, value in (("mAP", 0.75), ("mAP_present", 0.75), ("AP/car", 0.75), ("iou/road", 1 / 3)):
+        assert steady[name] == pytest.approx((value, value))
+    mixed = score_intervals(*read(write(tmp_path / "b", [0.7] * 4 + [1.5] * 4)), draws=200)
+    low, high = mixed["AP/car"]
+    assert 0.5 < low < 0.65 and 0.6 < high < 0.75
+    assert mixed == score_intervals(*read(tmp_path / "b"), draws=200)
+    assert set(score_intervals(None, cells, draws=10)) == {"iou/road"} and score_intervals(None, {}) == {}
+    with pytest.raises(InputError, match="draws: must be at least 2"):
+        score_intervals(table, cells, draws=1)
+
+
+def read(folder):
+    """What a report's folder holds of boxes and cells."""
+    return DetectionTable.load(table_path(folder)), load_cells(folder)

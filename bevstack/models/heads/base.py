@@ -40,11 +40,13 @@ class BEVHead(_Head):
 
     Attributes:
         requires: names of heads whose predictions this one reads in :meth:`predict`.
+        class_layers: names of layers whose first dimension counts ``classes``, so many rows each, in their order.
         history_frames: past frames (``bev.history``) that it reads; 0 for none.
     """
 
     owed: ClassVar[tuple[str, ...]] = ("forward", "loss", "predict")
     requires: tuple[str, ...] = ()
+    class_layers: ClassVar[tuple[str, ...]] = ()
     history_frames: int = 0
 
     def __init__(self, in_channels: int, grid: BEVGrid | Mapping, init_cfg: Mapping | None = None) -> None:

@@ -61,6 +61,8 @@ class BehaviourHead(BoxHead):
         ValueError: fewer than two frames, or no class that has attributes.
     """
 
+    class_layers = ("class_embedding",)
+
     def __init__(
         self,
         in_channels: int,

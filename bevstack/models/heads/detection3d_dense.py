@@ -34,6 +34,7 @@ from bevstack.models.layers.heatmaps import (
     positive_cells,
 )
 from bevstack.models.layers.initialization import init_bias
+from bevstack.models.layers.temperature import tempered
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures
 from bevstack.structures.boxes import lidar_boxes
@@ -90,6 +91,8 @@ class DenseDetectionHead(BEVHead):
         conv: kind of the 3 x 3 convolutions (:class:`bevstack.models.layers.conv.ConvType`).
         outputs: what is predicted at a centre beside its box: a :class:`CenterOutputs` or its values.
     """
+
+    class_layers = ("heatmap.1",)
 
     def __init__(
         self,
@@ -275,4 +278,5 @@ class DenseDetectionHead(BEVHead):
         code = torch.cat([xy, size[:, :2], code[:, 2:3], size[:, 2:], code[:, 6:]], dim=1)
         keep = circle_nms(xy, label, self.nms_radii[label])[: self.decoding.max_num]
         tensor = bottom_centred(decode_boxes(code))[keep]
-        return InstanceData(bboxes_3d=lidar_boxes(tensor), scores_3d=best[keep], labels_3d=label[keep])
+        scores = tempered(best[keep], self.decoding.temperature)
+        return InstanceData(bboxes_3d=lidar_boxes(tensor), scores_3d=scores, labels_3d=label[keep])

@@ -16,6 +16,7 @@ from bevstack.geometry.box_code import BOX_CODE_SIZE
 from bevstack.geometry.heading_bins import decode_heading
 from bevstack.models.layers.heatmaps import PeakDecoding
 from bevstack.models.layers.settings import Settings
+from bevstack.models.layers.temperature import require_temperature
 
 HEADING, VELOCITY = [6, 7], [8, 9]
 """Which of the ten values at a cell are sine and cosine of yaw, and velocity."""
@@ -66,15 +67,19 @@ class CenterDecoding(PeakDecoding):
             not, else 0 (the median: least mean error). ``expected``: velocity times probability (the mean).
         quality_power: of a head that predicts quality q, the score is p^(1 - power) q^power of the heatmap's
             probability p: 0 for the heatmap's alone.
+        temperature: of the scores of boxes (:func:`bevstack.models.layers.temperature.tempered`), after everything else
+            is decided: the boxes and their order stay.
 
     Raises:
-        ValueError: an unknown rule, or a power outside [0, 1].
+        ValueError: an unknown rule, a power outside [0, 1], or a temperature that is not above 0.
     """
 
     velocity: str = "threshold"
     quality_power: float = 0.5
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        require_temperature(self.temperature)
         if self.velocity not in VELOCITY_RULES:
             raise ValueError(f"velocity: {self.velocity!r} is none of {', '.join(VELOCITY_RULES)}")
         if not 0 <= self.quality_power <= 1:

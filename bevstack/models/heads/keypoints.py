@@ -96,6 +96,8 @@ class KeypointHead(BEVHead):
         decoding: a :class:`PoseDecoding` or its values.
     """
 
+    class_layers = ("branches.heatmap.1",)
+
     def __init__(
         self,
         in_channels: int,

@@ -12,6 +12,7 @@ from bevstack.errors import InputError
 from bevstack.geometry import BEVGrid
 from bevstack.losses.functional import mean_across_ranks
 from bevstack.models.heads.base import BEVHead
+from bevstack.models.layers.temperature import require_temperature
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures
 
@@ -35,9 +36,10 @@ class SceneHead(BEVHead):
         channels: width of the hidden layer.
         dropout: before the classifiers.
         class_weights: by task, a weight a class in its loss (a night that is rare may count more); 1 where not named.
+        temperature: that logits are divided by where probabilities are predicted; training does without.
 
     Raises:
-        ValueError: a task without two classes, or weights that do not fit the tasks.
+        ValueError: a task without two classes, weights that do not fit the tasks, or a temperature that is not above 0.
     """
 
     def __init__(
@@ -49,9 +51,11 @@ class SceneHead(BEVHead):
         channels: int = 64,
         dropout: float = 0.1,
         class_weights: Mapping[str, Sequence[float]] | None = None,
+        temperature: float = 1.0,
         init_cfg: Mapping | None = None,
     ) -> None:
         super().__init__(in_channels, grid, init_cfg)
+        self.temperature = require_temperature(temperature)
         self.tasks = {task: tuple(names) for task, names in (tasks or TIME_AND_WEATHER).items()}
         for task, names in self.tasks.items():
             if len(set(names)) < max(2, len(names)):
@@ -120,7 +124,7 @@ class SceneHead(BEVHead):
     @torch.no_grad()
     def predict(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> list[dict[str, object]]:
         """``pred_scene`` per sample: by task ``names`` of the K classes and their ``probabilities`` (K,)."""
-        probabilities = {task: raw[task].float().softmax(-1) for task in self.tasks}
+        probabilities = {task: (raw[task].float() / self.temperature).softmax(-1) for task in self.tasks}
         return [
             {
                 "pred_scene": {

@@ -14,6 +14,7 @@ from bevstack.losses.functional import mean_across_ranks
 from bevstack.models.heads.base import BEVHead, resample_bev, target_raster
 from bevstack.models.layers.conv import ConvNormReLU, ConvType
 from bevstack.models.layers.settings import Settings
+from bevstack.models.layers.temperature import require_temperature
 from bevstack.registry import MODELS
 from bevstack.structures import BEVDataSample, BEVFeatures, BEVRaster
 
@@ -50,10 +51,13 @@ class SemanticSegmentationHead(BEVHead):
             the classifier predicts ``upscale`` x ``upscale`` of them at each (sub-pixel convolution,
             Shi et al. 2016).
         conv: kind of the 3 x 3 convolutions (:class:`bevstack.models.layers.conv.ConvType`).
+        temperature: that logits are divided by where probabilities are predicted; training does without.
 
     Raises:
-        ValueError: ``resample`` is neither of the two.
+        ValueError: ``resample`` is neither of the two, or a temperature that is not above 0.
     """
+
+    class_layers = ("classifier.0",)
 
     def __init__(
         self,
@@ -67,9 +71,11 @@ class SemanticSegmentationHead(BEVHead):
         criterion: RasterCriterion | Mapping | None = None,
         upscale: int = 1,
         conv: ConvType | Mapping | str = "plain",
+        temperature: float = 1.0,
         init_cfg: Mapping | None = None,
     ) -> None:
         super().__init__(in_channels, grid, init_cfg)
+        self.temperature = require_temperature(temperature)
         self.raster, self.classes = raster, tuple(classes)
         if resample not in ("features", "logits"):
             raise ValueError(f"resample: {resample!r} must be 'features' or 'logits'")
@@ -117,5 +123,5 @@ class SemanticSegmentationHead(BEVHead):
     @torch.no_grad()
     def predict(self, raw: dict[str, Tensor], samples: Sequence[BEVDataSample]) -> list[dict[str, object]]:
         """``pred_rasters`` with probabilities (K, Y, X)."""
-        probabilities = raw["logits"].float().sigmoid()
+        probabilities = (raw["logits"].float() / self.temperature).sigmoid()
         return [{"pred_rasters": {self.raster: BEVRaster(p, self.classes, self.grid)}} for p in probabilities]
