@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
-from bevstack.errors import InputError, run_tool
+from bevstack.errors import InputError, ToolParser, run_tool
 
 KEYS = ("NDS", "mAP", "mAP_present", "AP/car", "AP/pedestrian", "iou/drivable_area", "iou/vehicle", "mAOE", "mAVE")
 OTHERS = ("train_seconds",)
@@ -15,7 +14,7 @@ OTHERS = ("train_seconds",)
 
 def main() -> int:
     """Print a row a score and a column a test."""
-    parser = argparse.ArgumentParser(description="Scores of several tests in one table.")
+    parser = ToolParser(prog="tools/compare_metrics.py", description="Scores of several tests in one table.")
     parser.add_argument("tests", nargs="+", metavar="NAME=JSON", help="metrics.json of tools/test.py under a name")
     columns: dict[str, dict[str, float]] = {}
     for text in parser.parse_args().tests:
