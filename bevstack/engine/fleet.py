@@ -183,8 +183,14 @@ def _in_ray(job: FleetJob, plans: Sequence[ScenePlan], args: argparse.Namespace)
     import ray
 
     cpus = max(1, job.threads)
-    started = {"address": args.address} if args.address else {"num_cpus": args.workers * cpus + 1}
-    ray.init(**started, include_dashboard=False, log_to_driver=False, logging_level="error", ignore_reinit_error=True)
+    started: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "ignore_reinit_error": True}
+    if args.address is None:
+        started |= {"num_cpus": args.workers * cpus + 1, "include_dashboard": False}
+    try:
+        ray.init(address=args.address, **started)
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError("infer_dataset", "--address", f"Ray does not start: {first}") from error
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False

@@ -149,7 +149,8 @@ class ScenePredictor:
         for sample in self._predicted(plan):
             boxes = BEVPrediction.of_sample(sample).nuscenes_boxes(global_from_augmented(sample).numpy(), sample.token)
             kept = np.flatnonzero(boxes.scores >= self.job.min_score)
-            if not np.isfinite(boxes.translation).all() or not np.isfinite(boxes.scores).all():
+            numbers = (boxes.translation, boxes.size_wlh, boxes.rotation, boxes.velocity, boxes.scores)
+            if not all(np.isfinite(values).all() for values in numbers):
                 raise InputError(self.job.model, f"sample {sample.token}", "the model's boxes are not finite")
             kept = kept[np.argsort(-boxes.scores[kept], kind="stable")[:MAX_BOXES_PER_SAMPLE]]
             records = boxes.records()

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from bevstack.engine import fleet
+from bevstack.engine.checkpoint import checkpoint_of
 from bevstack.engine.fleet import JSON_FILE, TABLE_FILE
 from bevstack.errors import InputError
 from tests.integration.conftest import FRAMES, REPOSITORY, TRAIN_SCENES, printed_by
@@ -45,7 +46,7 @@ def test_results_are_those_of_the_test(trained, tmp_path) -> None:
     """The config's own split: nuScenes' JSON byte for byte, and the table's rows are its boxes."""
     parquet = pytest.importorskip("pyarrow.parquet", reason="pip install 'bevstack[parquet]'")
     assert ask(trained, tmp_path / "fleet", "--workers", 0) == 0
-    checkpoint = next(trained.work_dir.glob("*_2.pth"))
+    checkpoint = checkpoint_of(trained.work_dir)
     printed_by("tools/test.py", trained.config, checkpoint, "--out", tmp_path / "test")
     found, expected = (tmp_path / name / JSON_FILE for name in ("fleet", "test"))
     assert found.read_bytes() == expected.read_bytes()

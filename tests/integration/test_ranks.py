@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from bevstack.engine.checkpoint import checkpoint_of
 from tests.integration.conftest import REPOSITORY
 from tests.processes import run_captured
 
@@ -17,7 +18,7 @@ from tests.processes import run_captured
 @pytest.mark.slow
 @pytest.mark.parametrize("split", ["val", "train"])
 def test_metrics_do_not_depend_on_the_number_of_processes(trained, tmp_path, split) -> None:
-    checkpoint = next(trained.work_dir.glob("*_2.pth"))
+    checkpoint = checkpoint_of(trained.work_dir)
     overrides = [f"test_dataloader.dataset.split={split}", f"test_evaluator.0.split={split}"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     written = []
