@@ -57,7 +57,7 @@ from bevstack.engine.resume_check import (
     stored_state,
 )
 from bevstack.engine.schedules import advance, load_optimizer
-from bevstack.engine.sharding import is_sharded, require_shardable, whole_parameters, whole_weights
+from bevstack.engine.sharding import is_sharded, shardable, whole_parameters, whole_weights
 from bevstack.engine.stored_config import plain_config
 from bevstack.engine.train_loops import ResumableTrainLoop
 from bevstack.errors import InputError
@@ -159,7 +159,7 @@ class BEVRunner(Runner):
         """
         on_cpu = not torch.cuda.is_available()
         if self.distributed and model_wrapper_cfg is not None:
-            require_shardable(self.cfg, model_wrapper_cfg)
+            model_wrapper_cfg = shardable(self.cfg, model_wrapper_cfg)
         if not self.distributed or not on_cpu or model_wrapper_cfg is not None or is_model_wrapper(model):
             return super().wrap_model(model_wrapper_cfg, model)
         find_unused = self.cfg.get("find_unused_parameters", False)

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
@@ -22,8 +23,11 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FullyShardedDataParallel)
 
 
-def require_shardable(cfg: Config, wrapper: Mapping[str, Any]) -> None:
-    """Refuse what reads a model's weights beside its forward pass, and would find parts of them.
+def shardable(cfg: Config, wrapper: Mapping[str, Any]) -> dict[str, Any]:
+    """A wrapper's config, where it is FSDP's with what FSDP has to be told, and without what does not go with it.
+
+    What reads a model's weights beside its forward pass would find parts of them, and is refused. Without a GPU, FSDP
+    asks for an accelerator unless it is told that the CPU is meant.
 
     Args:
         cfg: of the training.
@@ -32,8 +36,9 @@ def require_shardable(cfg: Config, wrapper: Mapping[str, Any]) -> None:
     Raises:
         InputError: names what to leave out.
     """
+    settings = dict(wrapper)
     if "FullySharded" not in str(wrapper.get("type", "")):
-        return
+        return settings
     file, place = cfg.filename or "config", "model_wrapper_cfg"
     if not wrapper.get("use_orig_params"):
         raise InputError(file, f"{place}.use_orig_params", "has to be True: optimizers ask parameters for their names")
@@ -41,6 +46,9 @@ def require_shardable(cfg: Config, wrapper: Mapping[str, Any]) -> None:
     for name, wanted in (("EMAHook", "EMAHook" in hooks), ("train_cfg.kept_features", _keeps_features(cfg))):
         if wanted:
             raise InputError(file, place, f"FSDP divides the weights, which {name} needs whole: leave one of them out")
+    if not torch.cuda.is_available():
+        settings.setdefault("device_id", torch.device("cpu"))
+    return settings
 
 
 def _keeps_features(cfg: Config) -> bool:
