@@ -181,6 +181,7 @@ def _in_ray(job: FleetJob, plans: Sequence[ScenePlan], args: argparse.Namespace)
     for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")):
         os.environ.setdefault(name, value)
     import ray
+    import ray.data
 
     cpus = max(1, job.threads)
     started: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "ignore_reinit_error": True}
