@@ -95,8 +95,9 @@ def job_dataset(job: FleetJob, cfg: Config) -> BEVDataset:
 def scene_plans(dataset: BEVDataset) -> list[ScenePlan]:
     """The dataset's scenes, in its order."""
     numbers, names = np.asarray(dataset.scene_rows), dataset.scene_names
-    starts = np.flatnonzero(np.r_[True, numbers[1:] != numbers[:-1]]) if len(numbers) else []
-    parts = np.split(np.arange(len(numbers)), starts[1:]) if len(starts) else []
+    if not len(numbers):
+        return []
+    parts = np.split(np.arange(len(numbers)), np.flatnonzero(numbers[1:] != numbers[:-1]) + 1)
     return [
         ScenePlan(n, str(names[part[0]]), tuple(part.tolist()), tuple(_token(dataset, int(i)) for i in part))
         for n, part in enumerate(parts)
