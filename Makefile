@@ -11,6 +11,7 @@ CONSTRAINTS ?= requirements/constraints.txt
 STAMP := $(VENV)/.bevstack-installed
 TEST_STAMP := $(VENV)/.bevstack-test-extras
 DOCS_STAMP := $(VENV)/.bevstack-docs-extra
+SLOW_STAMP := $(VENV)/.bevstack-slow-extras
 DEMO_DATA ?= data/nuscenes-synthetic
 DEMO_OUT ?= work_dirs/demo
 DEMO_TRAIN_SCENES ?= 100
@@ -55,10 +56,15 @@ $(TEST_STAMP): $(STAMP)
 	    -c $(CONSTRAINTS) -e '.[triton,peers,parquet,tensorboard,docs]'
 	@touch $@
 
+# Ray, whose workers a slow test kills: 76 MB more
+$(SLOW_STAMP): $(TEST_STAMP)
+	@$(BIN)/python -m pip install --disable-pip-version-check --prefer-binary -q -c $(CONSTRAINTS) -e '.[fleet]'
+	@touch $@
+
 test: lint $(TEST_STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" tests
 
-test-slow: $(TEST_STAMP)
+test-slow: $(SLOW_STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow tests
 
 lint: $(STAMP)

@@ -35,25 +35,27 @@ def run_captured(command: Sequence[str], timeout_s: float, **kwargs: Any) -> sub
     return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
 
-def run_forked_ranks(folder: Path, function: Callable[..., None], *arguments: Any, timeout_s: float = 120) -> None:
-    """Call ``function(rank, *arguments)`` in two forked processes of a gloo group, which meet in ``folder``.
+def run_forked_ranks(
+    folder: Path, function: Callable[..., None], *arguments: Any, timeout_s: float = 120, ranks: int = 2
+) -> None:
+    """Call ``function(rank, *arguments)`` in forked processes of a gloo group, which meet in ``folder``.
 
     Forked, not spawned: importing mmdet3d and the devkit afresh in each process would take twenty seconds. Raises what
     they raise, and AssertionError where they do not end.
     """
-    started = (_as_rank, (folder / "store", function, arguments))
-    ranks = torch.multiprocessing.start_processes(*started, nprocs=2, join=False, start_method="fork")
+    started = (_as_rank, (folder / f"store{ranks}", ranks, function, arguments))
+    group = torch.multiprocessing.start_processes(*started, nprocs=ranks, join=False, start_method="fork")
     end = time.monotonic() + timeout_s
-    while not ranks.join(max(0.0, end - time.monotonic())):
+    while not group.join(max(0.0, end - time.monotonic())):
         if time.monotonic() > end:
-            for process in ranks.processes:
+            for process in group.processes:
                 process.kill()
             raise AssertionError(f"the ranks did not end within {timeout_s} s")
 
 
-def _as_rank(rank: int, store: Path, function: Callable[..., None], arguments: Sequence[Any]) -> None:
+def _as_rank(rank: int, store: Path, ranks: int, function: Callable[..., None], arguments: Sequence[Any]) -> None:
     torch.set_num_threads(1)  # a forked process has lost the threads of its parent's pool
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
     function(rank, *arguments)
     # What the function made in DDP is gone. Were it the last to hold the group, gloo's threads and Python would wait
     # for each other.

@@ -243,6 +243,37 @@ def infer_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return args
 
 
+def infer_dataset_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line of ``tools/infer_dataset.py``.
+
+    Raises:
+        InputError: numbers out of range, or a folder that cannot be written to.
+    """
+    description = "A trained model over all scenes of a dataset, by workers of Ray Data (docs/fleet.md)."
+    parser = argparse.ArgumentParser(prog="tools/infer_dataset.py", description=description)
+    parser.add_argument("model", metavar="MODEL", help="checkpoint, or a work directory, whose newest one is taken")
+    parser.add_argument("root", metavar="ROOT", type=Path, help="dataset root, indexed by tools/create_data.py")
+    out = "folder of the results; the same one again goes on where it stopped"
+    parser.add_argument("--out", required=True, type=Path, help=out)
+    workers = "processes of Ray, each with a model of its own (1); 0: this process, without Ray"
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help=workers)
+    parser.add_argument("--version", help="folder of the tables, instead of the config's")
+    parser.add_argument("--split", help="instead of the config's")
+    parser.add_argument("--index-root", type=Path, metavar="DIR", help="of indices (tools/import_infos.py --out)")
+    parser.add_argument("--min-score", type=float, default=0.0, help="least score of a box that is written")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="instead of the config's")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="of a worker; the cores' share by default")
+    parser.add_argument("--address", help="of a Ray cluster that sees ROOT and --out; one is started here by default")
+    parser.add_argument("--gpus", type=float, default=0.0, metavar="N", help="of a worker, as Ray counts them")
+    args = parser.parse_args(arguments)
+    if args.workers < 0 or args.threads < 0 or args.gpus < 0:
+        raise InputError("infer_dataset", "--workers, --threads, --gpus", "must not be negative")
+    if not 0 <= args.min_score <= 1:
+        raise InputError("infer_dataset", "--min-score", f"{args.min_score:g} is no score from 0 to 1")
+    require_writable(args.out, "--out")
+    return args
+
+
 def convert_calibration_parser() -> argparse.ArgumentParser:
     """Flags of ``tools/convert_calibration.py``."""
     description = "rig.json (and poses.json) for tools/infer.py, of other formats."

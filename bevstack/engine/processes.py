@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import gc
 import os
+import shutil
+import subprocess  # noqa: S404 - Slurm's own command, which names the nodes of a job
 
 import torch
 
@@ -18,16 +20,52 @@ def process_count(launcher: str) -> int:
 
 
 def join_gloo(launcher: str, timeout: datetime.timedelta) -> None:
-    """Join a group of CPU processes; mmengine's own way asks for a GPU."""
+    """Join a group of CPU processes; mmengine's own way asks for a GPU.
+
+    Under Slurm the processes meet at the job's first node, at a port that follows from the job's number, unless
+    ``MASTER_ADDR`` and ``MASTER_PORT`` say otherwise.
+
+    Raises:
+        InputError: the launcher has not set what the processes need to know of each other.
+    """
     if launcher == "slurm":
-        for name, source in (("RANK", "PROCID"), ("LOCAL_RANK", "LOCALID"), ("WORLD_SIZE", "NTASKS")):
-            os.environ[name] = os.environ[f"SLURM_{source}"]
-        os.environ.setdefault("MASTER_PORT", "29500")
+        os.environ |= _slurm_places()
     missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         reason = f"{', '.join(missing)} not in the environment; start with: torchrun --nproc-per-node 2 ..."
         raise InputError("--launcher", launcher, reason)
     torch.distributed.init_process_group("gloo", timeout=timeout)
+
+
+def _slurm_places() -> dict[str, str]:
+    """What torch's processes are told, from what Slurm tells its tasks."""
+    names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
+    missing = [name for name in names.values() if name not in os.environ]
+    if missing:
+        reason = f"{', '.join(missing)} not in the environment; start with: srun -n 2 python tools/train.py ..."
+        raise InputError("--launcher", "slurm", reason)
+    places = {name: os.environ[source] for name, source in names.items()}
+    if "MASTER_PORT" not in os.environ:
+        places["MASTER_PORT"] = str(29500 + int(os.environ.get("SLURM_JOB_ID", "0")) % 10000)
+    if "MASTER_ADDR" not in os.environ:
+        places["MASTER_ADDR"] = _first_node(os.environ.get("SLURM_NODELIST", ""))
+    return places
+
+
+def _first_node(nodes: str) -> str:
+    """The first of a job's nodes, which Slurm writes in short (``node[3-7,9]``)."""
+    if nodes and not set("[],") & set(nodes):
+        return nodes
+    command = shutil.which("scontrol")
+    if not nodes or command is None:
+        lacks = f"scontrol is not there to read SLURM_NODELIST {nodes}" if nodes else "there is no SLURM_NODELIST"
+        raise InputError("--launcher", "slurm", f"{lacks}: set MASTER_ADDR")
+    asked = [command, "show", "hostnames", nodes]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603 - no shell; Slurm's own
+    if done.returncode or not done.stdout.split():
+        reason = f"scontrol cannot read SLURM_NODELIST {nodes}: {done.stderr.strip()}; set MASTER_ADDR"
+        raise InputError("--launcher", "slurm", reason)
+    return done.stdout.split()[0]
 
 
 def leave_group() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -79,14 +79,17 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def require_parquet() -> None:
+def require_parquet(tool: str = "infer", flag: str = "--parquet") -> None:
     """Ask before long work whether Parquet can be written.
+
+    Args:
+        tool, flag: who asks, for the message.
 
     Raises:
         InputError: pyarrow is not installed.
     """
     if find_spec("pyarrow") is None:
-        raise InputError("infer", "--parquet", "needs pyarrow: pip install 'bevstack[parquet]'")
+        raise InputError(tool, flag, "needs pyarrow: pip install 'bevstack[parquet]'")
 
 
 def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -95,12 +98,22 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         InputError: the file cannot be written.
     """
+    write_row_groups(path, [rows])
+
+
+def write_row_groups(path: Path, groups: Iterable[Sequence[Mapping[str, Any]]]) -> None:
+    """As :func:`write_parquet`, of more rows than fit into memory: one group of them after the other.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     import pyarrow
     from pyarrow import parquet
 
     schema = pyarrow.schema([(name, getattr(pyarrow, _ARROW.get(kind, kind))()) for name, kind in COLUMNS.items()])
-    with atomic_write(path) as temporary:
-        parquet.write_table(pyarrow.Table.from_pylist(list(rows), schema=schema), temporary)
+    with atomic_write(path) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
+        for rows in groups:
+            writer.write_table(pyarrow.Table.from_pylist(list(rows), schema=schema))
 
 
 _ARROW = {"double": "float64", "float": "float32"}  # what pyarrow calls the makers of these types

@@ -60,6 +60,7 @@ from bevstack.engine.resume_check import (
     stored_state,
 )
 from bevstack.engine.schedules import advance, load_optimizer
+from bevstack.engine.sharding import is_sharded, shardable, whole_parameters, whole_weights
 from bevstack.engine.stored_config import plain_config
 from bevstack.engine.train_loops import ResumableTrainLoop
 from bevstack.errors import InputError
@@ -155,8 +156,14 @@ class BEVRunner(Runner):
         )
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """Move to the device and, when distributed, wrap for it; on CPUs DDP takes no device ids."""
+        """Move to the device and, when distributed, wrap for it; on CPUs DDP takes no device ids.
+
+        Raises:
+            InputError: FSDP is asked for beside something that needs whole weights.
+        """
         on_cpu = not torch.cuda.is_available()
+        if self.distributed and model_wrapper_cfg is not None:
+            model_wrapper_cfg = shardable(self.cfg, model_wrapper_cfg)
         if not self.distributed or not on_cpu or model_wrapper_cfg is not None or is_model_wrapper(model):
             return super().wrap_model(model_wrapper_cfg, model)
         find_unused = self.cfg.get("find_unused_parameters", False)
@@ -324,7 +331,8 @@ class BEVRunner(Runner):
             given = {name for name, _ in object_heads(self.module) if any(touches(key, name) for key in weights)}
             heads = [name for name in given if not any(touches(part, name) for part in new)]
             advice = ", or start the head new: --cfg-options new_parts={}"
-        message = load_weights(self.module, weights, filename, strict)
+        with whole_parameters(self.model):
+            message = load_weights(self.module, weights, filename, strict)
         check_trained_labels(self.module, meta, filename, heads, advice)
         if message:
             self.logger.warning(f"{filename}: {message}")
@@ -350,6 +358,9 @@ class BEVRunner(Runner):
             InputError: it cannot be read, was not written by training, lacks what this version goes on from, or was
                 written under another config (what changed is listed).
         """
+        if is_sharded(self.model):
+            reason = "checkpoints of FSDP hold no optimizer's state: start from their weights with load_from"
+            raise InputError(filename, "--resume", reason)
         device = get_device() if map_location == "default" else map_location
         checkpoint = read_checkpoint(filename, device)
         meta = checkpoint.get("meta") or {}
@@ -442,7 +453,10 @@ class BEVRunner(Runner):
             done = loop.batch_in_epoch + meta["iter"] - self.iter
             meta.update(batch_in_epoch=0 if meta["epoch"] > self.epoch else done, steps_per_epoch=len(loop.dataloader))
         streams = loop.stream_state() if hasattr(loop, "stream_state") else None
-        rank_states = all_gather_object({"rng": rng_state(), "streams": streams, "gradients": self._gradients()})
+        sharded = is_sharded(self.model)
+        gradients = {} if sharded else self._gradients()
+        rank_states = all_gather_object({"rng": rng_state(), "streams": streams, "gradients": gradients})
+        weights = whole_weights(self.model) if sharded else self.module.state_dict()
         if not is_main_process():
             return
         meta.update(
@@ -461,10 +475,10 @@ class BEVRunner(Runner):
             meta["dataset_meta"] = plain(metainfo)
         checkpoint: dict[str, Any] = {
             "meta": meta,
-            "state_dict": weights_to_cpu(self.module.state_dict()),
+            "state_dict": weights_to_cpu(weights),
             "message_hub": plain(self.message_hub.state_dict()),
         }
-        if save_optimizer:
+        if save_optimizer and not sharded:
             checkpoint["optimizer"] = plain(self.optim_wrapper.state_dict())
         if save_param_scheduler and self.param_schedulers is not None:
             checkpoint["param_schedulers"] = [plain(scheduler.state_dict()) for scheduler in self.param_schedulers]

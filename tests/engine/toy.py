@@ -163,17 +163,32 @@ class ToyMetric(BaseMetric):
 
 @HOOKS.register_module()
 class KillAt(Hook):
-    """Sends this process a signal at an iteration, before its step (``step``) or inside a checkpoint write."""
+    """Sends this process a signal at an iteration, before its step (``step``) or inside a checkpoint write.
+
+    With ``marker``, a file that comes to be then, once only: a process that is started again goes on.
+    """
 
     priority = "LOWEST"
 
-    def __init__(self, iteration: int, number: int = 9, inside_save: bool = False, rank: int | None = None) -> None:
+    def __init__(
+        self,
+        iteration: int,
+        number: int = 9,
+        inside_save: bool = False,
+        rank: int | None = None,
+        marker: str | None = None,
+    ) -> None:
         self.iteration, self.number, self.inside_save, self.rank = iteration, number, inside_save, rank
+        self.marker = None if marker is None else Path(marker)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         if self.rank not in (None, runner.rank):
             return
         if runner.iter + 1 == self.iteration and not self.inside_save:
+            if self.marker is not None:
+                if self.marker.exists():
+                    return
+                self.marker.touch()
             os.kill(os.getpid(), self.number)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:

@@ -1,9 +1,10 @@
-"""Two processes over gloo give the file and the numbers that one gives, and refuse together."""
+"""Two and three processes over gloo give the file and the numbers that one gives, and refuse together."""
 
 from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 
 from bevstack.errors import InputError
@@ -63,25 +64,30 @@ def evaluate(root, out, tokens):
 
 def run_rank(rank, root, out, parts):
     """One process: its part of the samples; then one more round in which rank 1 has a sample too few."""
-    metrics = evaluate(root, out / "two", parts[rank])
+    metrics = evaluate(root, out / "together", parts[rank])
     try:
-        evaluate(root, out / "refused", parts[rank][rank:])
+        evaluate(root, out / "refused", parts[rank][int(rank == 1) :])
         refused = "nothing was refused"
     except InputError as error:
         refused = str(error)
     (out / f"rank{rank}.json").write_text(json.dumps([metrics, refused]))
 
 
-def test_two_ranks_equal_one(root, tmp_path):
+@pytest.mark.parametrize(
+    "parts",
+    [(TOKENS[4:], TOKENS[3::-1]), (TOKENS[4:], TOKENS[3:0:-1], TOKENS[:1]), (TOKENS[3:], TOKENS[2::-1], [])],
+    ids=["two", "three", "three, one without a sample"],
+)
+def test_ranks_equal_one(root, tmp_path, parts):
     # Expected: the one-rank file and numbers, although the ranks hold different numbers of samples in another order.
     alone = evaluate(root, tmp_path / "one", TOKENS)
     assert 0 < alone["image_keypoint_AP"] < 1 and 0 < alone["image_keypoint_PCK@0.1"] < 1
-    parts = [TOKENS[4:], TOKENS[3::-1]]
-    run_forked_ranks(tmp_path, run_rank, root, tmp_path, parts)
-    for rank in range(2):
+    run_forked_ranks(tmp_path, run_rank, root, tmp_path, parts, ranks=len(parts))
+    missing = parts[1][0]
+    for rank in range(len(parts)):
         together, refused = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert json.dumps(together) == json.dumps(alone)
-        assert "1 of the 6 samples of split 'tiny_val' are missing, first tiny-1-0" in refused
-    files = [(tmp_path / folder / "results_nusc.json").read_bytes() for folder in ("one", "two")]
+        assert f"1 of the 6 samples of split 'tiny_val' are missing, first {missing}" in refused
+    files = [(tmp_path / folder / "results_nusc.json").read_bytes() for folder in ("one", "together")]
     assert files[0] == files[1]
     assert [path.name for path in (tmp_path / "refused").iterdir()] == ["results_refused.json"]
