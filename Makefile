@@ -43,7 +43,7 @@ demo: $(STAMP)
 # what no user needs to run, but tests do: triton's interpreter, exporters and other runtimes
 $(TEST_STAMP): $(STAMP)
 	@$(BIN)/python -m pip install --disable-pip-version-check --prefer-binary -q \
-	    -c $(CONSTRAINTS) -e '.[triton,peers,parquet,tensorboard]'
+	    -c $(CONSTRAINTS) -e '.[triton,peers,parquet,rerun,tensorboard]'
 	@touch $@
 
 test: lint $(TEST_STAMP)

@@ -74,6 +74,8 @@ def visualize_arguments(arguments: Sequence[str] | None = None) -> argparse.Name
     parser.add_argument("checkpoint", nargs="?", help="left out with --dataset-only")
     parser.add_argument("--out", type=Path, help="folder for <scene>/*.png and <scene>.gif")
     parser.add_argument("--html", type=Path, metavar="FILE", help="one page to look through the clip, for any browser")
+    recording = "one recording for the Rerun viewer, with B_t (needs rerun-sdk)"
+    parser.add_argument("--rerun", type=Path, metavar="FILE.rrd", help=recording)
     parser.add_argument("--dataset-only", action="store_true", help="draw the ground truth, without a model")
     parser.add_argument("--features", action="store_true", help="also draw B_t, its channels as colours")
     parser.add_argument(
@@ -100,10 +102,9 @@ def visualize_arguments(arguments: Sequence[str] | None = None) -> argparse.Name
     if args.dataset_only and (args.features or args.attention):
         raise InputError(args.config, "--features, --attention", "show what a model does; give a checkpoint")
     args.attention = None if args.attention is None else [_place(given) for given in args.attention if given]
-    if args.out is None and args.html is None:
-        raise InputError(
-            args.config, "--out", "say what to write: --out DIR for pictures, --html FILE for a page, or both"
-        )
+    if args.out is None and args.html is None and args.rerun is None:
+        reason = "say what to write: --out DIR for pictures, --html FILE for a page, --rerun FILE for a recording"
+        raise InputError(args.config, "--out", reason)
     for field, value in (
         ("--fps", args.fps),
         ("--max-samples", args.max_samples),
@@ -113,10 +114,11 @@ def visualize_arguments(arguments: Sequence[str] | None = None) -> argparse.Name
             raise InputError(args.config, field, f"must be positive, not {value:g}")
     if args.out is not None:
         require_writable(args.out, "--out")
-    if args.html is not None:
-        require_writable(args.html.parent, "--html")
-        if args.html.is_dir():
-            raise InputError(args.html, "--html", "is a folder; name a file, as clip.html")
+    for flag, file in (("--html", args.html), ("--rerun", args.rerun)):
+        if file is not None:
+            require_writable(file.parent, flag)
+            if file.is_dir():
+                raise InputError(file, flag, f"is a folder; name a file, as clip.{flag[2:].replace('rerun', 'rrd')}")
     return args
 
 

@@ -1,4 +1,5 @@
-"""The work behind ``tools/visualize.py``: a picture a sample, with or without a model, a clip a scene, a page."""
+"""The work behind ``tools/visualize.py``: a picture a sample, with or without a model, a clip a scene, a page of all,
+a recording for the Rerun viewer."""
 
 from __future__ import annotations
 
@@ -39,6 +40,7 @@ from bevstack.structures.poses import bev_from_augmented
 from bevstack.tracking import track_samples
 from bevstack.visualization import CameraView
 from bevstack.visualization.files import write_clip, write_png
+from bevstack.visualization.recording import SceneRecording, require_rerun
 from bevstack.visualization.scene_page import MAX_MOMENTS, ScenePage
 
 LATTICE = 24
@@ -53,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         InputError: bad configuration, checkpoint, split, scene or folder; before anything is drawn where possible.
     """
     args = visualize_arguments(arguments)
+    if args.rerun is not None:
+        require_rerun()
     cfg = load_config(args.config, args.cfg_options)
     content = None if args.dataset_only else read_checkpoint(args.checkpoint)
     check_components(cfg)
@@ -173,7 +177,7 @@ class Explained:
         Raises:
             InputError: it has no encoder to listen to.
         """
-        if not hasattr(model, "encoder") or not hasattr(model.encoder, "grid"):
+        if not has_encoder(model):
             raise InputError("model", type(model).__name__, "has no BEV encoder whose B_t or attention could be drawn")
         return AttentionRecord(model)
 
@@ -186,6 +190,11 @@ class Explained:
             sample.set_field(record.places(0, places), "attention")
             if self.lattice:
                 sample.set_field(record.places(0, lattice_points(record.grid, self.lattice)), "attention_lattice")
+
+
+def has_encoder(model: Any) -> bool:
+    """Whether a model makes a B_t by an encoder that can be listened to."""
+    return hasattr(model, "encoder") and hasattr(model.encoder, "grid")
 
 
 def lattice_points(grid: BEVGrid, count: int) -> list[tuple[float, float]]:
@@ -220,14 +229,16 @@ def build_visualizer(cfg: Any, score_thr: float = 0.3, layout: str | None = None
 def draw_dataset(
     cfg: Any, dataset: Any, chosen: Sequence[int], model: BaseModel | None, args: argparse.Namespace
 ) -> None:
-    """Write what ``args`` asks for: under ``args.out`` a PNG a sample and a clip a scene, at ``args.html`` a page; a
-    progress bar, then one line for each."""
+    """Write what ``args`` asks for: under ``args.out`` a PNG a sample and a clip a scene, at ``args.html`` a page,
+    at ``args.rerun`` a recording; a progress bar, then one line for each."""
     visualizer = build_visualizer(cfg, args.score_thr, args.layout)
     page = None if args.html is None else ScenePage(page_title(cfg, args), score_thr=args.score_thr)
+    recording = None if args.rerun is None else SceneRecording(page_title(cfg, args), args.score_thr)
     pictures: dict[str, list[Path]] = {}
     explained = None
-    if args.features or args.attention is not None:
-        explained = Explained(args.features, args.attention, 0 if args.html is None else LATTICE)
+    features = args.features or (args.rerun is not None and has_encoder(model))  # a recording has B_t by itself
+    if features or args.attention is not None:
+        explained = Explained(features, args.attention, 0 if args.html is None else LATTICE)
     samples = predicted_samples(cfg, dataset, chosen, model, explained)
     if model is not None and cfg.get("tracker"):
         samples = track_samples(TASK_UTILS.build(cfg.tracker), samples)
@@ -239,10 +250,13 @@ def draw_dataset(
             path = args.out / sample.metainfo["scene_name"] / f"{len(scene):04d}_{sample.metainfo['token']}.png"
             write_png(path, visualizer.draw(sample, views))
             scene.append(path)
-        if page is not None:
+        if page is not None or recording is not None:
             from bevstack.evaluation.detection_matches import detection_matches  # only here: it brings the metrics
 
-            page.add(sample, views, detection_matches(sample, sample.metainfo["classes"]))
+            matches = detection_matches(sample, sample.metainfo["classes"])
+            for made in (page, recording):
+                if made is not None:
+                    made.add(sample, views, matches)
     if args.out is not None:
         endings = {"both": ("gif", "mp4"), "none": ()}.get(args.format, (args.format,))
         for ending in endings:
@@ -253,6 +267,9 @@ def draw_dataset(
     if page is not None:
         size = page.write(args.html)
         print(f"page of {len(chosen)} sample(s), {size / 1e6:.1f} MB: {args.html}")
+    if recording is not None:
+        size = recording.write(args.rerun)
+        print(f"recording of {len(chosen)} sample(s), {size / 1e6:.1f} MB: rerun {args.rerun}")
 
 
 def page_title(cfg: Any, args: argparse.Namespace) -> str:
