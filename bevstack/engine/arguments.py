@@ -189,7 +189,11 @@ def infer_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("model", metavar="MODEL", help="checkpoint, or a work directory, whose newest one is taken")
     images = "a folder, or files; '-': moments as lines of JSON on standard input, answered one by one"
-    parser.add_argument("--images", required=True, nargs="+", type=Path, help=images)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", nargs="+", type=Path, help=images)
+    watch = "instead of --images: a folder into which moments come as files, each answered as soon as it is there"
+    source.add_argument("--watch", type=Path, metavar="DIR", help=watch)
+    parser.add_argument("--idle-seconds", type=float, metavar="S", help="end --watch when so long nothing has come")
     parser.add_argument("--calibration", required=True, type=Path, metavar="RIG.JSON", help="the cameras")
     parser.add_argument("--poses", type=Path, metavar="POSES.JSON", help="when and where: a clip with memory")
     parser.add_argument("--out", required=True, type=Path, help="folder for <moment>.json and <moment>.png")
@@ -214,9 +218,19 @@ def infer_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         raise InputError("infer", "--fps", f"must be positive, not {args.fps:g}")
     if args.no_pictures and args.clip != "none":
         raise InputError("infer", "--clip", "is made of the pictures: leave --no-pictures out")
-    if Path("-") in args.images and (len(args.images) > 1 or args.poses is not None):
+    streamed = args.watch is not None or Path("-") in args.images
+    if args.watch is not None:
+        if not args.watch.is_dir():
+            raise InputError(args.watch, "--watch", "no such folder")
+        if args.out.resolve() == args.watch.resolve():
+            raise InputError(args.out, "--out", "is the folder that is watched: results would be taken for moments")
+        if args.poses is not None:
+            raise InputError("infer", "--watch", "goes without --poses: the files of the moments hold their poses")
+    if args.idle_seconds is not None and (args.watch is None or not args.idle_seconds > 0):
+        raise InputError("infer", "--idle-seconds", "a positive number of seconds that goes with --watch")
+    if args.watch is None and Path("-") in args.images and (len(args.images) > 1 or args.poses is not None):
         raise InputError("infer", "--images", "'-' stands alone, without --poses: its lines hold images and poses")
-    if args.frame == "global" and args.poses is None and Path("-") not in args.images:
+    if args.frame == "global" and args.poses is None and not streamed:
         raise InputError("infer", "--frame", "global needs --poses")
     require_writable(args.out, "--out")
     return args

@@ -98,7 +98,7 @@ class ScenePage:
                 "matched": matches is not None,
                 "rasters": _rasters(sample, window),
                 "attention": _attention(sample, views, self.camera_width_px),
-                "panels": [{"title": name, "image": _png(panel)} for name, panel in panels if panel is not None],
+                "panels": [{"title": name, "image": _image(made, "webp")} for name, made in panels if made is not None],
             }
         )
 
@@ -178,7 +178,7 @@ def _camera(view: CameraView, width_px: int) -> dict[str, Any]:
     small = view.narrowed(width_px)
     return {
         "name": view.name,
-        "image": data_uri(encoded_image(small.image, "jpeg"), "jpeg"),
+        "image": _image(small.image, "jpeg"),
         "size_px": [small.image.shape[1], small.image.shape[0]],
         "pixels_from_camera": np.asarray(small.pixels_from_camera, float)[:3, :3].round(4).tolist(),
         "camera_from_bev": np.asarray(small.camera_from_bev, float).round(6).tolist(),
@@ -217,7 +217,7 @@ def _rasters(sample: BEVDataSample, window: BEVWindow) -> list[dict[str, str]]:
     made = []
     for kind, field in (("predicted", "pred_rasters"), ("true", "gt_rasters")):
         for name, raster in (sample.get(field, {}) if field in sample else {}).items():
-            made.append({"kind": kind, "name": str(name), "image": _png(_layers(raster, window))})
+            made.append({"kind": kind, "name": str(name), "image": _image(_layers(raster, window), "png")})
     return made
 
 
@@ -236,9 +236,9 @@ def _layers(raster: BEVRaster, window: BEVWindow) -> np.ndarray:
     return np.concatenate([picture[..., :3], picture[..., 3:] * 255], axis=-1).round().astype(np.uint8)
 
 
-def _png(image: np.ndarray) -> str:
-    """An (H, W, 3) or (H, W, 4) uint8 picture as a PNG in an address."""
-    return data_uri(encoded_image(image, "png"), "png")
+def _image(image: np.ndarray, kind: str) -> str:
+    """An (H, W, 3) or (H, W, 4) uint8 picture as an address that holds it."""
+    return data_uri(encoded_image(image, kind), kind)
 
 
 def _plain(values: np.ndarray) -> list[float | None]:

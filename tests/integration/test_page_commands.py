@@ -56,11 +56,11 @@ def user(trained: Tiny, tmp_path) -> Path:
 def test_a_folder_of_images(trained, user, capsys):
     # Expected: what the page says is written; in the clip's last moment other boxes than without its poses.
     commands = commands_of("inference.md", "## From a folder, by one command", "## What goes in")
-    assert [Path(command[0]).stem for command in commands] == ["infer"] * 2 + ["convert_calibration", "infer"] + [
+    assert [Path(command[0]).stem for command in commands] == ["infer"] * 3 + ["convert_calibration", "infer"] + [
         "convert_calibration"
     ] * 2
     scene = json.loads((trained.root / "v1.0-mini" / "scene.json").read_text())[0]["name"]
-    for command in commands[2:]:
+    for command in commands[3:]:
         call([{"scene-0061": scene}.get(word, word) for word in command], user)
         if "nuscenes" in command:
             for name in ("rig.json", "poses.json"):
@@ -82,6 +82,11 @@ def test_a_folder_of_images(trained, user, capsys):
         call([*command, "--min-score", "0"], user)
     assert sorted(path.name for path in (user / "out").iterdir())[-1].endswith(".mp4")
     assert len(list((user / "out").glob("*.json"))) == FRAMES
+    (user / "incoming").mkdir()
+    images = {path.stem: str(path) for path in (user / "images").glob("*.jpg")}
+    (user / "incoming" / "now.json").write_text(json.dumps({"images": images}))
+    call([{"30": "0.1"}.get(word, word) for word in commands[2]], user)
+    assert (user / "out" / "now.json").is_file() and (user / "out" / "now.png").is_file()
     capsys.readouterr()
 
 
