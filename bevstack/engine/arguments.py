@@ -71,12 +71,12 @@ def visualize_arguments(arguments: Sequence[str] | None = None) -> argparse.Name
         prog="tools/visualize.py", description="Draw predictions and ground truth: a PNG a sample, a clip a scene."
     )
     parser.add_argument("config")
-    parser.add_argument("checkpoint", nargs="?", help="left out with --dataset-only")
+    parser.add_argument("checkpoint", nargs="?", help="left out with --ground-truth")
     parser.add_argument("--out", type=Path, help="folder for <scene>/*.png and <scene>.gif")
     parser.add_argument("--html", type=Path, metavar="FILE", help="one page to look through the clip, for any browser")
     recording = "one recording for the Rerun viewer, with B_t (needs rerun-sdk)"
     parser.add_argument("--rerun", type=Path, metavar="FILE.rrd", help=recording)
-    parser.add_argument("--dataset-only", action="store_true", help="draw the ground truth, without a model")
+    parser.add_argument("--ground-truth", action="store_true", help="draw the ground truth, without a model")
     parser.add_argument("--features", action="store_true", help="also draw B_t, its channels as colours")
     parser.add_argument(
         "--attention",
@@ -97,9 +97,9 @@ def visualize_arguments(arguments: Sequence[str] | None = None) -> argparse.Name
     parser.add_argument("--layout", choices=("wide", "tall"), help="panels right of the cameras, or below them")
     add_config_options(parser)
     args = parser.parse_args(arguments)
-    if args.dataset_only == (args.checkpoint is not None):
-        raise InputError(args.config, "CHECKPOINT", "give a checkpoint, or --dataset-only without one")
-    if args.dataset_only and (args.features or args.attention):
+    if args.ground_truth == (args.checkpoint is not None):
+        raise InputError(args.config, "CHECKPOINT", "give a checkpoint, or --ground-truth without one")
+    if args.ground_truth and (args.features or args.attention):
         raise InputError(args.config, "--features, --attention", "show what a model does; give a checkpoint")
     args.attention = None if args.attention is None else [_place(given) for given in args.attention if given]
     if args.out is None and args.html is None and args.rerun is None:

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.rerun is not None:
         require_rerun()
     cfg = load_config(args.config, args.cfg_options)
-    content = None if args.dataset_only else read_checkpoint(args.checkpoint)
+    content = None if args.ground_truth else read_checkpoint(args.checkpoint)
     check_components(cfg)
     with building(cfg):
         dataset = build_dataset(cfg, args.split)
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.html is not None and len(chosen) > MAX_MOMENTS:
         reason = f"{len(chosen)} samples are too many for a page, at most {MAX_MOMENTS}: take --scenes or --max-samples"
         raise InputError(args.config, "--html", reason)
-    if args.dataset_only:
+    if args.ground_truth:
         print_findings(findings(dataset, chosen))
     model = None if content is None else model_of_checkpoint(content, args.checkpoint, cfg)
     if model is not None:
@@ -259,9 +259,9 @@ def draw_dataset(
                     made.add(sample, views, matches)
     if args.out is not None:
         endings = {"both": ("gif", "mp4"), "none": ()}.get(args.format, (args.format,))
-        for ending in endings:
-            for name, paths in pictures.items():
-                write_clip(args.out / f"{name}.{ending}", paths, args.fps, args.max_width_px)
+        wanted = [(name, ending) for ending in endings for name in pictures]
+        for name, ending in track(wanted, "joining", console=console, disable=not console.is_terminal):
+            write_clip(args.out / f"{name}.{ending}", pictures[name], args.fps, args.max_width_px)
         clips = f" and {len(pictures)} {' and '.join(map(str.upper, endings))} clip(s)" if endings else ""
         print(f"{len(chosen)} picture(s) of {len(pictures)} scene(s){clips} in {args.out}")
     if page is not None:
@@ -275,4 +275,4 @@ def draw_dataset(
 def page_title(cfg: Any, args: argparse.Namespace) -> str:
     """What a page is called: the config's name, and the checkpoint's or that it is the ground truth."""
     name = Path(cfg.filename or "clip").stem
-    return f"{name}: ground truth" if args.dataset_only else f"{name}: {Path(args.checkpoint).name}"
+    return f"{name}: ground truth" if args.ground_truth else f"{name}: {Path(args.checkpoint).name}"

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from bevstack.engine import tensorboard
+from bevstack.engine import trackers
 from bevstack.engine.console import (
     COLUMNS,
     ShortFormatter,
@@ -111,7 +111,7 @@ def test_curves_for_tensorboard(tmp_path):
 
 
 def test_nothing_is_said_where_tensorboard_is_absent(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(tensorboard, "installed", lambda: False)
+    monkeypatch.setattr(trackers, "tensorboard_installed", lambda: False)
     train_toy(str(tmp_path))
     assert list(tmp_path.glob("*/vis_data/scalars.json")) and not list(tmp_path.glob("*/vis_data/events*"))
     assert "ensor" not in capfd.readouterr().err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -11,12 +10,12 @@ import torch
 
 from bevstack import load_model
 from bevstack.engine.export_description import usual_rig
-from tests.integration.conftest import IMAGE_SIZE, REPOSITORY, printed_by
+from tests.bare_environment import bare_environment, wanted_by
+from tests.integration.conftest import IMAGE_SIZE, printed_by
 from tests.integration.pages import Page
 from tests.processes import run_captured
 
 pytest.importorskip("onnx", reason="the extra 'export' is not installed")
-BLOCKED = "import sys\nsys.modules.update(dict.fromkeys(('torch', 'mmengine', 'mmcv', 'mmdet3d', 'cv2', 'scipy')))\n"
 
 
 def test_the_commands_and_the_program(trained, tmp_path):
@@ -38,9 +37,9 @@ def test_the_commands_and_the_program(trained, tmp_path):
     moved = np.tile(np.eye(4), (3, 1, 1))
     matrices = dict(pixels_from_camera=rig.pixels_from_camera, camera_from_bev=rig.camera_from_bev)
     np.savez(tmp_path / "clip.npz", images=images, previous_from_current=moved, **matrices)
-    program = BLOCKED + page.files["examples/run_exported.py"]
-    environment = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    done = run_captured([sys.executable, "-c", program], 120, cwd=tmp_path, env=environment)
+    python = bare_environment(tmp_path / "bare", wanted_by("numpy", "onnxruntime"))
+    program = page.files["examples/run_exported.py"]
+    done = run_captured([str(python), "-c", program], 120, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     classes = load_model(trained.work_dir, device=torch.device("cpu")).classes
     assert done.stdout.splitlines()[-1].endswith(str(list(classes)))

@@ -1,4 +1,4 @@
-"""The commands of docs/training.md and of docs/inference.md's folder of images, run on the tiny set as they stand."""
+"""The commands of docs/training.md, docs/visualization.md and docs/inference.md's folder of images, on the tiny set."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import runpy
 import shlex
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -107,3 +108,30 @@ def test_watching_a_training(trained, user, capsys):
     for path in pictures:
         with Image.open(path) as picture:
             assert np.asarray(picture).std() > 5
+
+
+def test_looking_at_a_model(trained, user, capsys):
+    # Expected: what the page says is written, each file as what its name says; a comparison of a test with itself finds
+    # no difference; without Rerun its line is passed over.
+    checkpoint = json.loads((trained.work_dir / "train_summary.json").read_text())["checkpoint"]
+    scene = json.loads((trained.root / "v1.0-mini" / "scene.json").read_text())[-1]["name"]
+    places = {"configs/demo.py": str(trained.config), "CHECKPOINT": checkpoint, "scene-2101": scene}
+    commands = commands_of("visualization.md")
+    assert [Path(command[0]).stem for command in commands] == ["visualize"] * 7 + ["test", "compare_runs"]
+    for command in commands:
+        if "--rerun" in command and find_spec("rerun") is None:
+            continue
+        if "tools/compare_runs.py" in command:
+            shutil.copytree(user / "results", user / "other_results")
+        capsys.readouterr()
+        call([places.get(word, word) for word in command], user)
+    printed = capsys.readouterr().out
+    assert "+0.000" in printed and "better" not in printed and "worse" not in printed
+    for folder in ("vis", "vis/truth"):
+        assert len(list((user / folder).glob(f"{scene}/*.png"))) == FRAMES
+        assert (user / folder / f"{scene}.gif").stat().st_size > 1000
+    assert (user / "vis" / f"{scene}.mp4").stat().st_size > 1000
+    for page in ("clip.html", "results/report/report.html", "results/report/worst.html"):
+        assert (user / page).read_text().startswith("<!DOCTYPE html>")
+    if find_spec("rerun") is not None:
+        assert (user / "clip.rrd").read_bytes()[:3] == b"RRF"
