@@ -23,6 +23,8 @@ NOT_OURS = {"torchvision": "the doctor asks whether it can be imported; timm bri
 # Declared without being imported.
 NOT_IMPORTED = {
     "tensorboard": "mmengine's TensorboardVisBackend imports torch's writer; engine/runner.py looks for it",
+    "wandb": "mmengine's WandbVisBackend imports it",
+    "mlflow": "mmengine's MLflowVisBackend imports it",
     "motmetrics": "the devkit imports it when it scores tracks; evaluation/tracking_scoring.py looks for it",
 }
 

@@ -1,4 +1,4 @@
-"""Where scalars and pictures of a run go beside its files: TensorBoard where it is installed, MLflow where asked for."""
+"""Where scalars and pictures of a run go beside its files: TensorBoard where it is there, MLflow where it is named."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ class SceneRecording:
             temporary.write_bytes(content)
         return len(content)
 
-    def _log(self, place: str | list[str], *parts: Any, static: bool = False) -> None:
+    def _log(self, place: str | list[Any], *parts: Any, static: bool = False) -> None:
         self.stream.log(place, *parts, static=static, strict=True)
 
     def _transform(self, matrix: np.ndarray) -> Any:
