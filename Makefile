@@ -53,7 +53,7 @@ results: $(STAMP)
 # what no user needs to run, but tests do: triton's interpreter, exporters and other runtimes
 $(TEST_STAMP): $(STAMP)
 	@$(BIN)/python -m pip install --disable-pip-version-check --prefer-binary -q \
-	    -c $(CONSTRAINTS) -e '.[triton,peers,parquet,tensorboard,docs]'
+	    -c $(CONSTRAINTS) -e '.[triton,peers,parquet,rerun,tensorboard,docs]'
 	@touch $@
 
 # Ray, whose workers a slow test kills: 76 MB more

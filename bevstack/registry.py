@@ -34,4 +34,4 @@ OPTIM_WRAPPER_CONSTRUCTORS = _child(
 )
 PARAM_SCHEDULERS = _child("parameter scheduler", _mmdet3d.PARAM_SCHEDULERS, [])
 VISUALIZERS = _child("visualizer", _mmdet3d.VISUALIZERS, ["bevstack.visualization"])
-VISBACKENDS = _child("vis_backend", _mmdet3d.VISBACKENDS, ["bevstack.engine.tensorboard"])
+VISBACKENDS = _child("vis_backend", _mmdet3d.VISBACKENDS, ["bevstack.engine.visualizer_backends"])

@@ -14,6 +14,7 @@ from tests.test_install import PROJECT, ROOT
 
 # Distributions whose modules have other names.
 MODULES = {"opencv-python": "cv2", "pillow": "PIL", "nuscenes-devkit": "nuscenes", "mmcv-lite": "mmcv"}
+MODULES |= {"rerun-sdk": "rerun"}
 MODULES |= {"import-linter": "lint-imports", "pytest-xdist": "-n"}  # commands and options of the Makefile
 # Imported at the top of files although an extra: mmcv and mmcv-lite share a folder, and the user takes one of them.
 CHOSEN_BY_THE_USER = {"mmcv"}
@@ -24,6 +25,8 @@ NOT_IMPORTED = {
     "mkdocs": "make docs runs it on docs/site/mkdocs.yml",
     "mkdocs_material": "the theme that docs/site/mkdocs.yml names",
     "tensorboard": "mmengine's TensorboardVisBackend imports torch's writer; engine/runner.py looks for it",
+    "wandb": "mmengine's WandbVisBackend imports it",
+    "mlflow": "mmengine's MLflowVisBackend imports it",
     "motmetrics": "the devkit imports it when it scores tracks; evaluation/tracking_scoring.py looks for it",
 }
 

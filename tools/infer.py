@@ -1,5 +1,10 @@
 #!/usr/bin/env python
-"""A trained model on your own images: ``tools/infer.py MODEL --images DIR --calibration rig.json --out DIR``."""
+"""A trained model on your own images, of a folder, of standard input or as they come.
+
+python tools/infer.py MODEL --images DIR --calibration rig.json [--poses poses.json] --out DIR
+python tools/infer.py MODEL --images - --calibration rig.json --out DIR
+python tools/infer.py MODEL --watch DIR --calibration rig.json --out DIR
+"""
 
 from bevstack.engine.arguments import infer_arguments
 from bevstack.errors import run_tool

@@ -1,9 +1,11 @@
 #!/usr/bin/env python
-"""Draw predictions and ground truth of a dataset: one PNG a sample, one GIF or MP4 a scene, one HTML page of all.
+"""Draw predictions and ground truth of a dataset: one PNG a sample, one GIF or MP4 a scene, one HTML page of all, one
+recording for the Rerun viewer.
 
 python tools/visualize.py CONFIG CHECKPOINT --out DIR [--split val] [--scenes NAME ...] [--score-thr 0.3]
 python tools/visualize.py CONFIG CHECKPOINT --html FILE [--scenes NAME ...] [--max-samples 20]
-python tools/visualize.py --dataset-only CONFIG --out DIR
+python tools/visualize.py CONFIG CHECKPOINT --rerun FILE.rrd [--scenes NAME ...] [--max-samples 20]
+python tools/visualize.py --ground-truth CONFIG --out DIR
 """
 
 from bevstack.engine.arguments import visualize_arguments

@@ -3,7 +3,7 @@
 Records may fit together without a fault and still be wrong: boxes in another frame, cameras without optical axes,
 intrinsics of another image size. Such a set trains, and learns nothing. Each finding names a measure, what was found
 and, where that cannot be right, why; the limits are wide, so that what is merely unusual passes. :func:`findings` asks
-any dataset, ``tools/visualize.py --dataset-only`` prints what it answers; formats that know more of themselves make
+any dataset, ``tools/visualize.py --ground-truth`` prints what it answers; formats that know more of themselves make
 :class:`Recordings` and judge these, as :mod:`bevstack.datasets.nuscenes.plausibility` does.
 """
 

@@ -93,10 +93,12 @@ def visualize_arguments(arguments: Sequence[str] | None = None) -> argparse.Name
         prog="tools/visualize.py", description="Draw predictions and ground truth: a PNG a sample, a clip a scene."
     )
     parser.add_argument("config", help=CONFIG_HELP)
-    parser.add_argument("checkpoint", nargs="?", help=f"{CHECKPOINT_HELP}; left out with --dataset-only")
+    parser.add_argument("checkpoint", nargs="?", help=f"{CHECKPOINT_HELP}; left out with --ground-truth")
     parser.add_argument("--out", type=Path, help="folder for <scene>/*.png and <scene>.gif")
     parser.add_argument("--html", type=Path, metavar="FILE", help="one page to look through the clip, for any browser")
-    parser.add_argument("--dataset-only", action="store_true", help="draw the ground truth, without a model")
+    recording = "one recording for the Rerun viewer, with B_t (needs rerun-sdk)"
+    parser.add_argument("--rerun", type=Path, metavar="FILE.rrd", help=recording)
+    parser.add_argument("--ground-truth", action="store_true", help="draw the ground truth, without a model")
     parser.add_argument("--features", action="store_true", help="also draw B_t, its channels as colours")
     parser.add_argument(
         "--attention",
@@ -117,17 +119,16 @@ def visualize_arguments(arguments: Sequence[str] | None = None) -> argparse.Name
     parser.add_argument("--layout", choices=("wide", "tall"), help="panels right of the cameras, or below them")
     add_config_options(parser)
     args = parser.parse_args(arguments)
-    if args.checkpoint is None and not args.dataset_only and carries_config(args.config):
+    if args.checkpoint is None and not args.ground_truth and carries_config(args.config):
         args.checkpoint = args.config
-    if args.dataset_only == (args.checkpoint is not None):
-        raise InputError(args.config, "CHECKPOINT", "give a checkpoint, or --dataset-only without one")
-    if args.dataset_only and (args.features or args.attention):
+    if args.ground_truth == (args.checkpoint is not None):
+        raise InputError(args.config, "CHECKPOINT", "give a checkpoint, or --ground-truth without one")
+    if args.ground_truth and (args.features or args.attention):
         raise InputError(args.config, "--features, --attention", "show what a model does; give a checkpoint")
     args.attention = None if args.attention is None else [_place(given) for given in args.attention if given]
-    if args.out is None and args.html is None:
-        raise InputError(
-            args.config, "--out", "say what to write: --out DIR for pictures, --html FILE for a page, or both"
-        )
+    if args.out is None and args.html is None and args.rerun is None:
+        reason = "say what to write: --out DIR for pictures, --html FILE for a page, --rerun FILE for a recording"
+        raise InputError(args.config, "--out", reason)
     for field, value in (
         ("--fps", args.fps),
         ("--max-samples", args.max_samples),
@@ -137,10 +138,11 @@ def visualize_arguments(arguments: Sequence[str] | None = None) -> argparse.Name
             raise InputError(args.config, field, f"must be positive, not {value:g}")
     if args.out is not None:
         require_writable(args.out, "--out")
-    if args.html is not None:
-        require_writable(args.html.parent, "--html")
-        if args.html.is_dir():
-            raise InputError(args.html, "--html", "is a folder; name a file, as clip.html")
+    for flag, file in (("--html", args.html), ("--rerun", args.rerun)):
+        if file is not None:
+            require_writable(file.parent, flag)
+            if file.is_dir():
+                raise InputError(file, flag, f"is a folder; name a file, as clip.{flag[2:].replace('rerun', 'rrd')}")
     return args
 
 
@@ -210,7 +212,11 @@ def infer_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     model = f"{', '.join(NAMES)} (shipped), a checkpoint, or a work directory, whose newest one is taken"
     parser.add_argument("model", metavar="MODEL", help=model)
     images = "a folder, or files; '-': moments as lines of JSON on standard input, answered one by one"
-    parser.add_argument("--images", required=True, nargs="+", type=Path, help=images)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", nargs="+", type=Path, help=images)
+    watch = "instead of --images: a folder into which moments come as files, each answered as soon as it is there"
+    source.add_argument("--watch", type=Path, metavar="DIR", help=watch)
+    parser.add_argument("--idle-seconds", type=float, metavar="S", help="end --watch when so long nothing has come")
     parser.add_argument("--calibration", required=True, type=Path, metavar="RIG.JSON", help="the cameras")
     parser.add_argument("--poses", type=Path, metavar="POSES.JSON", help="when and where: a clip with memory")
     parser.add_argument("--out", required=True, type=Path, help="folder for <moment>.json and <moment>.png")
@@ -235,9 +241,19 @@ def infer_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         raise InputError("infer", "--fps", f"must be positive, not {args.fps:g}")
     if args.no_pictures and args.clip != "none":
         raise InputError("infer", "--clip", "is made of the pictures: leave --no-pictures out")
-    if Path("-") in args.images and (len(args.images) > 1 or args.poses is not None):
+    streamed = args.watch is not None or Path("-") in args.images
+    if args.watch is not None:
+        if not args.watch.is_dir():
+            raise InputError(args.watch, "--watch", "no such folder")
+        if args.out.resolve() == args.watch.resolve():
+            raise InputError(args.out, "--out", "is the folder that is watched: results would be taken for moments")
+        if args.poses is not None:
+            raise InputError("infer", "--watch", "goes without --poses: the files of the moments hold their poses")
+    if args.idle_seconds is not None and (args.watch is None or not args.idle_seconds > 0):
+        raise InputError("infer", "--idle-seconds", "a positive number of seconds that goes with --watch")
+    if args.watch is None and Path("-") in args.images and (len(args.images) > 1 or args.poses is not None):
         raise InputError("infer", "--images", "'-' stands alone, without --poses: its lines hold images and poses")
-    if args.frame == "global" and args.poses is None and Path("-") not in args.images:
+    if args.frame == "global" and args.poses is None and not streamed:
         raise InputError("infer", "--frame", "global needs --poses")
     require_writable(args.out, "--out")
     return args

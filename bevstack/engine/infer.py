@@ -18,9 +18,10 @@ from bevstack.engine.arguments import infer_arguments
 from bevstack.engine.image_folder import find_moments, require_files, with_images
 from bevstack.engine.inference import Predictor
 from bevstack.engine.models import load_model
+from bevstack.engine.moment_streams import records_in, records_on
 from bevstack.engine.prediction import BEVPrediction
 from bevstack.engine.result_files import box_rows, chosen_boxes, require_parquet, result_of, write_json, write_parquet
-from bevstack.engine.rig_file import MomentRecord, moment_record, moments_of, read_poses, read_rig, require_names
+from bevstack.engine.rig_file import MomentRecord, moments_of, read_poses, read_rig, require_names
 from bevstack.errors import InputError
 from bevstack.structures.moment import Moment, Rig
 from bevstack.visualization.files import write_clip, write_png
@@ -33,17 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Raises:
         InputError: a mistake in the calibration, the poses, the images, the checkpoint or the flags; all but a broken
-            image before anything is predicted. From standard input, when its line is reached.
+            image before anything is predicted. From standard input or a folder that is watched, when it is reached.
     """
     args = infer_arguments(arguments)
     if args.parquet:
         require_parquet()
     rig = read_rig(args.calibration)
-    streamed = args.images == [STDIN]
+    streamed = args.watch is not None or args.images == [STDIN]
     records = None if streamed else records_of(args, rig)
     predictor = Predictor(load_model(args.model, args.config, device_of(args.device)), dtype=args.dtype)
     if records is None:
-        count = infer(predictor, rig, records_on(sys.stdin), args, answers=True)
+        stream = records_on(sys.stdin) if args.watch is None else records_in(args.watch, args.idle_seconds)
+        count = infer(predictor, rig, stream, args, answers=True)
     else:
         print_notes(records, rig)
         bar = track(records, "predicting", console=Console(file=sys.stderr))
@@ -90,25 +92,6 @@ def records_of(args: argparse.Namespace, rig: Rig) -> list[MomentRecord]:
     if args.frame == "global" and any(record.global_from_ego is None for record in records):
         raise InputError(args.poses or "infer", "--frame", "global needs --poses with a pose of every moment")
     return records
-
-
-def records_on(lines: Iterable[str]) -> Iterator[MomentRecord]:
-    """A moment of each line of JSON that is not empty, as soon as it is there.
-
-    Raises:
-        InputError: a line is no moment, or an image of it is not there; when it is reached.
-    """
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place = ("stdin", f"line {number}")
-        try:
-            content = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(*place, f"is no JSON: {error.msg}") from None
-        record = moment_record(content, Path(), f"{number - 1:06d}", place)
-        require_files([record])
-        yield record
 
 
 def print_notes(records: Sequence[MomentRecord], rig: Rig) -> None:

@@ -26,7 +26,7 @@ from mmengine.runner.checkpoint import weights_to_cpu
 from mmengine.visualization import Visualizer
 from torch import nn
 
-from bevstack.engine import tensorboard
+from bevstack.engine import visualizer_backends
 from bevstack.engine.checkpoint import (
     LAST_CHECKPOINT,
     as_parts,
@@ -131,7 +131,7 @@ class BEVRunner(Runner):
         """A visualizer as configured; without one, scalars go to ``scalars.json`` and, if it is there, TensorBoard."""
         if visualizer is None:
             backends = [{"type": "LocalVisBackend"}]
-            if tensorboard.installed():
+            if visualizer_backends.tensorboard_installed():
                 backends.append({"type": "bevstack.TensorboardBackend"})
             visualizer = {"type": "Visualizer", "vis_backends": backends}
         return super().build_visualizer(visualizer)

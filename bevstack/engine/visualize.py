@@ -1,4 +1,5 @@
-"""The work behind ``tools/visualize.py``: a picture a sample, with or without a model, a clip a scene, a page."""
+"""The work behind ``tools/visualize.py``: a picture a sample, with or without a model, a clip a scene, a page of all,
+a recording for the Rerun viewer."""
 
 from __future__ import annotations
 
@@ -39,6 +40,7 @@ from bevstack.structures.poses import bev_from_augmented
 from bevstack.tracking import track_samples
 from bevstack.visualization import CameraView
 from bevstack.visualization.files import write_clip, write_png
+from bevstack.visualization.recording import SceneRecording, require_rerun
 from bevstack.visualization.scene_page import MAX_MOMENTS, ScenePage
 
 LATTICE = 24
@@ -53,8 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         InputError: bad configuration, checkpoint, split, scene or folder; before anything is drawn where possible.
     """
     args = visualize_arguments(arguments)
+    if args.rerun is not None:
+        require_rerun()
     cfg = load_config(args.config, args.cfg_options)
-    checkpoint = None if args.dataset_only else checkpoint_of(args.checkpoint)
+    checkpoint = None if args.ground_truth else checkpoint_of(args.checkpoint)
     content = None if checkpoint is None else read_checkpoint(checkpoint)
     check_components(cfg)
     with building(cfg):
@@ -63,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.html is not None and len(chosen) > MAX_MOMENTS:
         reason = f"{len(chosen)} samples are too many for a page, at most {MAX_MOMENTS}: take --scenes or --max-samples"
         raise InputError(args.config, "--html", reason)
-    if args.dataset_only:
+    if args.ground_truth:
         print_findings(findings(dataset, chosen))
     model = None if content is None else model_of_checkpoint(content, str(checkpoint), cfg)
     if model is not None:
@@ -174,7 +178,7 @@ class Explained:
         Raises:
             InputError: it has no encoder to listen to.
         """
-        if not hasattr(model, "encoder") or not hasattr(model.encoder, "grid"):
+        if not has_encoder(model):
             raise InputError("model", type(model).__name__, "has no BEV encoder whose B_t or attention could be drawn")
         return AttentionRecord(model)
 
@@ -187,6 +191,11 @@ class Explained:
             sample.set_field(record.places(0, places), "attention")
             if self.lattice:
                 sample.set_field(record.places(0, lattice_points(record.grid, self.lattice)), "attention_lattice")
+
+
+def has_encoder(model: Any) -> bool:
+    """Whether a model makes a B_t by an encoder that can be listened to."""
+    return hasattr(model, "encoder") and hasattr(model.encoder, "grid")
 
 
 def lattice_points(grid: BEVGrid, count: int) -> list[tuple[float, float]]:
@@ -221,14 +230,16 @@ def build_visualizer(cfg: Any, score_thr: float = 0.3, layout: str | None = None
 def draw_dataset(
     cfg: Any, dataset: Any, chosen: Sequence[int], model: BaseModel | None, args: argparse.Namespace
 ) -> None:
-    """Write what ``args`` asks for: under ``args.out`` a PNG a sample and a clip a scene, at ``args.html`` a page; a
-    progress bar, then one line for each."""
+    """Write what ``args`` asks for: under ``args.out`` a PNG a sample and a clip a scene, at ``args.html`` a page,
+    at ``args.rerun`` a recording; a progress bar, then one line for each."""
     visualizer = build_visualizer(cfg, args.score_thr, args.layout)
     page = None if args.html is None else ScenePage(page_title(cfg, args), score_thr=args.score_thr)
+    recording = None if args.rerun is None else SceneRecording(page_title(cfg, args), args.score_thr)
     pictures: dict[str, list[Path]] = {}
     explained = None
-    if args.features or args.attention is not None:
-        explained = Explained(args.features, args.attention, 0 if args.html is None else LATTICE)
+    features = args.features or (args.rerun is not None and has_encoder(model))  # a recording has B_t by itself
+    if features or args.attention is not None:
+        explained = Explained(features, args.attention, 0 if args.html is None else LATTICE)
     samples = predicted_samples(cfg, dataset, chosen, model, explained)
     if model is not None and cfg.get("tracker"):
         samples = track_samples(TASK_UTILS.build(cfg.tracker), samples)
@@ -240,23 +251,29 @@ def draw_dataset(
             path = args.out / sample.metainfo["scene_name"] / f"{len(scene):04d}_{sample.metainfo['token']}.png"
             write_png(path, visualizer.draw(sample, views))
             scene.append(path)
-        if page is not None:
+        if page is not None or recording is not None:
             from bevstack.evaluation.detection_matches import detection_matches  # only here: it brings the metrics
 
-            page.add(sample, views, detection_matches(sample, sample.metainfo["classes"]))
+            matches = detection_matches(sample, sample.metainfo["classes"])
+            for made in (page, recording):
+                if made is not None:
+                    made.add(sample, views, matches)
     if args.out is not None:
         endings = {"both": ("gif", "mp4"), "none": ()}.get(args.format, (args.format,))
-        for ending in endings:
-            for name, paths in pictures.items():
-                write_clip(args.out / f"{name}.{ending}", paths, args.fps, args.max_width_px)
+        wanted = [(name, ending) for ending in endings for name in pictures]
+        for name, ending in track(wanted, "joining", console=console, disable=not console.is_terminal):
+            write_clip(args.out / f"{name}.{ending}", pictures[name], args.fps, args.max_width_px)
         clips = f" and {len(pictures)} {' and '.join(map(str.upper, endings))} clip(s)" if endings else ""
         print(f"{len(chosen)} picture(s) of {len(pictures)} scene(s){clips} in {args.out}")
     if page is not None:
         size = page.write(args.html)
         print(f"page of {len(chosen)} sample(s), {size / 1e6:.1f} MB: {args.html}")
+    if recording is not None:
+        size = recording.write(args.rerun)
+        print(f"recording of {len(chosen)} sample(s), {size / 1e6:.1f} MB: rerun {args.rerun}")
 
 
 def page_title(cfg: Any, args: argparse.Namespace) -> str:
     """What a page is called: the config's name, and the checkpoint's or that it is the ground truth."""
     name = Path(cfg.filename or "clip").stem
-    return f"{name}: ground truth" if args.dataset_only else f"{name}: {Path(args.checkpoint).name}"
+    return f"{name}: ground truth" if args.ground_truth else f"{name}: {Path(args.checkpoint).name}"

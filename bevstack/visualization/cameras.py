@@ -47,6 +47,11 @@ class CameraView:
         image = fitted(self.image, height, width)
         return CameraView(self.name, image, change @ np.asarray(self.pixels_from_camera), self.camera_from_bev)
 
+    def narrowed(self, width_px: int) -> CameraView:
+        """The view of the same form, at most so wide."""
+        height, width = self.image.shape[:2]
+        return self.resized(min(width, width_px), round(height * min(width, width_px) / width))
+
 
 def clipped_at_near_plane(points: np.ndarray, closed: bool, near_m: float = NEAR_PLANE_M) -> np.ndarray:
     """Cut a polygon or a segment (P, 3) in the camera frame at depth ``near_m`` (Sutherland-Hodgman): (P', 3)."""

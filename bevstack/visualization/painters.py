@@ -66,9 +66,7 @@ class CameraPainter(Painter, ABC):
     """Draws on the cameras' images, below the boxes."""
 
     @abstractmethod
-    def paint(
-        self, sample: BEVDataSample, views: Sequence[CameraView], shown_height_px: float
-    ) -> Sequence[CameraView]:
+    def paint(self, sample: BEVDataSample, views: Sequence[CameraView], shown_height_px: float) -> Sequence[CameraView]:
         """The views with something on their images.
 
         Args:
@@ -102,7 +100,8 @@ def _has(sample: Any, field: str) -> bool:
     return name in sample and (not part or _has(sample.get(name), part))
 
 
-def _rasters(sample: BEVDataSample, field: str) -> list[BEVRaster]:
+def rasters_of(sample: BEVDataSample, field: str) -> list[BEVRaster]:
+    """The rasters of a sample's field, ``pred_rasters`` or ``gt_rasters``; none where it has no such field."""
     return list(sample.get(field, {}).values()) if field in sample else []
 
 
@@ -118,6 +117,17 @@ def true_boxes(sample: BEVDataSample) -> DrawnBoxes | None:
     if "gt_instances_3d" not in sample:
         return None
     return DrawnBoxes.of_instances(sample.gt_instances_3d, sample.metainfo["classes"])
+
+
+def identities_of(instances: Any) -> list[str] | None:
+    """Who each box is, "" where that is not known: of its track where it was tracked, else of the labels; None where
+    nothing says so."""
+    for field in ("track_ids", "instance_ids"):
+        if field in instances:
+            values = instances[field]
+            listed = values.tolist() if hasattr(values, "tolist") else list(values)
+            return ["" if str(value) in ("-1", "") else str(value) for value in listed]
+    return None
 
 
 def _layer_names(rasters: Sequence[BEVRaster]) -> list[str]:
@@ -141,7 +151,7 @@ class PredictionPainter(PanelPainter):
 
     def paint(self, sample: BEVDataSample, window: BEVWindow) -> np.ndarray | None:
         """(height, width, 3) uint8 RGB of the window's shape; None where neither boxes nor any mask was predicted."""
-        boxes, rasters = predicted_boxes(sample, self.score_thr), _rasters(sample, "pred_rasters")
+        boxes, rasters = predicted_boxes(sample, self.score_thr), rasters_of(sample, "pred_rasters")
         if boxes is None and not rasters:
             return None
         truth = true_boxes(sample) if self.show_truth and boxes is not None else None
@@ -149,7 +159,7 @@ class PredictionPainter(PanelPainter):
 
     def legend(self, sample: BEVDataSample) -> list[str]:
         """The names of the predicted layers."""
-        return _layer_names(_rasters(sample, "pred_rasters"))
+        return _layer_names(rasters_of(sample, "pred_rasters"))
 
 
 @VISUALIZERS.register_module()
@@ -167,11 +177,11 @@ class TruthPainter(PanelPainter):
 
     def paint(self, sample: BEVDataSample, window: BEVWindow) -> np.ndarray | None:
         """(height, width, 3) uint8 RGB of the window's shape; None where there are neither boxes nor any mask."""
-        boxes, rasters = true_boxes(sample), _rasters(sample, "gt_rasters")
+        boxes, rasters = true_boxes(sample), rasters_of(sample, "gt_rasters")
         if boxes is not None:  # a mask of the same boxes would only dull their colours
             rasters = [raster for raster in rasters if raster.classes != ("vehicle",)]
         return None if boxes is None and not rasters else draw_bev(window, None, boxes, rasters)
 
     def legend(self, sample: BEVDataSample) -> list[str]:
         """The names of the true layers."""
-        return _layer_names(_rasters(sample, "gt_rasters"))
+        return _layer_names(rasters_of(sample, "gt_rasters"))

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from bevstack.files import atomic_write
@@ -21,11 +20,13 @@ from bevstack.structures import BEVDataSample, BEVRaster
 from bevstack.structures.matches import DetectionMatches
 from bevstack.visualization.bev import BEVWindow, quarter_turns_of
 from bevstack.visualization.cameras import CameraView
+from bevstack.visualization.files import encoded_image
 from bevstack.visualization.painters import (
     CameraPainter,
     PanelPainter,
     PredictionPainter,
     TruthPainter,
+    identities_of,
     registered_painters,
 )
 from bevstack.visualization.palette import LAYER_ALPHA, color_of
@@ -97,7 +98,7 @@ class ScenePage:
                 "matched": matches is not None,
                 "rasters": _rasters(sample, window),
                 "attention": _attention(sample, views, self.camera_width_px),
-                "panels": [{"title": name, "image": _png(panel)} for name, panel in panels if panel is not None],
+                "panels": [{"title": name, "image": _image(made, "webp")} for name, made in panels if made is not None],
             }
         )
 
@@ -130,7 +131,7 @@ class ScenePage:
         labels = instances["labels_3d"].tolist()
         scores = instances["scores_3d"].tolist() if "scores_3d" in instances else None
         attributes = instances["attribute_names"] if "attribute_names" in instances else None
-        identities = _identities(instances)
+        identities = identities_of(instances)
         boxes = []
         for row, label in enumerate(labels):
             if label < 0 or (scores is not None and scores[row] < self.lowest_score):
@@ -174,11 +175,10 @@ def data_uri(content: bytes, kind: str) -> str:
 
 
 def _camera(view: CameraView, width_px: int) -> dict[str, Any]:
-    small = _small(view, width_px)
-    _, content = cv2.imencode(".jpg", np.ascontiguousarray(small.image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 78])
+    small = view.narrowed(width_px)
     return {
         "name": view.name,
-        "image": data_uri(content.tobytes(), "jpeg"),
+        "image": _image(small.image, "jpeg"),
         "size_px": [small.image.shape[1], small.image.shape[0]],
         "pixels_from_camera": np.asarray(small.pixels_from_camera, float)[:3, :3].round(4).tolist(),
         "camera_from_bev": np.asarray(small.camera_from_bev, float).round(6).tolist(),
@@ -194,7 +194,7 @@ def _attention(sample: BEVDataSample, views: Sequence[CameraView], width_px: int
     cells = [place.cpu().double().numpy() for place in (places.cells, places.rays, places.image_weights)]
     cameras = places.cameras.cpu().numpy()
     past = None if places.past is None else [part[:, 0].cpu().numpy() for part in (places.past, places.past_weights)]
-    matrices = [np.asarray(_small(view, width_px).pixels_from_camera)[:3, :3] for view in views]
+    matrices = [np.asarray(view.narrowed(width_px).pixels_from_camera)[:3, :3] for view in views]
     found = []
     for cell, (center, rays, weights) in enumerate(zip(*cells, strict=True)):
         samples = []
@@ -212,18 +212,12 @@ def _attention(sample: BEVDataSample, views: Sequence[CameraView], width_px: int
     return found
 
 
-def _small(view: CameraView, width_px: int) -> CameraView:
-    """The view as large as the page has it."""
-    height, width = view.image.shape[:2]
-    return view.resized(min(width, width_px), round(height * min(width, width_px) / width))
-
-
 def _rasters(sample: BEVDataSample, window: BEVWindow) -> list[dict[str, str]]:
     """Predicted and true masks as transparent pictures of the window."""
     made = []
     for kind, field in (("predicted", "pred_rasters"), ("true", "gt_rasters")):
         for name, raster in (sample.get(field, {}) if field in sample else {}).items():
-            made.append({"kind": kind, "name": str(name), "image": _png(_layers(raster, window))})
+            made.append({"kind": kind, "name": str(name), "image": _image(_layers(raster, window), "png")})
     return made
 
 
@@ -242,22 +236,9 @@ def _layers(raster: BEVRaster, window: BEVWindow) -> np.ndarray:
     return np.concatenate([picture[..., :3], picture[..., 3:] * 255], axis=-1).round().astype(np.uint8)
 
 
-def _png(image: np.ndarray) -> str:
-    """An (H, W, 3) or (H, W, 4) uint8 picture as a PNG in an address."""
-    order = [2, 1, 0] if image.shape[2] == 3 else [2, 1, 0, 3]
-    _, content = cv2.imencode(".png", np.ascontiguousarray(image[..., order]), [cv2.IMWRITE_PNG_COMPRESSION, 9])
-    return data_uri(content.tobytes(), "png")
-
-
-def _identities(instances: Any) -> list[str] | None:
-    for field in ("track_ids", "instance_ids"):
-        if field in instances:
-            return ["" if str(value) in ("-1", "") else str(value) for value in list(_host(instances[field]))]
-    return None
-
-
-def _host(values: Any) -> Any:
-    return values.tolist() if hasattr(values, "tolist") else values
+def _image(image: np.ndarray, kind: str) -> str:
+    """An (H, W, 3) or (H, W, 4) uint8 picture as an address that holds it."""
+    return data_uri(encoded_image(image, kind), kind)
 
 
 def _plain(values: np.ndarray) -> list[float | None]:

@@ -200,7 +200,7 @@ def test_the_tool_warns_and_strict_refuses(root, capsys):
     create_nuscenes(root, VERSION, maps=False)
     said = capsys.readouterr()
     assert "warning: known velocities: 0 of 16 (0 %); who moves and who stands is not learned; a velocity " in said.err
-    assert "BEV's z axis off the vertical" in said.out and "tools/visualize.py --dataset-only" in said.out
+    assert "BEV's z axis off the vertical" in said.out and "tools/visualize.py --ground-truth" in said.out
     shutil.rmtree(root / "bevstack-index")
     with pytest.raises(InputError, match=r"known velocities: 0 of 16 \(0 %\); who moves") as caught:
         create_nuscenes(root, VERSION, maps=False, choices=IndexChoices(strict=True))

@@ -6,9 +6,10 @@ import logging
 import math
 import re
 
+import numpy as np
 import pytest
 
-from bevstack.engine import tensorboard
+from bevstack.engine import visualizer_backends
 from bevstack.engine.console import (
     COLUMNS,
     ShortFormatter,
@@ -111,10 +112,48 @@ def test_curves_for_tensorboard(tmp_path):
 
 
 def test_nothing_is_said_where_tensorboard_is_absent(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(tensorboard, "installed", lambda: False)
+    monkeypatch.setattr(visualizer_backends, "tensorboard_installed", lambda: False)
     train_toy(str(tmp_path))
     assert list(tmp_path.glob("*/vis_data/scalars.json")) and not list(tmp_path.glob("*/vis_data/events*"))
     assert "ensor" not in capfd.readouterr().err
+
+
+def backends(*others: dict) -> dict:
+    """A config's line with further backends."""
+    return dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend"), *others])
+
+
+def test_weights_and_biases_without_a_network(tmp_path, monkeypatch):
+    # Expected: an offline run in the folder of the scalars, whose file names what was reported.
+    wandb = pytest.importorskip("wandb", reason="not installed: pip install wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)  # its code is kept: here there is none
+    every = dict(default_hooks__logger=dict(type="LoggerHook", interval=4))
+    train_toy(str(tmp_path), visualizer=backends(dict(type="WandbVisBackend")), **every)
+    wandb.finish()
+    (file,) = tmp_path.glob("*/vis_data/wandb/offline-run-*/*.wandb")
+    content = file.read_bytes()
+    assert all(name in content for name in (b"samples_per_second", b"loss", b"mean"))
+
+
+def test_mlflow_without_a_server(tmp_path, monkeypatch):
+    # Expected: MLflow's own client finds the losses of every report, and a picture that was drawn.
+    mlflow = pytest.importorskip("mlflow", reason="not installed: pip install mlflow")
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    every = dict(default_hooks__logger=dict(type="LoggerHook", interval=4))
+    visualizer = backends(dict(type="bevstack.MLflowBackend", tracking_uri=uri))
+    runner = BEVRunner.from_cfg(toy_config(tmp_path, visualizer=visualizer, **every))
+    runner.train()
+    runner.visualizer.add_image("val_000000_scene", np.zeros((8, 8, 3), np.uint8), step=16)
+    runner.visualizer.close()
+    client = mlflow.MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("Default").experiment_id])
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert [entry.step for entry in history] == [4, 8, 12, 16] and "mean" in run.data.metrics
+    (picture,) = client.list_artifacts(run.info.run_id, "pictures")
+    assert picture.path == "pictures/val_000000_scene_16.png"
+    assert "config.py" in {entry.path for entry in client.list_artifacts(run.info.run_id)}
 
 
 def test_a_visualizer_of_the_config_is_taken_as_it_is(tmp_path):

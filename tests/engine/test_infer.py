@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from PIL import Image
 from bevstack import Predictor, load_model
 from bevstack.engine.image_folder import camera_of, find_moments
 from bevstack.engine.infer import main
+from bevstack.engine.moment_streams import records_in
 from bevstack.engine.result_files import COLUMNS, box_rows, write_parquet
 from bevstack.engine.rig_file import read_rig, rig_content
 from bevstack.errors import InputError
@@ -148,6 +152,61 @@ def test_lines_on_standard_input_are_answered_one_by_one(user, tmp_path, monkeyp
     assert names(tmp_path / "out") == ["000000.json", "000002.json", "000004.json", "again.json"]
 
 
+def moment_files(user: Path) -> list[str]:
+    """The clip's moments as files of a folder that is watched."""
+    made = []
+    for t in range(3):
+        images = {camera: str(user / "clip" / camera / f"{t}.png") for camera in CAMERAS}
+        made.append(json.dumps({"images": images, "seconds": 7 + 0.5 * t, "global_from_ego": POSES[t].tolist()}))
+    return made
+
+
+def test_a_folder_that_is_watched(user, tmp_path, capsys):
+    # Expected: the clip's own answers, in files and as lines; 10 comes after 9, whatever is written first; the end is
+    # half a second after the last moment.
+    (tmp_path / "in").mkdir()
+    for name, text in reversed(list(zip(("8", "9", "10"), moment_files(user), strict=True))):
+        (tmp_path / "in" / f"{name}.json").write_text(text)
+    options = ["--min-score", "0", "--no-pictures"]
+    main([str(user / "model.pth"), "--watch", str(tmp_path / "in"), "--idle-seconds", "0.5", "--calibration",
+          str(user / "rig.json"), "--out", str(tmp_path / "out"), "--device", "cpu", *options])  # fmt: skip
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    ask(user, "clip", tmp_path / "clip", *options, "--poses", str(user / "poses.json"))
+    assert [answer["name"] for answer in answers] == ["8", "9", "10"]
+    for t, answer in enumerate(answers):
+        assert answer["boxes"] == json.loads((tmp_path / "clip" / f"{t:06d}.json").read_text())["boxes"]
+        assert answer == json.loads((tmp_path / "out" / f"{answer['name']}.json").read_text())
+
+
+def test_moments_are_taken_as_they_come(user, tmp_path):
+    # Expected: the file that is there; the one that comes while it is waited for; a half-written one when it is whole,
+    # and before the one after it.
+    first, second, third = moment_files(user)
+    (tmp_path / "a.json").write_text(first)
+    records = records_in(tmp_path, idle_seconds=20)
+    assert next(records).name == "a"
+    threading.Timer(0.2, (tmp_path / "b.json").write_text, [second]).start()
+    record = next(records)
+    assert record.name == "b" and record.seconds == 7.5
+    (tmp_path / "c.json").write_text(third[:50])
+    (tmp_path / "d.json").write_text(third)
+    threading.Timer(0.2, (tmp_path / "c.json").write_text, [third]).start()
+    assert [next(records).name, next(records).name] == ["c", "d"]
+    records.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("{", "is no JSON: Expecting"), ("[]", "moment: is no JSON object"), ("{}", "moment.images: absent")],
+)
+def test_mistakes_in_a_watched_folder(tmp_path, text, said):
+    (tmp_path / "a.json").write_text(text)
+    os.utime(tmp_path / "a.json", (0, 0))  # long ago: nobody is writing it
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path / 'a.json'}: ")) as caught:
+        next(records_in(tmp_path, idle_seconds=1))
+    assert said in str(caught.value)
+
+
 # --- which images belong together -------------------------------------------------------------------------------------
 
 
@@ -250,6 +309,17 @@ def test_the_table_has_its_types_without_rows_too(tmp_path, monkeypatch):
     assert dict(table["schema"])["score"] == "float32" and dict(table["schema"])["x_m"] == "float64"
 
 
+def test_a_table_that_is_read_again(tmp_path):
+    # Expected: the row as it was handed in, and a table of no rows with the same columns.
+    reader = pytest.importorskip("pyarrow.parquet", reason="the extra 'parquet' is not installed")
+    rows = box_rows(ROW)
+    write_parquet(tmp_path / "boxes.parquet", rows)
+    table = reader.read_table(tmp_path / "boxes.parquet")
+    assert table.to_pylist() == rows and table.schema.field("class").type == "string"
+    write_parquet(tmp_path / "none.parquet", [])
+    assert reader.read_table(tmp_path / "none.parquet").schema == table.schema
+
+
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
@@ -333,6 +403,7 @@ def test_mistakes_in_the_poses(user, tmp_path, name):
         (["--no-pictures", "--clip", "gif"], "infer: --clip: is made of the pictures"),
         (["--frame", "global"], "infer: --frame: global needs --poses"),
         (["--images", "-", "--poses", "{user}/poses.json"], "'-' stands alone"),
+        (["--idle-seconds", "1"], "infer: --idle-seconds: a positive number"),
         (["--out", "{user}/rig.json"], "rig.json: --out: cannot be written to"),
         (["--device", "cuda:77"], "infer: --device: 'cuda:77' is not there"),
         (["--device", "toaster"], "infer: --device: 'toaster' is not there"),
@@ -343,6 +414,22 @@ def test_mistakes_on_the_command_line(user, tmp_path, options, said):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(InputError) as caught:
         ask(user, "one", tmp_path / "out", *(part.format(user=user, tmp=tmp_path) for part in options))
+    assert said in str(caught.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--watch", "{tmp}/absent", "--out", "{tmp}/out"], "absent: --watch: no such folder"),
+        (["--watch", "{tmp}", "--out", "{tmp}"], "--out: is the folder that is watched"),
+        (["--watch", "{tmp}", "--out", "{tmp}/out", "--poses", "p.json"], "--watch: goes without --poses"),
+        (["--watch", "{tmp}", "--out", "{tmp}/out", "--idle-seconds", "0"], "--idle-seconds: a positive number"),
+    ],
+)
+def test_mistakes_of_watching(user, tmp_path, options, said):
+    given = [part.format(tmp=tmp_path) for part in options]
+    with pytest.raises(InputError) as caught:
+        main([str(user / "model.pth"), "--calibration", str(user / "rig.json"), *given])
     assert said in str(caught.value) and not (tmp_path / "out").exists()
 
 

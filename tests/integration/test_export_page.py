@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,12 @@ import torch
 from bevstack import load_model
 from bevstack.engine.checkpoint import checkpoint_of
 from bevstack.engine.export_description import usual_rig
-from tests.integration.conftest import IMAGE_SIZE, REPOSITORY, Tiny, printed_by, run
+from tests.bare_environment import bare_environment, wanted_by
+from tests.integration.conftest import IMAGE_SIZE, Tiny, printed_by, run
 from tests.integration.pages import Page
 from tests.processes import run_captured
 
 pytest.importorskip("onnx", reason="the extra 'export' is not installed")
-BLOCKED = "import sys\nsys.modules.update(dict.fromkeys(('torch', 'mmengine', 'mmcv', 'mmdet3d', 'cv2', 'scipy')))\n"
 SMALL = ["model.backbone.depth=18", "model.neck.in_channels=[512]", "model.encoder.num_layers=1"]
 """Of BEVFormer tiny, whose 375 GFLOP a frame are for no test."""
 SCORES = ("score", "work_dirs/score_float32", "work_dirs/score_int8")
@@ -61,9 +60,9 @@ def test_the_first_command_and_the_program(trained, tmp_path):
     moved = np.tile(np.eye(4), (3, 1, 1))
     matrices = dict(pixels_from_camera=rig.pixels_from_camera, camera_from_bev=rig.camera_from_bev)
     np.savez(tmp_path / "clip.npz", images=images, previous_from_current=moved, **matrices)
-    program = BLOCKED + PAGE.files["examples/run_exported.py"]
-    environment = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    done = run_captured([sys.executable, "-c", program], 120, cwd=tmp_path, env=environment)
+    python = bare_environment(tmp_path / "bare", wanted_by("numpy", "onnxruntime"))
+    program = PAGE.files["examples/run_exported.py"]
+    done = run_captured([str(python), "-c", program], 120, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     classes = load_model(trained.work_dir, device=torch.device("cpu")).classes
     assert done.stdout.splitlines()[-1].endswith(str(list(classes)))

@@ -362,7 +362,7 @@ def test_samples_out_of_order_are_refused(module, root, scene, seconds, said):
 
 
 def test_the_pictures_of_a_dataset_begin_with_the_table(frames, tmp_path, capfd):
-    options = ["--dataset-only", str(frames), "--max-samples", "2", "--format", "none", "--out", str(tmp_path / "vis")]
+    options = ["--ground-truth", str(frames), "--max-samples", "2", "--format", "none", "--out", str(tmp_path / "vis")]
     environment = {"PYTHONPATH": f"{frames.parents[1] / 'yard'}:{':'.join(sys.path)}"}
     done = run_command("tools/visualize.py", *options, **environment)
     assert "plausibility" in done.stdout and "24 of 24 (100 %)" in done.stdout  # 12 boxes at each of two samples
@@ -419,7 +419,7 @@ def test_mistakes_give_one_line(frames, root, tmp_path, monkeypatch, capfd, mist
     (tmp_path / "frame_folders.py").write_text(texts["yard/frame_folders.py"])
     forget("frame_folders")
     monkeypatch.syspath_prepend(str(tmp_path))
-    arguments = [str(config), "--dataset-only", "--out", str(tmp_path / "vis")]
+    arguments = [str(config), "--ground-truth", "--out", str(tmp_path / "vis")]
     assert run("tools/visualize.py", [*arguments, *(["--cfg-options", *options] if options else [])]) == 2
     forget("frame_folders")
     assert_one_line(capfd.readouterr().err, said.replace("ROOT", str(root)), config.name)

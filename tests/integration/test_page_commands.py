@@ -8,6 +8,7 @@ import runpy
 import shlex
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -65,11 +66,11 @@ def user(trained: Tiny, tmp_path) -> Path:
 def test_a_folder_of_images(trained, user, capsys):
     # Expected: what the page says is written; in the clip's last moment other boxes than without its poses.
     commands = commands_of("inference.md", "## From a folder, by one command", "## What goes in")
-    assert [Path(command[0]).stem for command in commands] == ["infer"] * 2 + ["convert_calibration", "infer"] + [
+    assert [Path(command[0]).stem for command in commands] == ["infer"] * 3 + ["convert_calibration", "infer"] + [
         "convert_calibration"
     ] * 2
     scene = json.loads((trained.root / "v1.0-mini" / "scene.json").read_text())[0]["name"]
-    for command in commands[2:]:
+    for command in commands[3:]:
         call([{"scene-0061": scene}.get(word, word) for word in command], user)
         if "nuscenes" in command:
             for name in ("rig.json", "poses.json"):
@@ -91,6 +92,11 @@ def test_a_folder_of_images(trained, user, capsys):
         call([*command, "--min-score", "0"], user)
     assert sorted(path.name for path in (user / "out").iterdir())[-1].endswith(".mp4")
     assert len(list((user / "out").glob("*.json"))) == FRAMES
+    (user / "incoming").mkdir()
+    images = {path.stem: str(path) for path in (user / "images").glob("*.jpg")}
+    (user / "incoming" / "now.json").write_text(json.dumps({"images": images}))
+    call([{"30": "0.1"}.get(word, word) for word in commands[2]], user)
+    assert (user / "out" / "now.json").is_file() and (user / "out" / "now.png").is_file()
     capsys.readouterr()
 
 
@@ -128,19 +134,31 @@ def test_the_quick_start(trained, user):
     assert len(list((user / "out").glob("*.json"))) == len(list((user / "out").glob("*.png"))) == FRAMES
 
 
-def test_looking_at_a_model(trained, user):
-    # Expected: pictures of each kind, the page and the report, and two reports compared, as docs/visualization.md says.
+def test_looking_at_a_model(trained, user, capsys):
+    # Expected: what the page says is written, each file as what its name says; a comparison of a test with itself finds
+    # no difference; without Rerun its line is passed over.
+    checkpoint = json.loads((trained.work_dir / "train_summary.json").read_text())["checkpoint"]
     scene = json.loads((trained.root / "v1.0-mini" / "scene.json").read_text())[-1]["name"]
-    places = {"configs/demo.py": str(trained.config), "scene-2101": scene, "CHECKPOINT": newest(trained)}
+    places = {"configs/demo.py": str(trained.config), "CHECKPOINT": checkpoint, "scene-2101": scene}
     commands = commands_of("visualization.md")
-    assert [Path(command[0]).stem for command in commands] == ["visualize"] * 6 + ["test", "compare_runs"]
+    assert [Path(command[0]).stem for command in commands] == ["visualize"] * 7 + ["test", "compare_runs"]
     for command in commands:
-        if "compare_runs" in command[0]:
-            shutil.copytree(user / "results" / "report", user / "other_results" / "report")
+        if "--rerun" in command and find_spec("rerun") is None:
+            continue
+        if "tools/compare_runs.py" in command:
+            shutil.copytree(user / "results", user / "other_results")
+        capsys.readouterr()
         call([places.get(word, word) for word in command], user)
-    assert list((user / "vis" / scene).glob("*.png")) and list((user / "vis").rglob("*.mp4"))
-    assert list((user / "vis" / "truth").rglob("*.png")) and (user / "clip.html").exists()
-    assert (user / "results" / "report" / "report.html").exists()
+    printed = capsys.readouterr().out
+    assert "+0.000" in printed and "better" not in printed and "worse" not in printed
+    for folder in ("vis", "vis/truth"):
+        assert len(list((user / folder).glob(f"{scene}/*.png"))) == FRAMES
+        assert (user / folder / f"{scene}.gif").stat().st_size > 1000
+    assert (user / "vis" / f"{scene}.mp4").stat().st_size > 1000
+    for page in ("clip.html", "results/report/report.html", "results/report/worst.html"):
+        assert (user / page).read_text().startswith("<!DOCTYPE html>")
+    if find_spec("rerun") is not None:
+        assert (user / "clip.rrd").read_bytes()[:3] == b"RRF"
 
 
 def test_the_program_of_the_readme(trained, user, monkeypatch):

@@ -90,8 +90,8 @@ def test_configs(root, tmp_path, capfd, case) -> None:
 
 def test_m59_contradictory_flags(root, tmp_path, capfd) -> None:
     config = write_config(tmp_path / "config.py", root, VERSION)
-    arguments = (config, tmp_path / "a.pth", "--dataset-only", "--out", tmp_path / "out")
-    assert "or --dataset-only without one" in refused(capfd, tmp_path, "visualize", *arguments)[2]
+    arguments = (config, tmp_path / "a.pth", "--ground-truth", "--out", tmp_path / "out")
+    assert "or --ground-truth without one" in refused(capfd, tmp_path, "visualize", *arguments)[2]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """M21 to M32: image and lidar files that are wrong, or merely unusual, through the tools, by the contract.
 
-Each case spoils one image of the tiny root after it was indexed; ``tools/visualize.py --dataset-only`` reads them all.
+Each case spoils one image of the tiny root after it was indexed; ``tools/visualize.py --ground-truth`` reads them all.
 Images that are unusual and right are read: the pixels expected are those of the plain file, as OpenCV decodes them.
 """
 
@@ -70,7 +70,7 @@ def test_broken(root, tmp_path, capfd, case) -> None:
     breaks, field, reason = BROKEN[case]
     breaks(root / IMAGE)
     config = write_config(tmp_path / "config.py", root, VERSION)
-    arguments = ("--dataset-only", config, "--out", tmp_path / "out", "--scenes", "scene-0003")
+    arguments = ("--ground-truth", config, "--out", tmp_path / "out", "--scenes", "scene-0003")
     line = refused(capfd, tmp_path, "visualize", *arguments)
     assert line[0] == str(root / IMAGE) and line[1] == field and reason in line[2], line
 
@@ -101,7 +101,7 @@ def test_unusual_images_are_read(root, tmp_path, make) -> None:
     found = read_image(root / IMAGE, IMAGE_SIZE_PX)
     assert np.abs(found.astype(int) - expected).max() <= 3, "but for the rounding of two JPEG decoders"
     config = write_config(tmp_path / "config.py", root, VERSION)
-    arguments = ("--dataset-only", config, "--out", tmp_path / "out", "--scenes", "scene-0003", "--format", "none")
+    arguments = ("--ground-truth", config, "--out", tmp_path / "out", "--scenes", "scene-0003", "--format", "none")
     assert call_tool("visualize", *arguments) == 0
 
 
@@ -113,7 +113,7 @@ def test_the_lidars_points_are_never_read(root, tmp_path, spoil) -> None:
     """
     spoil(root / "samples/LIDAR_TOP/s1k0.pcd.bin")
     config = write_config(tmp_path / "config.py", root, VERSION)
-    arguments = ("--dataset-only", config, "--out", tmp_path / "out", "--scenes", "scene-0003", "--format", "none")
+    arguments = ("--ground-truth", config, "--out", tmp_path / "out", "--scenes", "scene-0003", "--format", "none")
     assert call_tool("visualize", *arguments) == 0
 
 

@@ -95,7 +95,7 @@ def test_index_files(indexed_root, tmp_path, capfd, case) -> None:
     breaks, file, reason = DAMAGE[case]
     breaks(root)
     config = write_config(tmp_path / "config.py", root, VERSION)
-    line = refused(capfd, tmp_path, "visualize", "--dataset-only", config, "--out", tmp_path / "out")
+    line = refused(capfd, tmp_path, "visualize", "--ground-truth", config, "--out", tmp_path / "out")
     assert Path(line[0]).name == file and reason in line[2], line
     assert not (root / "exploded").exists()
 
@@ -105,7 +105,7 @@ def test_m35_an_index_of_other_tables(indexed_root, tmp_path, capfd) -> None:
     root = Path(shutil.copytree(indexed_root, tmp_path / "root"))
     put("sample_annotation", 0, num_lidar_pts=8)(root)  # 9 before: as many bytes
     config = write_config(tmp_path / "config.py", root, VERSION)
-    file, field, reason = refused(capfd, tmp_path, "visualize", "--dataset-only", config, "--out", tmp_path / "out")
+    file, field, reason = refused(capfd, tmp_path, "visualize", "--ground-truth", config, "--out", tmp_path / "out")
     assert Path(file).name == "sample_annotation.json" and field == "sha256" and "has changed" in reason
 
 
@@ -181,7 +181,7 @@ def map_config(root: Path, path: Path) -> Path:
 
 def test_m49_the_map_is_missing(indexed_root, tmp_path, capfd) -> None:
     config = map_config(indexed_root, tmp_path / "config.py")
-    line = refused(capfd, tmp_path, "visualize", "--dataset-only", config, "--out", tmp_path / "out")
+    line = refused(capfd, tmp_path, "visualize", "--ground-truth", config, "--out", tmp_path / "out")
     assert LOCATION in " ".join(line) and "map" in line[2], line
 
 
@@ -190,5 +190,5 @@ def test_m50_the_map_of_another_city(root, tmp_path, capfd) -> None:
     edit_table(root, "log", lambda logs: [{**log, "location": "boston-seaport"} for log in logs])
     assert call_tool(*create(root)) == 0
     config = map_config(root, tmp_path / "config.py")
-    line = refused(capfd, tmp_path, "visualize", "--dataset-only", config, "--out", tmp_path / "out")
+    line = refused(capfd, tmp_path, "visualize", "--ground-truth", config, "--out", tmp_path / "out")
     assert "boston-seaport" in " ".join(line), line

@@ -106,7 +106,7 @@ def files(folder):
 
 def test_ground_truth_without_a_model(config, tmp_path, capsys):
     # Expected: the three samples of the test dataset's scene, one GIF, one line.
-    assert main(["--dataset-only", config(), "--out", str(tmp_path / "vis"), "--fps", "2"]) == 0
+    assert main(["--ground-truth", config(), "--out", str(tmp_path / "vis"), "--fps", "2"]) == 0
     pngs = [f"scene-0003/{k:04d}_s1k{k}.png" for k in range(3)]
     assert files(tmp_path / "vis") == ["scene-0003.gif", *pngs]
     with Image.open(tmp_path / "vis" / "scene-0003.gif") as clip:
@@ -158,10 +158,29 @@ def test_a_page_beside_the_pictures_or_alone(config, checkpoint, tmp_path, capsy
         cars = [np.hypot(*np.subtract(b["box"][:2], [0, 10])) for b in moment["truth"] if b["name"] == box["name"]]
         assert moment["matched"] and ("found" in box) == (min(cars, default=9) < 2)
     out = ["--out", str(tmp_path / "vis"), "--format", "none"]
-    assert main(["--dataset-only", config(), *out, "--html", str(page), "--max-samples", "1"]) == 0
+    assert main(["--ground-truth", config(), *out, "--html", str(page), "--max-samples", "1"]) == 0
     assert files(tmp_path / "vis") == ["scene-0003/0000_s1k0.png"]
     (data,) = re.findall(r'type="application/json">(.*?)</script>', page.read_text())
     assert json.loads(data)["title"] == "config: ground truth" and not json.loads(data)["moments"][0]["predicted"]
+
+
+def test_a_recording_alone(config, checkpoint, tmp_path, capsys):
+    # Expected: the three samples of the scene with the car predicted 10 m ahead, its middle 1 m over its lower face;
+    # predictions from above; no B_t, which this model does not have.
+    pytest.importorskip("rerun", reason="the extra 'rerun' is not installed")
+    from rerun import dataframe
+
+    file = tmp_path / "made" / "clip.rrd"
+    assert main([config(), checkpoint, "--rerun", str(file)]) == 0
+    assert files(tmp_path / "made") == ["clip.rrd"]
+    size = f"{file.stat().st_size / 1e6:.1f} MB"
+    assert capsys.readouterr().out.endswith(f"recording of 3 sample(s), {size}: rerun {file}\n")
+    read = dataframe.load_recording(file)
+    boxes = read.view(index="moment", contents="/world/car/boxes/predicted").select().read_all().to_pydict()
+    assert boxes["/world/car/boxes/predicted:PoseTranslation3D"] == [[[0, 10, -0.5]]] * 3
+    panels = {column.entity_path.rpartition("/")[2] for column in read.schema().component_columns()
+              if column.entity_path.startswith("/bev/")}  # fmt: skip
+    assert "prediction" in panels and "B_t" not in panels
 
 
 def test_samples_out_of_order_are_not_drawn_without_memory(config):
@@ -247,19 +266,20 @@ def test_scenes_are_chosen_by_name(config):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["{config}", "--out", "{out}"], "CHECKPOINT: give a checkpoint, or --dataset-only"),
-        (["{config}", "{weights}", "--dataset-only", "--out", "{out}"], "CHECKPOINT: give a checkpoint"),
-        (["{config}", "--dataset-only", "--out", "{out}", "--fps", "0"], "--fps: must be positive, not 0"),
-        (["{config}", "--dataset-only", "--out", "{out}", "--scenes", "scene-03"], "no scene 'scene-03'; nearest"),
-        (["{config}", "--dataset-only", "--out", "{out}", "--split", "tiny"], "'tiny' is none of"),
+        (["{config}", "--out", "{out}"], "CHECKPOINT: give a checkpoint, or --ground-truth"),
+        (["{config}", "{weights}", "--ground-truth", "--out", "{out}"], "CHECKPOINT: give a checkpoint"),
+        (["{config}", "--ground-truth", "--out", "{out}", "--fps", "0"], "--fps: must be positive, not 0"),
+        (["{config}", "--ground-truth", "--out", "{out}", "--scenes", "scene-03"], "no scene 'scene-03'; nearest"),
+        (["{config}", "--ground-truth", "--out", "{out}", "--split", "tiny"], "'tiny' is none of"),
         (["{config}", "{out}.pth", "--out", "{out}"], "checkpoint: no such file"),
-        (["{config}", "--dataset-only", "--out", "{weights}"], "--out: cannot be written"),
-        (["{config}", "--dataset-only"], "--out: say what to write"),
-        (["{config}", "--dataset-only", "--out", "{out}", "--features"], "--features, --attention: show what a model"),
+        (["{config}", "--ground-truth", "--out", "{weights}"], "--out: cannot be written"),
+        (["{config}", "--ground-truth"], "--out: say what to write"),
+        (["{config}", "--ground-truth", "--out", "{out}", "--features"], "--features, --attention: show what a model"),
         (["{config}", "{weights}", "--out", "{out}", "--attention", "ahead"], "ahead: is no place; write X,Y"),
         (["{config}", "{weights}", "--out", "{out}", "--attention"], "MemoryProbe: has no BEV encoder"),
-        (["{config}", "--dataset-only", "--html", "{weights}/clip.html"], "--html: cannot be written"),
-        (["{config}", "--dataset-only", "--html", "."], "--html: is a folder"),
+        (["{config}", "--ground-truth", "--html", "{weights}/clip.html"], "--html: cannot be written"),
+        (["{config}", "--ground-truth", "--html", "."], "--html: is a folder"),
+        (["{config}", "--ground-truth", "--rerun", "."], "--rerun: is a folder; name a file, as clip.rrd"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_and_nothing_is_drawn(config, checkpoint, tmp_path, arguments, said):

@@ -57,7 +57,7 @@ def create_nuscenes(
     for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
     print_findings(summary["findings"], console)
-    print("look at it: python tools/visualize.py --dataset-only CONFIG --out FOLDER")
+    print("look at it: python tools/visualize.py --ground-truth CONFIG --out FOLDER")
     print(summary_line(summary))
     return summary
 
