@@ -138,9 +138,13 @@ class AutocastTestLoop(_AutocastEvaluation, TestLoop):
     Args:
         dtype: "auto", "float32", "bfloat16" or "float16"; see :func:`bevstack.precision.choose_precision`.
         **kwargs: of mmengine's ``TestLoop``: runner, dataloader, evaluator.
+
+    Attributes:
+        given_form: asked in place of the runner's model, by whoever tests one model many times and makes its form once.
     """
 
     form: torch.nn.Module | None = None
+    given_form: torch.nn.Module | None = None
 
     def __init__(self, dtype: str = "float32", **kwargs) -> None:
         refuse_fp16(kwargs)
@@ -151,7 +155,7 @@ class AutocastTestLoop(_AutocastEvaluation, TestLoop):
         """Test; returns the metrics."""
         self.check_metrics()
         self.start_streams()
-        self.form = None  # of the weights of this run, after the hooks that put others in their place
+        self.form = self.given_form  # None: of this run's weights, after the hooks that put others in their place
         return super().run()
 
     def asked_model(self) -> torch.nn.Module:

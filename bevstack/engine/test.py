@@ -73,11 +73,39 @@ def test(
     """
     checkpoint = Path(checkpoint)
     out = Path(out) if out is not None else checkpoint.parent
+    if report is not None:
+        require_writable(report, "--report")
+    whole = cfg.copy()
+    runner = runner_of_test(cfg, checkpoint, out, launcher)
+    dataset, gathered = runner.test_loop.dataloader.dataset, ReportMetric()
+    if report is not None:
+        gathered.dataset_meta = dataset.metainfo
+        runner.test_loop.evaluator.metrics.append(gathered)
+    metrics = dict(runner.test())
+    if runner.rank == 0:
+        metrics |= _training_seconds(checkpoint.parent, out)
+        write_metrics(out / METRICS_NAME, metrics)
+        print_table(metrics)
+        print(f"metrics: {out / METRICS_NAME}", flush=True)
+        if report is not None:
+            title = f"{Path(cfg.filename or 'config').stem}: {checkpoint.name}"
+            print(f"report: {write_report(report, title, whole, dataset, gathered, metrics)}", flush=True)
+    return metrics
+
+
+def runner_of_test(cfg: Config, checkpoint: Path, out: Path, launcher: str = "none") -> BEVRunner:
+    """A runner with the checkpoint's weights, its test loop built, all that fits not being refused.
+
+    Args:
+        cfg: of :func:`load_config`; it loses what a test does not need.
+        checkpoint, out, launcher: see :func:`test`.
+
+    Raises:
+        InputError: anything the user can mend.
+    """
     for part in ("test_dataloader", "test_cfg", "test_evaluator"):
         if cfg.get(part) is None:
             raise InputError(cfg.filename or "config", part, "absent: this config has no test")
-    if report is not None:
-        require_writable(report, "--report")
     content = read_checkpoint(checkpoint)  # before anything is built or written
     check_components(cfg)
     compile_options(cfg)
@@ -93,21 +121,7 @@ def test(
         cameras = (getattr(dataset, "metainfo", None) or {}).get("cameras", ())
         check_trained_cameras(runner.module, content.get("meta") or {}, cameras, checkpoint)
         runner.take_weights(content, checkpoint, strict=True)
-        del content  # the optimizer's state is as large as the model
-        gathered = ReportMetric()
-        if report is not None:
-            gathered.dataset_meta = dataset.metainfo
-            runner.test_loop.evaluator.metrics.append(gathered)
-    metrics = dict(runner.test())
-    if runner.rank == 0:
-        metrics |= _training_seconds(checkpoint.parent, out)
-        write_metrics(out / METRICS_NAME, metrics)
-        print_table(metrics)
-        print(f"metrics: {out / METRICS_NAME}", flush=True)
-        if report is not None:
-            title = f"{Path(cfg.filename or 'config').stem}: {checkpoint.name}"
-            print(f"report: {write_report(report, title, whole, dataset, gathered, metrics)}", flush=True)
-    return metrics
+    return runner
 
 
 def _prepare(cfg: Config, out: Path, launcher: str) -> None:

@@ -18,6 +18,7 @@ from bevstack.datasets.transforms.sensor_faults import (
     DelayCameras,
     DisturbCalibration,
     DisturbEgoPoses,
+    FitCameras,
     LoseCameras,
     SwapCameras,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "DelayCameras",
     "DisturbCalibration",
     "DisturbEgoPoses",
+    "FitCameras",
     "LoadBEVMap",
     "LoadCameraSweeps",
     "LoadMultiViewImages",
