@@ -157,7 +157,7 @@ def test_sharpness_by_hand() -> None:
 
 
 def test_a_frozen_camera(rig, images) -> None:
-    # Expected: the one that shows the same picture again, also after a second JPEG; where the car stands still, the
+    # Expected: the one that shows the same picture again; where the car stands still, the
     # others' noise is new.
     before, now = check(images, rig), seen_by(rig, seed=5)
     now[2] = images[2]
