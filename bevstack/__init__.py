@@ -10,16 +10,29 @@ from typing import TYPE_CHECKING
 from bevstack.interop.standins import install_standins
 
 if TYPE_CHECKING:
+    from bevstack.engine.camera_health import CameraChecks, CameraHealth
     from bevstack.engine.inference import Predictor
     from bevstack.engine.models import load_model
     from bevstack.engine.prediction import BEVPrediction
     from bevstack.structures.moment import Moment, Motion, Rig, Sweeps
 
 __version__ = "0.1.0"
-__all__ = ["BEVPrediction", "Moment", "Motion", "Predictor", "Rig", "Sweeps", "load_model"]
+__all__ = [
+    "BEVPrediction",
+    "CameraChecks",
+    "CameraHealth",
+    "Moment",
+    "Motion",
+    "Predictor",
+    "Rig",
+    "Sweeps",
+    "load_model",
+]
 
 _PLACES = {
     "BEVPrediction": "bevstack.engine.prediction",
+    "CameraChecks": "bevstack.engine.camera_health",
+    "CameraHealth": "bevstack.engine.camera_health",
     "Moment": "bevstack.structures.moment",
     "Motion": "bevstack.structures.moment",
     "Predictor": "bevstack.engine.inference",

@@ -34,6 +34,10 @@ def main() -> int:
     parser.add_argument("--frames", type=int, default=20, help="keyframes a scene, at 2 Hz")
     parser.add_argument("--version", default="v1.0-mini", help="name of the folder of tables")
     parser.add_argument("--rig", default="sedan", help="car that the cameras are on: sedan, suv, truck or bus")
+    parser.add_argument("--cameras", type=int, default=6, help="on it: 5 (none looks back), 6 or 7 (one looks far)")
+    parser.add_argument(
+        "--only-val", action="store_true", help="leave the train scenes out; the others are as if they were there"
+    )
     parser.add_argument(
         "--rare", type=float, default=0.0, help="how many more of rare kinds in training scenes; 1: twice as many drive"
     )
@@ -61,6 +65,8 @@ def main() -> int:
         args.version,
         rig=args.rig,
         rare=args.rare,
+        cameras=args.cameras,
+        only_val=args.only_val,
     )
     print(
         f"{args.root}: {counts['scenes']} scenes, {counts['samples']} keyframes, {counts['images']} images, "

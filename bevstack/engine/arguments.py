@@ -224,6 +224,8 @@ def infer_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; the GPU where there is one by default")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="instead of the config's")
     parser.add_argument("--track", action="store_true", help="identities along streams, by the config's tracker")
+    parser.add_argument("--check-cameras", action="store_true", help="say what is wrong with each camera")
+    parser.add_argument("--mask-unhealthy", action="store_true", help="a camera with a fault sees nothing")
     parser.add_argument("--frame", choices=("bev", "ego", "global"), default="bev", help="that boxes are written in")
     parser.add_argument("--min-score", type=float, default=0.05, help="least score of a box that is written")
     parser.add_argument("--score-thr", type=float, default=0.3, help="least score of a box that is drawn")

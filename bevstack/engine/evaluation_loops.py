@@ -140,11 +140,13 @@ class AutocastTestLoop(_AutocastEvaluation, TestLoop):
     Args:
         dtype: "auto", "float32", "bfloat16" or "float16"; see :func:`bevstack.precision.choose_precision`.
         **kwargs: of mmengine's ``TestLoop``: runner, dataloader, evaluator.
+
+    Attributes:
+        answering: asked in place of the runner's model: an exported file, or a form that serves many tests.
     """
 
     form: torch.nn.Module | None = None
     answering: torch.nn.Module | None = None
-    """What is asked in the place of the runner's model, as an exported file; None for the model."""
 
     def __init__(self, dtype: str = "float32", **kwargs) -> None:
         refuse_fp16(kwargs)
@@ -155,7 +157,7 @@ class AutocastTestLoop(_AutocastEvaluation, TestLoop):
         """Test; returns the metrics."""
         self.check_metrics()
         self.start_streams()
-        self.form = None  # of the weights of this run, after the hooks that put others in their place
+        self.form = None  # of this run's weights, after the hooks that put others in their place
         return super().run()
 
     def asked_model(self) -> torch.nn.Module:

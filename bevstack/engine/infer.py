@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from bevstack.engine.arguments import infer_arguments
+from bevstack.engine.camera_health import CameraChecks
 from bevstack.engine.image_folder import find_moments, require_files, with_images
 from bevstack.engine.inference import Predictor
 from bevstack.engine.models import load_model
@@ -42,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rig = read_rig(args.calibration)
     streamed = args.watch is not None or args.images == [STDIN]
     records = None if streamed else records_of(args, rig)
-    predictor = Predictor(load_model(args.model, args.config, device_of(args.device)), dtype=args.dtype)
+    checks = CameraChecks() if args.check_cameras or args.mask_unhealthy else None
+    model = load_model(args.model, args.config, device_of(args.device))
+    predictor = Predictor(model, None, args.dtype, checks, args.mask_unhealthy)
     if records is None:
         stream = records_on(sys.stdin) if args.watch is None else records_in(args.watch, args.idle_seconds)
         count = infer(predictor, rig, stream, args, answers=True)

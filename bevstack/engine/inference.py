@@ -18,6 +18,7 @@ from mmengine.dataset import pseudo_collate
 
 from bevstack.datasets.ego_state import CanBusForm, CorrectedCanBus, EgoState
 from bevstack.datasets.transforms.packing import PackBEVInputs
+from bevstack.engine.camera_health import CameraChecks, CameraHealth, hide_cameras
 from bevstack.engine.compilation import compile_form
 from bevstack.engine.cpu_memory import keep_freed_memory
 from bevstack.engine.image_steps import ImageSteps, as_image
@@ -49,13 +50,26 @@ class Predictor:
             (:func:`bevstack.models.inference_form.inference_form`), with the weights of now.
         config: what was done to images in training and test; the model's own by default.
         dtype: "float32", "bfloat16", "float16" or "auto"; what the config tests in by default.
+        camera_checks: looks at every camera of a moment and says in ``prediction.camera_health`` what is wrong with it
+            (:class:`bevstack.engine.camera_health.CameraChecks`); None does not look.
+        mask_unhealthy: whether a camera with a fault sees nothing, as one without an image; needs ``camera_checks``.
 
     Raises:
         InputError: no config, one without a test pipeline, a model that makes no steps, or a format that the device
             does not have.
     """
 
-    def __init__(self, model: BEVPerception, config: Config | None = None, dtype: str | None = None) -> None:
+    def __init__(
+        self,
+        model: BEVPerception,
+        config: Config | None = None,
+        dtype: str | None = None,
+        camera_checks: CameraChecks | None = None,
+        mask_unhealthy: bool = False,
+    ) -> None:
+        if mask_unhealthy and camera_checks is None:
+            raise InputError("Predictor", "mask_unhealthy", "needs camera_checks: nobody else says what is unhealthy")
+        self.camera_checks, self.mask_unhealthy = camera_checks, mask_unhealthy
         classes: tuple[str, ...] = () if config is None else class_names(config)
         config = getattr(model, "config", None) if config is None else config
         if config is None:
@@ -80,6 +94,8 @@ class Predictor:
         motion: Motion | None = None,
         memory: BEVMemory | None = None,
         sweeps: Sweeps | None = None,
+        health: CameraHealth | None = None,
+        image_ages_s: Sequence[float] | None = None,
     ) -> tuple[BEVPrediction, BEVMemory | None]:
         """What the model says of one moment, and what it remembers of it.
 
@@ -91,13 +107,15 @@ class Predictor:
             motion: since the moment before; None where there was none.
             memory: what the step of the moment before returned; None at the start of a stream.
             sweeps: what the cameras took before, for video backbones.
+            health: ``camera_health`` of the prediction of the moment before, which ``camera_checks`` compares with.
+            image_ages_s: how long before the moment each image was taken, for ``camera_checks``.
 
         Raises:
             InputError: whatever of it does not fit the model or itself, in one line.
         """
         pose = None if motion is None else motion.global_from_bev
         place = {} if pose is None else {"global_from_bev": pose}
-        sample, memory = self._sample(Moment(images, rig, motion, sweeps), memory, place)
+        sample, memory = self._sample(Moment(images, rig, motion, sweeps, image_ages_s), memory, place, health)
         return BEVPrediction.of_sample(sample), memory
 
     def stream(self, moments: Iterable[Moment], track: bool = False) -> Iterator[BEVPrediction]:
@@ -158,6 +176,7 @@ class Predictor:
     def _samples(self, moments: Iterable[Moment]) -> Iterator[BEVDataSample]:
         """The predicted samples of a clip, each with its place, time and stream."""
         memory: BEVMemory | None = None
+        health: CameraHealth | None = None
         stream, seconds, global_from_bev = -1, 0.0, np.eye(4)
         for moment in moments:
             motion = moment.motion or Motion.start()
@@ -165,23 +184,24 @@ class Predictor:
                 seconds += motion.seconds
                 global_from_bev = global_from_bev @ motion.previous_from_current
             else:
-                memory, stream, seconds, global_from_bev = None, stream + 1, 0.0, np.eye(4)
+                memory, health, stream, seconds, global_from_bev = None, None, stream + 1, 0.0, np.eye(4)
             if motion.global_from_bev is not None:
                 global_from_bev = motion.global_from_bev
             names = dict.fromkeys(("scene_token", "scene_name"), f"stream {stream}")
             place = dict(timestamp_s=seconds, global_from_bev=global_from_bev, **names)
-            sample, memory = self._sample(moment, memory, place)
+            sample, memory = self._sample(moment, memory, place, health)
+            health = sample.metainfo.get("camera_health")
             yield sample
 
     def _sample(
-        self, moment: Moment, memory: BEVMemory | None, place: Mapping[str, Any]
+        self, moment: Moment, memory: BEVMemory | None, place: Mapping[str, Any], health: CameraHealth | None
     ) -> tuple[BEVDataSample, BEVMemory | None]:
         """One predicted sample, with ``place`` in its metainfo, and the memory after it."""
         if memory is not None and moment.motion is None:
             reason = "absent, though there is a memory: say how the car moved since, or leave the memory out"
             raise InputError("step", "motion", reason)
         motion = moment.motion or Motion.start()
-        batch = self._batch(moment, motion, place)
+        batch = self._batch(moment, motion, place, health)
         frame = batch["inputs"].frames[-1]
         with torch.no_grad(), self.precision.autocast():
             try:
@@ -194,12 +214,20 @@ class Predictor:
             (sample,) = self.model.predictions(bev, batch["data_samples"])
         return sample, memory
 
-    def _batch(self, moment: Moment, motion: Motion, place: Mapping[str, Any]) -> dict[str, Any]:
+    def _batch(
+        self, moment: Moment, motion: Motion, place: Mapping[str, Any], health: CameraHealth | None
+    ) -> dict[str, Any]:
         """A moment as the model's preprocessor leaves a batch of one sample."""
         trained = {"dataset_meta": {"cameras": getattr(self.model, "cameras", ())}}
         check_trained_cameras(self.model, trained, moment.rig.names, "rig")
         moment = with_all_cameras(moment, getattr(getattr(self.model, "encoder", None), "num_cameras", 0))
         frame = self.steps(moment.images, moment.rig, moment.sweeps)
+        if self.camera_checks is not None:
+            rig = moment.rig
+            health = self.camera_checks(frame, rig.names, rig.ego_from_bev, health, moment.image_ages_s)
+            place = {**place, "camera_health": health}
+            if self.mask_unhealthy:
+                hide_cameras(frame, ~health.well)
         frame |= {
             "previous_from_current": motion.previous_from_current if motion.has_previous else np.eye(4),
             "has_previous": motion.has_previous,
@@ -248,7 +276,8 @@ def with_all_cameras(moment: Moment, num_cameras: int) -> Moment:
         poses, still = sweeps.sweep_from_camera, np.tile(np.eye(4), (len(sweeps.images), absent, 1, 1))
         poses = None if poses is None else np.concatenate([poses, still], axis=1)
         sweeps = Sweeps([[*swept, *[None] * absent] for swept in sweeps.images], poses)
-    return Moment([*images, *[None] * absent], rig, moment.motion, sweeps)
+    ages = None if moment.image_ages_s is None else [*moment.image_ages_s, *[0.0] * absent]
+    return Moment([*images, *[None] * absent], rig, moment.motion, sweeps, ages)
 
 
 def can_bus_vector(form: CanBusForm, motion: Motion, ego_from_bev: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bevstack.engine.camera_health import CameraHealth
 from bevstack.errors import InputError
 from bevstack.evaluation.submission import SubmittedBoxes, submitted_boxes
 from bevstack.geometry import BEVGrid
@@ -165,10 +166,12 @@ class BEVPrediction:
     image_keypoints: PredictedImageKeypoints | None = None
     scene: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     others: Mapping[str, Any] = field(default_factory=dict)
+    camera_health: CameraHealth | None = None
 
     @classmethod
     def of_sample(cls, sample: BEVDataSample) -> BEVPrediction:
-        """From a sample with predictions; ``classes`` of its metainfo names the labels."""
+        """From a sample with predictions; ``classes`` of its metainfo names the labels, ``camera_health`` is taken
+        from there, too."""
         classes = tuple(sample.metainfo.get("classes", ()))
         rasters = sample.pred_rasters if "pred_rasters" in sample else {}
         own = [name for name, _ in sample.items() if name.startswith("pred_") and name not in _KNOWN]
@@ -185,6 +188,7 @@ class BEVPrediction:
             image_keypoints=_image_keypoints(sample) if "pred_image_keypoints" in sample else None,
             scene=_scene(sample.pred_scene) if "pred_scene" in sample else {},
             others={name: sample.get(name) for name in own},
+            camera_health=sample.metainfo.get("camera_health"),
         )
 
     def as_dict(self, cells: bool = True) -> dict[str, Any]:
@@ -219,6 +223,8 @@ class BEVPrediction:
             answer["scene"] = {question: dict(answers) for question, answers in self.scene.items()}
         if self.others:
             answer["others"] = _plain(self.others)
+        if self.camera_health is not None:
+            answer["camera_health"] = self.camera_health.as_dict()
         return answer
 
     def nuscenes_boxes(self, global_from_bev: np.ndarray, token: str = "") -> SubmittedBoxes:

@@ -86,11 +86,44 @@ def test(
     out = SHIPPED_OUT / checkpoint if out is None and is_name(checkpoint) else out
     checkpoint = checkpoint_of(checkpoint)
     out = Path(out) if out is not None else checkpoint.parent
+    if report is not None:
+        require_writable(report, "--report")
+    whole = cfg.copy()
+    runner = runner_of_test(cfg, checkpoint, out, launcher)
+    dataset, gathered = runner.test_loop.dataloader.dataset, ReportMetric()
+    if report is not None or intervals:
+        gathered.dataset_meta = dataset.metainfo
+        runner.test_loop.evaluator.metrics.append(gathered)
+    metrics = dict(runner.test())
+    if runner.rank == 0:
+        metrics |= _training_seconds(checkpoint.parent, out)
+        write_metrics(out / METRICS_NAME, metrics)
+        print_table(metrics)
+        print(f"metrics: {out / METRICS_NAME}", flush=True)
+        if intervals:
+            sure = score_intervals(gathered.findings.table, gathered.findings.cells)
+            with atomic_write(out / INTERVALS_NAME) as temporary:
+                temporary.write_text(json.dumps(sure, indent=1) + "\n", encoding="utf-8")
+            print(f"intervals: {out / INTERVALS_NAME}", flush=True)
+        if report is not None:
+            title = f"{Path(cfg.filename or 'config').stem}: {checkpoint.name}"
+            print(f"report: {write_report(report, title, whole, dataset, gathered, metrics)}", flush=True)
+    return metrics
+
+
+def runner_of_test(cfg: Config, checkpoint: Path, out: Path, launcher: str = "none") -> BEVRunner:
+    """A runner with the checkpoint's weights, its test loop built, all that fits not being refused.
+
+    Args:
+        cfg: of :func:`load_config`; it loses what a test does not need.
+        checkpoint, out, launcher: see :func:`test`.
+
+    Raises:
+        InputError: anything the user can mend.
+    """
     for part in ("test_dataloader", "test_cfg", "test_evaluator"):
         if cfg.get(part) is None:
             raise InputError(cfg.filename or "config", part, "absent: this config has no test")
-    if report is not None:
-        require_writable(report, "--report")
     exported = checkpoint.suffix == ".onnx"
     content = {} if exported else read_checkpoint(checkpoint)  # before anything is built or written
     check_components(cfg)
@@ -110,26 +143,7 @@ def test(
         else:
             check_trained_cameras(runner.module, content.get("meta") or {}, cameras, checkpoint)
             runner.take_weights(content, checkpoint, strict=True)
-        del content  # the optimizer's state is as large as the model
-        gathered = ReportMetric()
-        if report is not None or intervals:
-            gathered.dataset_meta = dataset.metainfo
-            runner.test_loop.evaluator.metrics.append(gathered)
-    metrics = dict(runner.test())
-    if runner.rank == 0:
-        metrics |= _training_seconds(checkpoint.parent, out)
-        write_metrics(out / METRICS_NAME, metrics)
-        print_table(metrics)
-        print(f"metrics: {out / METRICS_NAME}", flush=True)
-        if intervals:
-            sure = score_intervals(gathered.findings.table, gathered.findings.cells)
-            with atomic_write(out / INTERVALS_NAME) as temporary:
-                temporary.write_text(json.dumps(sure, indent=1) + "\n", encoding="utf-8")
-            print(f"intervals: {out / INTERVALS_NAME}", flush=True)
-        if report is not None:
-            title = f"{Path(cfg.filename or 'config').stem}: {checkpoint.name}"
-            print(f"report: {write_report(report, title, whole, dataset, gathered, metrics)}", flush=True)
-    return metrics
+    return runner
 
 
 def _answer_by_file(runner: BEVRunner, file: Path, cameras: Sequence[str]) -> None:

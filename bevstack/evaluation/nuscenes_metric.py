@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bevstack.datasets.nuscenes.split_names import scenes_of
 from bevstack.datasets.nuscenes.taxonomy import detection_class
 from bevstack.errors import InputError
 from bevstack.evaluation.gathering import GatheredMetric
@@ -152,7 +153,7 @@ class NuScenesMetric(GatheredMetric):
         if not isinstance(scenes, list) or not all(_is_named(scene) for scene in scenes):
             raise InputError(folder / "scene.json", "content", "must be a list of scenes with names and tokens")
         splits = read_splits(folder, scenes)
-        if self.split not in splits:
+        if scenes_of(splits, self.split) is None:
             there = ", ".join(sorted(splits))
             raise InputError(folder, self.split, f"no such split, or none of its scenes; there are {there}")
         truth = folder / "sample_annotation.json"

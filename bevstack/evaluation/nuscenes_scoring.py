@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bevstack.datasets.nuscenes.split_names import scenes_of
 from bevstack.errors import InputError
 from bevstack.evaluation.submission import (
     SubmittedBoxes,
@@ -84,10 +85,11 @@ class ScoredSplit:
 
         tables = self.tables
         splits = read_splits(tables.table_root, tables.scene)
-        if self.split not in splits:
+        members = scenes_of(splits, self.split)
+        if members is None:
             there = ", ".join(sorted(splits))
             raise InputError(tables.table_root, self.split, f"no such split, or none of its scenes; there are {there}")
-        scenes, left_out = set(splits[self.split]), set(self.left_out)
+        scenes, left_out = set(members), set(self.left_out)
         tokens = [s["token"] for s in tables.sample if s["scene_token"] in scenes and s["token"] not in left_out]
         if not tokens:
             raise InputError(tables.table_root, self.split, "all samples of the split are left out")

@@ -105,6 +105,8 @@ def robustness_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rigs", nargs="+", default=[], metavar="NAME=ROOT", help="the same world as other rigs took it (suite rig)"
     )
+    parser.add_argument("--scenes", type=int, default=0, help="only so many of the test set's first scenes (nuScenes)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that score cases side by side (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of all faults")
     parser.add_argument("--as-published", action="store_true", help="with the two slips of RoboBEV's scripts")
     parser.add_argument("--page-only", action="store_true", help="write the page from what is done already")

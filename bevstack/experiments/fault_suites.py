@@ -101,7 +101,8 @@ def _calibration(settings: FaultSettings) -> Iterator[FaultCase]:
 
 def _rig(settings: FaultSettings) -> Iterator[FaultCase]:
     for name, root in settings.rigs:
-        yield FaultCase("rig", name, root, data_root=root)
+        step = dict(type="FitCameras", number=len(settings.cameras))
+        yield FaultCase("rig", name, root, (step,), data_root=root)
 
 
 def _time(settings: FaultSettings) -> Iterator[FaultCase]:

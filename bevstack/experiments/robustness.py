@@ -1,7 +1,8 @@
 """The work behind ``tools/robustness.py``: score a checkpoint with faulty sensors, keep the numbers, write one page.
 
-Every case is a whole test of the config's test set (:mod:`bevstack.experiments.fault_suites` has them). Numbers are
-kept after each, so that a run that was stopped goes on where it was. Ratios are RoboBEV's (Xie et al. 2023): the
+Every case is a whole test of the config's test set (:mod:`bevstack.experiments.fault_suites` has them,
+:mod:`bevstack.experiments.fault_tests` runs them). Numbers are kept after each, so that a run that was stopped goes on
+where it was. Ratios are RoboBEV's (Xie et al. 2023): the
 resilience of a corruption is its score, averaged over severities, over the clean one, mRR their mean; with the numbers
 of a baseline, the corruption error is the sum of 1 - score over the baseline's, mCE their mean. Both in percent there,
 as fractions here.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,11 @@ import numpy as np
 from bevstack.engine.arguments import named_checkpoint
 from bevstack.engine.checkpoint import checkpoint_of
 from bevstack.engine.config import building, check_components, load_config
-from bevstack.engine.test import test
 from bevstack.engine.visualize import build_dataset
 from bevstack.errors import InputError
 from bevstack.experiments.arguments import robustness_parser
 from bevstack.experiments.fault_suites import CLEAN, FaultCase, FaultSettings, cases_of, with_faults
+from bevstack.experiments.fault_tests import FaultTestSettings, scored_cases, threads_for
 from bevstack.experiments.robustness_page import write_page
 from bevstack.files import atomic_write
 
@@ -58,16 +59,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "seed": args.seed,
         "as_published": args.as_published,
         "options": list(args.cfg_options),
+        "scenes": args.scenes,
     }
     scores = read_scores(path, run)
     baseline = None if args.baseline is None else read_scores(args.baseline)
     if not args.page_only:
-        for number, case in enumerate(cases, start=1):
-            if case.key not in scores:
-                print(f"[{number}/{len(cases)}] {case.key}", flush=True)
-                metrics = test(with_faults(cfg, case), checkpoint, args.work_dir / "test")
-                scores[case.key] = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-                _keep(path, run, scores)
+        for case in cases:
+            with_faults(cfg, case)  # refuses a pipeline that no fault fits, before anything is built
+        log, threads = args.work_dir / "test", threads_for(args.workers)
+        settings_of_tests = (str(args.config), tuple(args.cfg_options), str(checkpoint), log, args.scenes, threads)
+        wanted = [case for case in cases if case.key not in scores]
+        started = time.monotonic()
+        for case, metrics in scored_cases(FaultTestSettings(*settings_of_tests), wanted, args.workers):
+            scores[case.key] = metrics
+            _keep(path, run, scores)
+            count, seconds = sum(case.key in scores for case in cases), time.monotonic() - started
+            print(f"[{count}/{len(cases)}] {seconds:.0f} s  {case.key}  {_said(metrics, args.metric)}", flush=True)
     if CLEAN.key not in scores:
         raise InputError(path, "clean", "is not there yet: run without --page-only")
     metric = chosen_metric(scores[CLEAN.key], args.metric, path)
@@ -78,6 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     })  # fmt: skip
     print(f"{len(done)} of {len(cases)} cases; {page}; raw numbers: {path}")
     return 0
+
+
+def _said(metrics: Mapping[str, float], wanted: str | None) -> str:
+    names = (wanted,) if wanted else _SCORES
+    return "  ".join(f"{name} {metrics[name]:.3f}" for name in names if name in metrics)
 
 
 def _named_root(text: str) -> tuple[str, str]:

@@ -231,9 +231,12 @@ class Moment:
         rig: the cameras.
         motion: since the moment before; None, or a motion without a previous moment, starts a new stream.
         sweeps: for models with a video backbone.
+        image_ages_s: how long before the moment each image was taken, where that is known; only a check of the
+            cameras reads it.
     """
 
     images: Sequence[Image]
     rig: Rig
     motion: Motion | None = None
     sweeps: Sweeps | None = None
+    image_ages_s: Sequence[float] | None = None

@@ -1,4 +1,4 @@
-"""The sensor rig: six cameras and a lidar where nuScenes mounts them, and when each fires.
+"""The sensor rig: six cameras and a lidar where nuScenes mounts them, or five or seven cameras, and when each fires.
 
 Mounting poses and intrinsics are nuScenes' own (public calibration, rounded), each scene with its own small deviation.
 Camera frames are x right, y down, z forward; the ego frame is x forward, y left, z up, its origin under the rear axle.
@@ -26,7 +26,22 @@ _MOUNTS = {
     "CAM_BACK_RIGHT": ((1.0149, -0.4806, 1.5624), -110.6, 1259.5, (807.3, 501.2), 0.0201),
 }
 
-# the same six cameras on another car: higher by metres; factors of the places along and across it, of focal lengths
+# five: none looks back, two look more to the sides, as on Waymo's cars (Sun et al. 2020). seven: the six, and one that
+# looks far ahead through a narrow lens. Those that the six have keep their places in the order.
+_SIDES = {
+    "CAM_SIDE_LEFT": ((1.0357, 0.4848, 1.5910), 100.0, 1000.0, (800.0, 490.0), 0.0005),
+    "CAM_SIDE_RIGHT": ((1.0149, -0.4806, 1.5624), -100.0, 1000.0, (800.0, 490.0), 0.0201),
+}
+_NARROW = {"CAM_FRONT_NARROW": ((1.7008, 0.12, 1.5110), 0.0, 2600.0, (800.0, 480.0), 0.0355)}
+_SETS = {
+    5: {**{name: _MOUNTS[name] for name in CAMERA_NAMES[:3]}, **_SIDES},
+    6: _MOUNTS,
+    7: {**_MOUNTS, **_NARROW},
+}
+CAMERA_SETS = {number: tuple(mounts) for number, mounts in _SETS.items()}
+"""Names of five, six or seven cameras."""
+
+# the same cameras on another car: higher by metres; factors of the places along and across it, of focal lengths
 _RIGS = {
     "sedan": (0.0, 1.0, 1.0, 1.0),
     "suv": (0.35, 1.1, 1.15, 1.0),
@@ -83,14 +98,19 @@ def yaw_quaternion(yaw: float) -> list[float]:
     return [float(np.cos(yaw / 2)), 0.0, 0.0, float(np.sin(yaw / 2))]
 
 
-def build_rig(rng: np.random.Generator, width_px: int, height_px: int, car: str = "sedan") -> list[Camera]:
-    """The six cameras of one scene at an image size, each a little off its nominal mounting (1 cm, 0.3 degrees, 0.3 %
-    focal), on one of :data:`RIGS`. What is drawn, and the lidar, are the same on every car."""
+def build_rig(
+    rng: np.random.Generator, width_px: int, height_px: int, car: str = "sedan", cameras: int = 6
+) -> list[Camera]:
+    """The cameras of one scene at an image size, each a little off its nominal mounting (1 cm, 0.3 degrees, 0.3 %
+    focal), on one of :data:`RIGS` and of one of :data:`CAMERA_SETS`. What is drawn, and the lidar, are the same on
+    every car: the generator has drawn for six cameras afterwards."""
     higher, longer, wider, focal_factor = _RIGS[car]
     scale_x, scale_y = width_px / NATIVE_SIZE_PX[0], height_px / NATIVE_SIZE_PX[1]
-    rig = []
-    for name in CAMERA_NAMES:
-        translation, yaw_deg, focal, centre, early = _MOUNTS[name]
+    rig, nominal, six = [], _SETS[cameras], rng
+    extra = np.random.default_rng(cameras)  # what a seventh camera draws
+    for place, (name, mount) in enumerate(nominal.items()):
+        rng = six if place < len(_MOUNTS) else extra
+        translation, yaw_deg, focal, centre, early = mount
         translation = (translation[0] * longer, translation[1] * wider, translation[2] + higher)
         focal = focal * focal_factor * (1 + rng.normal(0, 0.003))
         intrinsic = np.array(
@@ -110,4 +130,6 @@ def build_rig(rng: np.random.Generator, width_px: int, height_px: int, car: str 
                 name, intrinsic, np.asarray(translation) + rng.normal(0, 0.01, 3), rotation, early, width_px, height_px
             )
         )
+    for _ in range(len(_MOUNTS) - len(nominal)):
+        six.normal(0, 1, 9)
     return rig

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bevstack.errors import InputError
 from bevstack.files import atomic_folder
 from bevstack.synthetic import tables
-from bevstack.synthetic.cameras import CAMERA_NAMES, LIDAR_NAME, NATIVE_SIZE_PX, RIGS
+from bevstack.synthetic.cameras import CAMERA_SETS, LIDAR_NAME, NATIVE_SIZE_PX, RIGS
 from bevstack.synthetic.map_expansion import write_location
 from bevstack.synthetic.plan import DISTRICT_SIZE_M
 from bevstack.synthetic.recorder import SCENE_TABLES, SceneTask, token_of
@@ -43,6 +43,7 @@ def plan_scenes(
     frames: int,
     rig: str,
     rare: float,
+    cameras: int,
 ) -> tuple[list[SceneTask], dict[str, list[str]], dict[str, tuple[float, float]]]:
     """The scenes to make, the splits, and each location's map extent (width, height) in metres."""
     total = train + val
@@ -75,6 +76,7 @@ def plan_scenes(
                 start_us,
                 rig,
                 rare if split == "train" else 0.0,
+                cameras,
             )
         )
     extents = {
@@ -117,30 +119,43 @@ def generate(
     progress: bool = True,
     rig: str = "sedan",
     rare: float = 0.0,
+    cameras: int = 6,
+    only_val: bool = False,
 ) -> dict[str, float]:
     """Make a dataset at ``root`` (which must not exist, or hold an earlier synthetic dataset, which is replaced).
 
     ``image_size`` is (width, height) in pixels, at most 1600x900; ``workers`` 0 means one a core; ``rig`` is the car
-    that the cameras are on (:data:`bevstack.synthetic.cameras.RIGS`), in the same world; ``rare`` is how many more of
-    rare kinds there are in training scenes (:func:`bevstack.synthetic.traffic.populate`). The bytes depend on the other
-    arguments only. Returns counts and seconds. Raises InputError on arguments that cannot work and where the
-    files cannot be written; nothing half written stays.
+    that the cameras are on (:data:`bevstack.synthetic.cameras.RIGS`), ``cameras`` how many there are (5, 6 or 7,
+    :data:`bevstack.synthetic.cameras.CAMERA_SETS`), in the same world; ``rare`` is how many more of rare kinds there
+    are in training scenes (:func:`bevstack.synthetic.traffic.populate`). ``only_val`` leaves the train scenes out and
+    makes the others as if they were there. The bytes depend on the other arguments only. Returns counts and seconds.
+    Raises InputError on arguments that cannot work and where the files cannot be written; nothing half written stays.
     """
     root = Path(root)
     _check(root, train_scenes, val_scenes, seed, image_size, frames, version)
+    if only_val and val_scenes < 1:
+        raise InputError("create_synthetic", "--only-val", "leaves no scene; name some --val-scenes")
     if rig not in RIGS:
         raise InputError("create_synthetic", "--rig", f"{rig!r} is none of {', '.join(RIGS)}")
     if not 0 <= rare <= 10:
         raise InputError("create_synthetic", "--rare", f"{rare} is not between 0 and 10")
+    if cameras not in CAMERA_SETS:
+        raise InputError("create_synthetic", "--cameras", f"{cameras} is none of {', '.join(map(str, CAMERA_SETS))}")
     started = time.perf_counter()
     with atomic_folder(root, "root") as work:
-        for name in (*CAMERA_NAMES, LIDAR_NAME):
+        for name in (*CAMERA_SETS[cameras], LIDAR_NAME):
             (work / "samples" / name).mkdir(parents=True)
             if sweeps and name != LIDAR_NAME:
                 (work / "sweeps" / name).mkdir(parents=True)
         for folder in ("maps/expansion", "can_bus", version):
             (work / folder).mkdir(parents=True)
-        plan, splits, extents = plan_scenes(work, train_scenes, val_scenes, seed, image_size, sweeps, frames, rig, rare)
+        plan, splits, extents = plan_scenes(
+            work, train_scenes, val_scenes, seed, image_size, sweeps, frames, rig, rare, cameras
+        )
+        if only_val:
+            plan, splits["train"] = [task for task in plan if task.name in splits["val"]], []
+            there = {task.location for task in plan}
+            extents = {name: extent for name, extent in extents.items() if name in there}
         workers = workers or os.cpu_count() or 1
         results = _with_progress(plan, workers) if progress else list(_run(plan, workers, lambda: None))
         counts = _write(work, version, plan, results, splits, extents)
@@ -204,7 +219,7 @@ def _write(
     splits: dict[str, list[str]],
     extents: dict[str, tuple[float, float]],
 ) -> dict[str, float]:
-    merged = tables.fixed_tables()
+    merged = tables.fixed_tables(CAMERA_SETS[plan[0].cameras])
     for name in SCENE_TABLES:
         merged[name] = [row for result in results for row in result["tables"][name]]
     merged["map"] = []
@@ -237,6 +252,7 @@ def _write(
                 "sweeps": task.sweeps,
                 "rig": task.rig,
                 "rare": task.rare,
+                "cameras": task.cameras,
             },
             indent=1,
         )

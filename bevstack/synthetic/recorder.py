@@ -69,6 +69,7 @@ class SceneTask:
     start_us: int
     rig: str = "sedan"
     rare: float = 0.0
+    cameras: int = 6
 
 
 def token_of(*names: object) -> str:
@@ -106,7 +107,7 @@ class SceneRecorder:
         self.ego, self.poses, self.speeds = traffic.ego_poses(times), traffic.poses(times), traffic.speeds(times)
         seen = np.zeros((task.frames, self.stack.count), np.int64)
         whole = np.zeros_like(seen)
-        per_channel: dict[str, list[dict]] = {name: [] for name in (*CAMERA_NAMES, LIDAR_NAME)}
+        per_channel: dict[str, list[dict]] = {name: [] for name in (*(camera.name for camera in rig), LIDAR_NAME)}
         points_in = np.zeros((task.frames, len(traffic.agents)), np.int64)
         for row, (time, frame, index, key) in enumerate(shots):
             if index < 0:
@@ -182,6 +183,7 @@ class SceneRecorder:
         """Every exposure in order: (time in whole microseconds, keyframe it belongs to, camera or -1 for the lidar,
         keyframe or sweep)."""
         jitter = self.rng.uniform(0, 1.5e-3, (len(key_times), len(CAMERA_NAMES)))
+        jitter = np.concatenate([jitter, jitter[:, :1]], axis=1)  # a seventh camera fires as the first one does
         early = [camera.seconds_before_lidar for camera in self.renderer.rig]
         shots = []
         for frame, time in enumerate(key_times):

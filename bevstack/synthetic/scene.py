@@ -51,7 +51,7 @@ def build_world(task: SceneTask, rng: np.random.Generator) -> World:
     stack = ThingStack([Thing(agent.mesh, agent=k) for k, agent in enumerate(traffic.agents)] + scenery, rng)
     light = lamp_light(lamps, district.size, rng) if weather.night else None
     texture = paint_ground(district, rng, weather.wet, light)
-    rig = build_rig(rng, *task.image_size, task.rig)
+    rig = build_rig(rng, *task.image_size, task.rig, task.cameras)
     renderer = Renderer(
         rig,
         stack,

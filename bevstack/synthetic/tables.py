@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bevstack.synthetic.cameras import CAMERA_NAMES, LIDAR_NAME
+from collections.abc import Sequence
+
+from bevstack.synthetic.cameras import LIDAR_NAME
 from bevstack.synthetic.recorder import token_of
 
 CATEGORIES = (
@@ -43,8 +45,8 @@ ATTRIBUTES = (
 VISIBILITY = (("1", "v0-40", 0, 40), ("2", "v40-60", 40, 60), ("3", "v60-80", 60, 80), ("4", "v80-100", 80, 100))
 
 
-def fixed_tables() -> dict[str, list[dict]]:
-    """category, attribute, visibility and sensor, with tokens made of the names."""
+def fixed_tables(cameras: Sequence[str]) -> dict[str, list[dict]]:
+    """category, attribute, visibility and sensor, with tokens made of the names, ``cameras`` among them."""
     return {
         "category": [
             {"token": token_of("category", name), "name": name, "description": name.split(".")[-1].replace("_", " ")}
@@ -68,6 +70,6 @@ def fixed_tables() -> dict[str, list[dict]]:
                 "channel": name,
                 "modality": "lidar" if name == LIDAR_NAME else "camera",
             }
-            for name in (*CAMERA_NAMES, LIDAR_NAME)
+            for name in (*cameras, LIDAR_NAME)
         ],
     }

@@ -15,6 +15,7 @@ from tables import CAMERAS, LOCATION, START_US, VERSION, build_root, edit_table,
 
 from bevstack.datasets.nuscenes.create_data import create_nuscenes
 from bevstack.datasets.nuscenes.index import NuScenesIndex
+from bevstack.datasets.nuscenes.split_names import scenes_of
 from bevstack.errors import InputError
 from bevstack.structures.rigid_arrays import rigid_inverse
 
@@ -54,8 +55,16 @@ def test_splits_are_the_devkits_and_the_versions_own(index):
     assert index.samples("tiny_train").tolist() == index.samples("train").tolist() == [0, 1, 2, 3]
     assert index.samples("tiny_val").tolist() == index.samples("val").tolist() == [4, 5, 6]
     assert index.samples("all").tolist() == list(range(7))
-    with pytest.raises(InputError, match="tiny_train"):
-        index.samples("training")
+    for absent in ("training", "training[:1]", "val[:0]", "val[1:]"):
+        with pytest.raises(InputError, match="tiny_train"):
+            index.samples(absent)
+
+
+def test_the_first_scenes_of_a_split():
+    # Expected: by hand; a split of that very name comes first.
+    splits = {"val": ["a", "b", "c"], "odd[:1]": ["x", "y"], "odd": ["z"]}
+    assert scenes_of(splits, "val[:2]") == ["a", "b"] and scenes_of(splits, "val[:9]") == ["a", "b", "c"]
+    assert scenes_of(splits, "odd[:1]") == ["x", "y"] and scenes_of(splits, "all[:1]") is None
 
 
 def test_samples_in_order(index):

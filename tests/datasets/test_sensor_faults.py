@@ -17,6 +17,7 @@ from bevstack.datasets.transforms import (
     DelayCameras,
     DisturbCalibration,
     DisturbEgoPoses,
+    FitCameras,
     LoadMultiViewImages,
     LoseCameras,
     SwapCameras,
@@ -295,3 +296,20 @@ def test_ego_poses_jump_now_and_then() -> None:
     fault = DisturbEgoPoses(jump_m=5.0, jump_probability=0.1)
     lengths = np.array([np.linalg.norm(fault._error(f"t{n}")[:2, 3]) for n in range(500)])
     assert set(np.round(lengths, 6)) == {0.0, 5.0} and 30 < (lengths > 0).sum() < 75
+
+
+@pytest.mark.parametrize("number", [1, len(CAMERAS), len(CAMERAS) + 2])
+def test_as_many_cameras_as_a_model_takes(root, number) -> None:
+    """Expected: the first ones as they are; those that lack are black and behind every place of 200 m around."""
+    whole, fitted = (dataset_of(root, *steps, num_frames=2)[1] for steps in ((), (FitCameras(number),)))
+    there = min(number, len(CAMERAS))
+    assert len(fitted["camera_names"]) == number and fitted["camera_names"][:there] == whole["camera_names"][:there]
+    for frame, own in zip(fitted["frames"], whole["frames"], strict=True):
+        for key in ("images", "image_paths", "pixels_from_camera", "camera_from_bev", "image_size_px"):
+            assert len(frame[key]) == number
+            np.testing.assert_array_equal(np.array(frame[key][:there]), np.array(own[key][:there]))
+        for camera in range(there, number):
+            assert not frame["images"][camera].any()
+            assert (frame["camera_from_bev"][camera] @ [200, -200, 200, 1])[2] < 0
+    with pytest.raises(ValueError, match="at least 1"):
+        FitCameras(0)

@@ -101,6 +101,22 @@ def test_a_clip_carries_its_memory(user, tmp_path, capsys):
     assert names(tmp_path / "out") == [f"{t:06d}.json" for t in range(3)]
 
 
+@pytest.mark.parametrize("flag", ["--check-cameras", "--mask-unhealthy"])
+def test_what_is_wrong_with_cameras_is_written(user, tmp_path, flag):
+    # Expected: a black camera is called so; masked, the moment is that of a camera without an image.
+    folder = tmp_path / "one"
+    folder.mkdir()
+    for camera in CAMERAS:
+        image = cv2.imread(str(user / "one" / f"{camera}.png"))
+        cv2.imwrite(str(folder / f"{camera}.png"), image * (camera != CAMERAS[1]))
+    assert ask(user, str(folder), tmp_path / "out", "--no-pictures", "--min-score", "0", flag) == 0
+    result = json.loads((tmp_path / "out" / "000000.json").read_text())
+    assert result["camera_health"] == {camera: ["black"] * (camera == CAMERAS[1]) for camera in CAMERAS}
+    paths = [folder / f"{camera}.png" if camera != CAMERAS[1] else None for camera in CAMERAS]
+    absent, _ = Predictor(load_model(user / "model.pth", device="cpu")).step(paths, rig_of())
+    assert (result["boxes"] == plain(absent.as_dict(cells=False)["boxes"])) == (flag == "--mask-unhealthy")
+
+
 def test_without_poses_each_moment_stands_alone(user, tmp_path, capsys):
     # Expected: the last moment as if it were the first; the files' own names; said in a note.
     ask(user, "clip", tmp_path / "out", "--min-score", "0", "--clip", "gif")

@@ -6,16 +6,27 @@ import json
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 
 from bevstack.errors import InputError
 from bevstack.experiments.arguments import FAULT_SUITES
 from bevstack.experiments.fault_suites import CLEAN, FaultCase, FaultSettings, cases_of, with_faults
+from bevstack.experiments.fault_tests import (
+    FaultTests,
+    FaultTestSettings,
+    KeptImageFeatures,
+    KeptImages,
+    of_first_scenes,
+    scored_cases,
+)
 from bevstack.experiments.robustness import chosen_metric, main, read_scores, summary_of
 from bevstack.registry import TRANSFORMS
-from tests.engine.front_door import saved, small_config
+from bevstack.structures import CameraRig, EgoMotion, Frame
+from tests.engine.front_door import saved, small_config, trained
 
 CAMERAS = ("FRONT", "LEFT", "RIGHT")
 
@@ -60,13 +71,16 @@ def test_faults_come_right_behind_loading() -> None:
 
 
 def test_another_rig_is_another_root() -> None:
-    """Expected: dataset and metric read the other root; the pipeline is as it was."""
+    """Expected: dataset and metric read the other root; the pipeline fits the cameras to the model's, and is as it was
+    otherwise."""
     cfg = small_config()
     cfg.test_evaluator = [{"type": "NuScenesDetectionMetric", "data_root": "absent"}, {"type": "BEVSegmentationMetric"}]
     (case,) = cases_of("rig", FaultSettings(CAMERAS, rigs=(("bus", "elsewhere"),)))
     faulty = with_faults(cfg, case)
     assert faulty.test_dataloader.dataset.data_root == faulty.test_evaluator[0].data_root == "elsewhere"
-    assert faulty.test_dataloader.dataset.pipeline == cfg.test_dataloader.dataset.pipeline
+    steps = list(faulty.test_dataloader.dataset.pipeline)
+    assert steps.pop(1) == {"type": "FitCameras", "number": len(CAMERAS)}
+    assert steps == cfg.test_dataloader.dataset.pipeline
     assert cfg.test_dataloader.dataset.data_root == "absent"
 
 
@@ -129,9 +143,7 @@ def test_the_tool_from_end_to_end(prepared, tmp_path, capsys, monkeypatch) -> No
     page = (tmp_path / "once" / "robustness.md").read_text()
     assert "| frames dropped | 50 % |" in page and (tmp_path / "once" / "robustness.png").stat().st_size > 5000
 
-    import bevstack.experiments.robustness as module
-
-    calls, real = [], module.test
+    calls, real = [], FaultTests.metrics
 
     def dies_at_the_fourth(*arguments):
         calls.append(arguments)
@@ -139,7 +151,7 @@ def test_the_tool_from_end_to_end(prepared, tmp_path, capsys, monkeypatch) -> No
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(module, "test", dies_at_the_fourth)
+    monkeypatch.setattr(FaultTests, "metrics", dies_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         main([*common, "--work-dir", str(tmp_path / "twice")])
     assert main([*common, "--work-dir", str(tmp_path / "twice")]) == 0
@@ -148,3 +160,65 @@ def test_the_tool_from_end_to_end(prepared, tmp_path, capsys, monkeypatch) -> No
     assert np.isfinite(list(scores.values())).all()
     with pytest.raises(InputError, match="was made with another seed"):
         main([*common, "--work-dir", str(tmp_path / "once"), "--seed", "3"])
+
+
+def frame_of(images: torch.Tensor) -> Frame:
+    """A frame (B, N, 3, H, W) of which only the images count."""
+    batch, cameras = images.shape[:2]
+    rig = CameraRig(torch.eye(3).expand(batch, cameras, 3, 3), torch.eye(4).expand(batch, cameras, 4, 4),
+                    torch.ones(batch, cameras, 2), tuple(images.shape[-2:]))  # fmt: skip
+    motion = EgoMotion(torch.eye(4).expand(batch, 4, 4), torch.zeros(batch, dtype=torch.bool), torch.zeros(batch))
+    return Frame(images, rig, motion)
+
+
+@torch.no_grad()
+def test_features_are_kept_by_the_pixels() -> None:
+    """Expected: the model's own up to rounding; an image that was there is not computed again and has the same bits,
+    in whatever place; without room nothing is kept, and the answers are the same."""
+    model = trained(small_config()).eval()
+    images = torch.randn(2, 3, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    images[1, 2] = images[0, 0]
+    kept, none = KeptImageFeatures(model), KeptImageFeatures(model, max_bytes=0)
+    (found,), (own,), (again,) = kept(frame_of(images)), model.image_features(frame_of(images)), none(frame_of(images))
+    torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-5)
+    assert kept.computed == 5 and none.computed == 6 and torch.equal(again, found)
+    (swapped,) = kept(frame_of(images.flip(1)))
+    assert kept.computed == 5 and torch.equal(swapped, found.flip(1))
+    kept(frame_of(images[:1] + 1))
+    assert kept.computed == 8
+
+
+def test_files_are_decoded_once(tmp_path) -> None:
+    """Expected: the same array again, which nobody can write to; the file is gone by then. A full store reads anew."""
+    path = str(tmp_path / "a.png")
+    cv2.imwrite(path, np.full((4, 6, 3), 7, np.uint8))
+    frame = {"image_paths": [path], "image_size_px": np.array([[4, 6]])}
+    decoded: dict = {}
+    first = KeptImages(False, decoded).transform({"frames": [dict(frame)]})["frames"][0]["images"][0]
+    small = KeptImages(False, {}, max_bytes=0)
+    small.transform({"frames": [dict(frame)]})
+    Path(path).unlink()
+    assert KeptImages(False, decoded).transform({"frames": [dict(frame)]})["frames"][0]["images"][0] is first
+    assert first.tolist() == [[[7] * 3] * 6] * 4 and not first.flags.writeable
+    with pytest.raises(InputError, match="No such file"):
+        small.transform({"frames": [dict(frame)]})
+
+
+def test_first_scenes_alone() -> None:
+    """Expected: dataset and metric name the same first scenes of their split; once, however often it is asked."""
+    cfg = small_config()
+    cfg.test_evaluator = [{"type": "NuScenesDetectionMetric", "split": "val"}, {"type": "BEVSegmentationMetric"}]
+    for _ in range(2):
+        of_first_scenes(cfg, 3)
+    assert cfg.test_dataloader.dataset.split == cfg.test_evaluator[0].split == "val[:3]"
+    assert of_first_scenes(small_config(), 0).test_dataloader.dataset.split == "val"
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one(prepared, tmp_path) -> None:
+    """Expected: the same numbers, of every case."""
+    settings = FaultTestSettings(str(prepared[0]), (), str(prepared[1]), tmp_path, threads=1)
+    cases = [CLEAN, *cases_of("time", FaultSettings(CAMERAS))[:3]]
+    one = {case.key: metrics for case, metrics in scored_cases(settings, cases)}
+    two = {case.key: metrics for case, metrics in scored_cases(settings, cases, workers=2)}
+    assert one == two and len(two) == 4

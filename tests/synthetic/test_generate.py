@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pyquaternion import Quaternion
 
 from bevstack.errors import InputError
 from bevstack.synthetic.generate import LOCATIONS, generate
@@ -358,3 +359,57 @@ def test_more_of_rare_kinds_in_training_scenes(tmp_path):
     assert json.loads((tmp_path / "3.0" / "synthetic.json").read_text())["rare"] == 3
     with pytest.raises(InputError, match="--rare: -1 is not between 0 and 10"):
         generate(tmp_path / "set", 1, 0, rare=-1, progress=False)
+
+
+def of_small_set(root: Path, name: str, **settings) -> dict[str, list]:
+    """Tables of a set of one train and one val scene."""
+    made = dict(seed=2, image_size=(64, 36), workers=1, frames=2, progress=False)
+    generate(root / name, 1, 1, **made, **settings)
+    return {path.stem: json.loads(path.read_text()) for path in (root / name / "v1.0-mini").glob("*.json")}
+
+
+def test_five_or_seven_cameras_see_the_same_world(tmp_path):
+    # Expected: boxes as with six; the cameras that are the same stand where they stood, to the last digit; five see
+    # nothing behind (no ray within 60 degrees of backwards), the seventh a third of what the front camera sees.
+    tables = {number: of_small_set(tmp_path, str(number), cameras=number) for number in (5, 6, 7)}
+    mounts = {}
+    for number, each in tables.items():
+        for name in ("sample", "scene", "log"):
+            assert each[name] == tables[6][name], name
+        places = [{box["token"]: (box["translation"], box["rotation"]) for box in t["sample_annotation"]}
+                  for t in (each, tables[6])]  # fmt: skip
+        both = places[0].keys() & places[1].keys()
+        assert len(both) > 0.8 * len(places[1]) and all(places[0][token] == places[1][token] for token in both)
+        channel = {sensor["token"]: sensor["channel"] for sensor in each["sensor"]}
+        assert sum(name.startswith("CAM") for name in channel.values()) == number
+        mounts[number] = {}
+        for row in each["calibrated_sensor"]:
+            mounts[number].setdefault(channel[row["sensor_token"]], row)
+    keys = ("translation", "rotation", "camera_intrinsic")
+    for number, same in ((5, ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "LIDAR_TOP")), (7, mounts[6])):
+        for name in same:
+            assert [mounts[number][name][key] for key in keys] == [mounts[6][name][key] for key in keys], name
+    for name in mounts[5]:
+        if name.startswith("CAM"):
+            row = mounts[5][name]
+            ahead = Quaternion(row["rotation"]).rotation_matrix @ [0, 0, 1]
+            half_deg = np.degrees(np.arctan(32 / row["camera_intrinsic"][0][0]))
+            assert abs(np.degrees(np.arctan2(ahead[1], ahead[0]))) + half_deg < 150, name
+    focal = [mounts[7][name]["camera_intrinsic"][0][0] for name in ("CAM_FRONT_NARROW", "CAM_FRONT")]
+    assert focal[0] > 2 * focal[1]
+    with pytest.raises(InputError, match="--cameras: 8 is none of 5, 6, 7"):
+        generate(tmp_path / "8", 1, 0, progress=False, cameras=8)
+
+
+def test_val_scenes_alone_are_as_with_the_others(tmp_path):
+    # Expected: the same rows and the same images of the val scene; nothing of the train scene.
+    whole, alone = of_small_set(tmp_path, "whole"), of_small_set(tmp_path, "alone", only_val=True)
+    names = [scene["name"] for scene in alone["scene"]]
+    assert alone["splits"]["val"] == whole["splits"]["val"] == names and alone["splits"]["train"] == []
+    for name in ("sample", "sample_data", "sample_annotation", "ego_pose", "calibrated_sensor"):
+        tokens = {row["token"]: row for row in whole[name]}
+        assert alone[name] and all(tokens[row["token"]] == row for row in alone[name])
+    images = [row["filename"] for row in alone["sample_data"] if row["fileformat"] == "jpg"]
+    assert all((tmp_path / "alone" / f).read_bytes() == (tmp_path / "whole" / f).read_bytes() for f in images)
+    with pytest.raises(InputError, match="--only-val: leaves no scene"):
+        generate(tmp_path / "none", 1, 0, progress=False, only_val=True)

@@ -27,6 +27,7 @@ from bevstack.datasets.nuscenes.index_files import (
     open_arrays,
     read_header,
 )
+from bevstack.datasets.nuscenes.split_names import scenes_of
 from bevstack.errors import InputError
 from bevstack.structures.rigid_arrays import rigid_inverse
 
@@ -126,12 +127,16 @@ class NuScenesIndex:
     def samples(self, split: str) -> np.ndarray:
         """(n,) int64 rows of a split's samples: scene by scene in the index's order, time inside a scene.
 
+        Args:
+            split: a name, or the first scenes of one (:func:`bevstack.datasets.nuscenes.split_names.scenes_of`).
+
         Raises:
             InputError: the version has no such split, or none of its scenes.
         """
-        if split not in self.splits:
+        members = scenes_of(self.splits, split)
+        if members is None:
             raise InputError(self.folder, "split", f"{split!r} is none of {', '.join(sorted(self.splits))}")
-        wanted = set(self.splits[split])
+        wanted = set(members)
         chosen = np.array([scene["token"] in wanted for scene in self.scenes], dtype=bool)
         return np.flatnonzero(chosen[self.arrays["sample_scene"]])
 

@@ -19,6 +19,7 @@ from bevstack.datasets.transforms.sensor_faults import (
     DelayCameras,
     DisturbCalibration,
     DisturbEgoPoses,
+    FitCameras,
     LoseCameras,
     SwapCameras,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "DelayCameras",
     "DisturbCalibration",
     "DisturbEgoPoses",
+    "FitCameras",
     "ImageViews",
     "LoadBEVMap",
     "LoadCameraSweeps",

@@ -42,7 +42,7 @@ class LoadMultiViewImages(BaseTransform):
             if (kept := frame.get("kept")) is not None and kept.features is not None:
                 frame["images"] = [np.broadcast_to(np.uint8(0), (*map(int, size), 3)) for size in sizes]
                 continue
-            images = [read_image(path, tuple(size), self.reduced) for path, size in zip(paths, sizes, strict=True)]
+            images = [self.read(path, tuple(size)) for path, size in zip(paths, sizes, strict=True)]
             frame["images"] = images
             if self.reduced:
                 frame["image_size_px"] = np.array([image.shape[:2] for image in images], dtype=np.int64)
@@ -50,6 +50,10 @@ class LoadMultiViewImages(BaseTransform):
                 scale = np.array([reduced_scale(*part) for part in parts])
                 frame["pixels_from_camera"] = scale[:, :, None] * frame["pixels_from_camera"]
         return results
+
+    def read(self, path: str, size_px: tuple[int, int]) -> np.ndarray:
+        """The pixels of one file, (H, W, 3) uint8 RGB; ``size_px`` (height, width) is what the tables say."""
+        return read_image(path, size_px, self.reduced)
 
 
 def halves_exactly(path: str | Path) -> bool:

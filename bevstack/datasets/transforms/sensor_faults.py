@@ -189,6 +189,51 @@ def _fitted(image: np.ndarray, like: np.ndarray) -> np.ndarray:
 
 
 @TRANSFORMS.register_module()
+class FitCameras(SensorFault):
+    """As many cameras as a model was built for: what is too many at the end is left out, what lacks sees nothing.
+
+    A camera that lacks is black and stands so far away that it sees no place of the BEV, as
+    :class:`bevstack.engine.inference.Predictor` has it. Stands right behind what loads images.
+
+    Args:
+        number: of the model's cameras.
+
+    Raises:
+        InputError: in use: cameras lack and there are camera sweeps.
+        ValueError: ``number`` below 1.
+    """
+
+    def __init__(self, number: int) -> None:
+        if number < 1:
+            raise ValueError(f"number: {number} must be at least 1")
+        self.number = number
+
+    def transform(self, results: dict) -> dict:
+        """Change all that a frame has of each camera, and ``camera_names``."""
+        names = list(results["camera_names"])
+        lacking = self.number - len(names)
+        if lacking == 0:
+            return results
+        results["camera_names"] = [*names, *(f"absent {n}" for n in range(lacking))][: self.number]
+        for frame in results["frames"]:
+            if "sweeps" in frame:
+                raise InputError("pipeline", "FitCameras", f"takes no camera sweeps; the set has {len(names)} cameras")
+            black, far = np.zeros_like(frame["images"][0]), np.eye(4)
+            far[2, 3] = -_OUT_OF_SIGHT_M
+            filled = {
+                "images": black,
+                "image_paths": "",
+                "pixels_from_camera": np.eye(3),
+                "camera_from_bev": far,
+                "image_size_px": np.array(black.shape[:2]),
+            }
+            for key, value in filled.items():
+                whole = [*frame[key], *[value] * max(lacking, 0)][: self.number]
+                frame[key] = whole if isinstance(frame[key], list) else np.stack(whole)
+        return results
+
+
+@TRANSFORMS.register_module()
 class DisturbCalibration(SensorFault):
     """Where the cameras are said to be is off, by the same all along a scene: they were moved, or measured badly.
 
