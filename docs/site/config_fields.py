@@ -47,6 +47,7 @@ TOP_LEVEL = {
     "custom_hooks": "hooks beyond these, a list",
     "custom_imports": '`dict(imports=["package"])`: modules that register parts of your own',
     "load_from": "weights to start from: a checkpoint, a work directory, or a file of another project",
+    "finetune": "whether `load_from` is taken as far as it fits, class rows by their names (`--finetune`)",
     "new_parts": "parts that are not taken from `load_from`, as `heads.detection`",
     "resume": "go on from the newest checkpoint (`--resume`)",
     "resume_changed": "go on although the config has changed since",
