@@ -107,8 +107,8 @@ class KeptImageFeatures:
 
     def _features(self, frame: Frame, image: Tensor) -> list[Tensor]:
         """Levels (1, C, h, w) of an image (1, 1, 3, H, W)."""
-        pixels = image.contiguous().view(-1).view(torch.uint8).cpu().numpy()
-        key = hashlib.blake2b(memoryview(pixels), digest_size=16, salt=str(tuple(image.shape[-2:])).encode()[:16]).digest()
+        pixels = image.contiguous().view(-1).view(torch.uint8).cpu().numpy().tobytes()
+        key = hashlib.blake2b(pixels, digest_size=16, salt=str(tuple(image.shape[-2:])).encode()[:16]).digest()
         levels = self._kept.get(key)
         if levels is None:
             self.computed += 1
