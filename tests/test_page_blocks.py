@@ -30,8 +30,8 @@ from tests.test_install import PROJECT, tomllib
 
 TOOLS = {path.name: path for path in (ROOT / "tools").glob("*.py")}
 MAKEFILE = (ROOT / "Makefile").read_text()
-OTHERS = {".", "export", "tensorboard", "my_recorder", "docker", "ros2", "source"}  # of the shell, or of others
-NOT_RUN = 1  # blocks that nobody can run; each says why above it
+OTHERS = {".", "export", "tensorboard", "my_recorder", "docker", "ros2", "rerun", "source", "srun"}  # of the shell, or of others
+NOT_RUN = 2  # blocks that nobody can run; each says why above it
 TEXT = {"", "text"}  # languages of blocks that are pictures of letters, trees of files, or what a tool prints
 
 
