@@ -160,7 +160,8 @@ def write_pt2(
     try:
         aoti_compile_and_package(program, package_path=str(path), inductor_configs=metadata)
     except Exception as error:  # noqa: BLE001 - compilers fail in many ways, without a common class
-        raise InputError(path, "--machine-code", str(error).strip().splitlines()[0][:300]) from error
+        reason = str(error).strip().partition("\n")[0][:300] or type(error).__name__
+        raise InputError(path, "--machine-code", reason) from error
 
 
 def inverse_of_affine(dst_from_src: Tensor) -> Tensor:
