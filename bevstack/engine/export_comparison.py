@@ -87,7 +87,12 @@ def onnx_runner(path: Path) -> Runner:
 
 def pt2_runner(path: Path, names: Sequence[str], compiled: bool = False) -> Runner:
     """A ``.pt2`` as a function of named arrays: torch's archive, or the package of machine code made of it."""
-    module = torch._inductor.aoti_load_package(str(path)) if compiled else torch.export.load(path).module()
+    if compiled:
+        from torch._inductor import aoti_load_package  # which takes seconds to import
+
+        module: Callable[..., Sequence[Tensor]] = aoti_load_package(str(path))
+    else:
+        module = torch.export.load(path).module()
 
     def run(given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         values = module(*(torch.from_numpy(np.asarray(value)) for value in given.values()))

@@ -154,11 +154,14 @@ def write_pt2(
         return
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         raise InputError(path, "--machine-code", "no C++ compiler (g++, or what CXX names): AOTInductor needs one")
+    from torch._inductor import aoti_compile_and_package  # which takes seconds to import
+
     metadata = {"aot_inductor.metadata": {METADATA: json.dumps(description)}}
     try:
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=metadata)
+        aoti_compile_and_package(program, package_path=str(path), inductor_configs=metadata)
     except Exception as error:  # noqa: BLE001 - compilers fail in many ways, without a common class
-        raise InputError(path, "--machine-code", str(error).strip().splitlines()[0][:300]) from error
+        reason = str(error).strip().partition("\n")[0][:300] or type(error).__name__
+        raise InputError(path, "--machine-code", reason) from error
 
 
 def inverse_of_affine(dst_from_src: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ def test_calibration_reads_the_training_split_as_in_a_test():
     cfg.train_dataloader.dataset.data_root = cfg.test_dataloader.dataset.data_root = "nowhere"
     with pytest.raises(InputError, match="nowhere"):
         training_samples(cfg)
-    del cfg.train_dataloader
+    cfg.pop("train_dataloader")
     with pytest.raises(InputError, match="train_dataloader: no dataset with a split"):
         training_samples(cfg)
 

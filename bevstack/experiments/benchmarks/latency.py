@@ -62,7 +62,8 @@ def exported_stream_seconds(file: Path, frames: int, folder: Path) -> dict[str, 
         folder: for the image files, of the size that the file was made for.
     """
     model = load(file, torch.get_num_threads())
-    size_px = tuple(model.described["images"]["source_size_px"])
+    height, width = model.described["images"]["source_size_px"]
+    size_px = (int(height), int(width))
     paths, rig, memory = picture_files(folder, size_px), rig_of_files(size_px), None
     moves, motion = "can_bus" in model.inputs, None
     spent: dict[str, float] = defaultdict(float)
