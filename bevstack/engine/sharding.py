@@ -56,7 +56,7 @@ def _keeps_features(cfg: Config) -> bool:
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """State dict of a sharded model as if it were whole, on the host: name -> tensor."""
+    """State dict of a sharded model as if it were whole, on the host: name -> tensor, each in its whole shape (...)."""
     whole = FullStateDictConfig(offload_to_cpu=True, rank0_only=False)
     with FullyShardedDataParallel.state_dict_type(model, StateDictType.FULL_STATE_DICT, whole):
         return dict(model.state_dict())
