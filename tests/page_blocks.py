@@ -21,7 +21,7 @@ PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs"
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```", re.DOTALL | re.MULTILINE)
 _MARKER = re.compile(r"<!-- (on|run by|not run): (\S.*?) -->")
 _FILE = re.compile(r"`([\w./-]+/[\w-]+\.(?:py|json|toml))`")
-_COMMANDS = ("python", "torchrun", "make", "pip", "export", "tensorboard", ".", "docker", "ros2")
+_COMMANDS = ("python", "torchrun", "srun", "make", "pip", "export", "tensorboard", ".", "docker", "ros2")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Block:
             while words:
                 end = next((i for i, word in enumerate(words) if word in ("|", "&&", ";")), len(words))
                 command, words = words[:end], words[end + 1 :]
-                while command and (assigned := re.fullmatch(r"([A-Z_]+)=(.*)", command[0])):
+                while command and (assigned := re.fullmatch(r"([A-Za-z_]+)=(.*)", command[0])):
                     command = command[1:]
                     if not command:
                         variables[assigned[1]] = assigned[2]
@@ -65,7 +65,7 @@ class Block:
     @property
     def is_shell(self) -> bool:
         """Whether it holds commands: by its language, or by its first word where it has none."""
-        words = re.sub(r"^(?:[A-Z_]+=\S+ )+", "", self.text.lstrip()).split()
+        words = re.sub(r"^(?:[A-Za-z_]+=\S+ )+", "", self.text.lstrip()).split()
         return self.language in ("bash", "sh") or (not self.language and bool(words) and words[0] in _COMMANDS)
 
 

@@ -30,7 +30,7 @@ from tests.test_install import PROJECT, tomllib
 
 TOOLS = {path.name: path for path in (ROOT / "tools").glob("*.py")}
 MAKEFILE = (ROOT / "Makefile").read_text()
-OTHERS = {".", "export", "tensorboard", "my_recorder", "docker", "ros2", "rerun", "source", "srun"}  # of the shell, or of others
+OTHERS = {".", "export", "tensorboard", "my_recorder", "docker", "ros2", "rerun"}  # of the shell, or of others
 NOT_RUN = 2  # blocks that nobody can run; each says why above it
 TEXT = {"", "text"}  # languages of blocks that are pictures of letters, trees of files, or what a tool prints
 
@@ -175,7 +175,7 @@ def is_tool(word: str) -> bool:
 def try_command(words: list[str], own: set[str]) -> None:
     """A command of a page: its tool takes its arguments; its target, module, extra or file exists."""
     first = words[0]
-    if first in ("python", "torchrun") and any(map(is_tool, words)):
+    if first in ("python", "torchrun", "srun") and any(map(is_tool, words)):
         place = next(i for i, word in enumerate(words) if is_tool(word))
         args = parsed(words[place], words[place + 1 :])
         config = getattr(args, "config", None)

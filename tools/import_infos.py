@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from bevstack.errors import run_tool
+from bevstack.errors import ToolParser, run_tool
 
 
 def main() -> int:
     """Parse the command line, write the index and print what was made of what."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(prog="tools/import_infos.py", description=__doc__)
     parser.add_argument(
         "infos", nargs="+", type=Path, metavar="INFOS.pkl", help="info files of one version, a split each"
     )

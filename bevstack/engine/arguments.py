@@ -268,7 +268,7 @@ def infer_dataset_arguments(arguments: Sequence[str] | None = None) -> argparse.
         InputError: numbers out of range, or a folder that cannot be written to.
     """
     description = "A trained model over all scenes of a dataset, by workers of Ray Data (docs/fleet.md)."
-    parser = argparse.ArgumentParser(prog="tools/infer_dataset.py", description=description)
+    parser = ToolParser(prog="tools/infer_dataset.py", description=description)
     parser.add_argument("model", metavar="MODEL", help="checkpoint, or a work directory, whose newest one is taken")
     parser.add_argument("root", metavar="ROOT", type=Path, help="dataset root, indexed by tools/create_data.py")
     out = "folder of the results; the same one again goes on where it stopped"
