@@ -102,7 +102,7 @@ def disagreement_deg(
     if both < 200:
         return float("nan"), float("nan")
     scores = _correlations(_local(drawn, seen), _inner(seen), _local(other_drawn, other_seen), _inner(other_seen))
-    row, column = np.unravel_index(int(scores.argmax()), scores.shape)
+    row, column = divmod(int(scores.argmax()), scores.shape[1])
     best, middle_px, degree = scores[row, column], scores.shape[0] // 2, round(1 / STEP_DEG)
     if best < _LEAST_SCORE:
         return float("nan"), float("nan")

@@ -107,16 +107,17 @@ class KeptImageFeatures:
 
     def _features(self, frame: Frame, image: Tensor) -> list[Tensor]:
         """Levels (1, C, h, w) of an image (1, 1, 3, H, W)."""
-        pixels = image.contiguous().view(-1).view(torch.uint8).cpu().numpy().tobytes()
-        key = hashlib.blake2b(pixels, digest_size=16, salt=str(tuple(image.shape[-2:])).encode()[:16]).digest()
+        pixels = image.contiguous().view(-1).view(torch.uint8).cpu().numpy()
+        size = str(tuple(image.shape[-2:])).encode()[:16]
+        key = hashlib.blake2b(pixels.tobytes(), digest_size=16, salt=size).digest()
         levels = self._kept.get(key)
         if levels is None:
             self.computed += 1
             computed = self._compute(_Images(image))
             levels = [level.flatten(0, 1) for level in computed]
-            size = sum(level.nbytes for level in levels)
-            if self.bytes + size <= self.max_bytes:
-                self.bytes += size
+            taken = sum(level.nbytes for level in levels)
+            if self.bytes + taken <= self.max_bytes:
+                self.bytes += taken
                 self._kept[key] = levels
         return levels
 

@@ -71,10 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wanted = [case for case in cases if case.key not in scores]
         started = time.monotonic()
         for case, metrics in scored_cases(FaultTestSettings(*settings_of_tests), wanted, args.workers):
-            scores[case.key] = metrics
+            scores = {**read_scores(path, run), case.key: metrics}  # another run may have added to it
             _keep(path, run, scores)
-            count, seconds = sum(case.key in scores for case in cases), time.monotonic() - started
-            print(f"[{count}/{len(cases)}] {seconds:.0f} s  {case.key}  {_said(metrics, args.metric)}", flush=True)
+            number, seconds = sum(case.key in scores for case in cases), time.monotonic() - started
+            print(f"[{number}/{len(cases)}] {seconds:.0f} s  {case.key}  {_said(metrics, args.metric)}", flush=True)
     if CLEAN.key not in scores:
         raise InputError(path, "clean", "is not there yet: run without --page-only")
     metric = chosen_metric(scores[CLEAN.key], args.metric, path)

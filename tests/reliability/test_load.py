@@ -120,20 +120,21 @@ def opened(root: Path) -> dict[str, float]:
 
 
 def size_of_sample(results: dict) -> dict[str, float]:
-    """A pipeline of one step: how many boxes, and what the process holds for itself."""
-    return {"boxes": len(results["boxes"]), "private_mb": memory_of("Private")}
+    """A pipeline of one step: how many boxes; of one sample in twenty, which takes time, what the process holds."""
+    asked = results["rng"].random() < 0.05
+    return {"boxes": len(results["boxes"]), "private_mb": memory_of("Private") if asked else float("nan")}
 
 
 def loaded(root: Path, workers: int) -> dict[str, float]:
-    """What a loader's processes hold after 4,000 samples from all over the index."""
+    """What a loader's processes hold after 2,000 samples from all over the index."""
     dataset = NuScenesBEVDataset(root, VERSION, "all", [size_of_sample])
-    chosen = np.random.default_rng(0).choice(SAMPLES, 4000, replace=False).tolist()
+    chosen = np.random.default_rng(0).choice(SAMPLES, 2000, replace=False).tolist()
     before = memory_of("Private")
     loader = DataLoader(dataset, batch_size=8, sampler=chosen, num_workers=workers, collate_fn=list)
     samples = [sample for batch in loader for sample in batch]
     assert sum(sample["boxes"] for sample in samples) == BOXES * len(samples)
-    first, last = (max(sample["private_mb"] for sample in part) for part in (samples[:400], samples[-400:]))
-    return {"first_mb": first, "last_mb": last, "main_mb": memory_of("Private") - before}
+    first, last = (np.nanmax([sample["private_mb"] for sample in part]) for part in (samples[:400], samples[-400:]))
+    return {"first_mb": float(first), "last_mb": float(last), "main_mb": memory_of("Private") - before}
 
 
 @pytest.mark.slow
@@ -142,16 +143,19 @@ def test_an_index_of_nuscenes_size(tmp_path, capsys) -> None:
     holds for itself is the same for two as for four, far below the index, and does not grow from batch to batch."""
     root = full_size_root(tmp_path / "root")
     made = in_a_fork(built, root)
+    with capsys.disabled():
+        print("\nfull size:", json.dumps(made))
     assert made["samples"] == SAMPLES and made["boxes"] == SAMPLES * BOXES
-    assert made["seconds"] < 240 and made["most_mb"] < 6000, made
+    assert made["seconds"] < 60 and made["most_mb"] < 2500, made
     read = in_a_fork(opened, root)
-    assert read["seconds"] < 20 and read["private_mb"] < 150, read
+    assert read["seconds"] < 5 and read["private_mb"] < 200, read
     held = {workers: in_a_fork(loaded, root, workers) for workers in (0, 2, 4)}
     for workers, sizes in held.items():
         assert sizes["last_mb"] < sizes["first_mb"] + 20, (workers, sizes)
+    assert max(held[workers]["last_mb"] for workers in (2, 4)) < 50, held
     assert held[4]["last_mb"] < 1.2 * held[2]["last_mb"] + 5
     with capsys.disabled():
-        print("\nfull size:", *(json.dumps(part) for part in (made, read, held)), sep="\n  ")
+        print("opened:", json.dumps(read), "loaded:", json.dumps(held))
 
 
 def moments(count: int) -> Iterator[Moment]:
@@ -170,7 +174,7 @@ def streamed(frames: int) -> dict[str, list[float]]:
     """Memory and the process's own seconds at the end of each tenth of a stream."""
     torch.set_num_threads(1)
     cfg = small_config()
-    predictor = Predictor(trained(cfg).eval(), cfg, camera_checks=CameraChecks())
+    predictor = Predictor(trained(cfg).eval(), cfg, camera_checks=CameraChecks(overlap=False))
     sizes, seconds, started = [], [], time.process_time()
     for number, prediction in enumerate(predictor.stream(moments(frames)), start=1):
         assert prediction.boxes is not None
