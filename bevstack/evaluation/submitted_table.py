@@ -95,7 +95,8 @@ def _visibility(scored: ScoredSplit, tokens: Sequence[str]) -> dict[tuple, int]:
     for row in scored.tables.sample_annotation:
         level = str(row.get("visibility_token", ""))
         if row["sample_token"] in wanted and level.isdigit():
-            levels[(row["sample_token"], *map(float, row["translation"]))] = int(level)
+            place = (row["sample_token"], *map(float, row["translation"]))
+            levels[place] = int(level)
     return levels
 
 
