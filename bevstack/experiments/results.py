@@ -102,7 +102,7 @@ def results_of(config: str | os.PathLike, checkpoint: str | os.PathLike, args: A
             chosen = {name: values for name, values in drawn.items() if name.startswith(_BY_FRAMES)}
             alone = alone or chosen
             gain = {name: values - alone[name] for name, values in chosen.items() if name in alone}
-            means = {name: metrics[name] for name in ("mAVE", "mAOE", "NDS") if name in metrics}
+            means: dict[str, float] = {name: metrics[name] for name in ("mAVE", "mAOE", "NDS") if name in metrics}
             found["frames"][str(frames)] = {
                 "scores": intervals(chosen), "gain": intervals(gain), "metrics": finite(means),
             }  # fmt: skip
