@@ -176,8 +176,10 @@ def measured_flow(clip: ClipRecord, camera: int, width_px: int) -> np.ndarray:
         grey = cv2.cvtColor(read_image(path), cv2.COLOR_RGB2GRAY)
         height = round(grey.shape[0] * width_px / grey.shape[1])
         pictures.append(cv2.resize(grey, (width_px, height), interpolation=cv2.INTER_AREA))
+    now, then = pictures
+    still = np.zeros((*now.shape, 2), np.float32)  # where the search begins
     estimator: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    return estimator.calc(*pictures, None)
+    return estimator.calc(now, then, still)
 
 
 def motion_beyond(

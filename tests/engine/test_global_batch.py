@@ -77,6 +77,7 @@ def as_rank(rank: int, config: Path, wrapper: dict | None, out: Path) -> None:
     def wrap(cfg, model: nn.Module) -> nn.Module:
         if wrapper is not None:
             cfg.model_wrapper_cfg = wrapper
+        cfg.find_unused_parameters = True  # without memory, some of the temporal attention's weights have no gradient
         return by_runner(cfg, model)
 
     wrapped, losses = losses_of(config, PAIR[rank : rank + 1], wrap)
