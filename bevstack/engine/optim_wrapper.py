@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
 from bevstack.engine.faults import NonFiniteError
-from bevstack.engine.sharding import is_sharded
 from bevstack.precision import choose_precision
 from bevstack.registry import OPTIM_WRAPPERS
 
@@ -62,16 +60,6 @@ class AutocastOptimWrapper(OptimWrapper):
             return
         self._check_gradients()
         super().step(**kwargs)
-
-    def _clip_grad(self) -> None:
-        """mmengine's; of a model whose gradients are divided among processes, by the norm of all of them."""
-        model: Any = self._model
-        settings = dict(self.clip_grad_kwargs or {})
-        if model is None or not is_sharded(model) or self.clip_func is not torch.nn.utils.clip_grad_norm_:
-            super()._clip_grad()
-            return
-        norm = model.clip_grad_norm_(settings["max_norm"], settings.get("norm_type", 2.0))
-        self.message_hub.update_scalar(f"train/{self.grad_name}", float(norm))
 
     def _check_gradients(self) -> None:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]

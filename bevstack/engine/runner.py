@@ -60,7 +60,6 @@ from bevstack.engine.resume_check import (
     stored_state,
 )
 from bevstack.engine.schedules import advance, load_optimizer
-from bevstack.engine.sharding import is_sharded, shardable, whole_parameters, whole_weights
 from bevstack.engine.stored_config import plain_config
 from bevstack.engine.train_loops import ResumableTrainLoop
 from bevstack.errors import InputError
@@ -159,11 +158,14 @@ class BEVRunner(Runner):
         """Move to the device and, when distributed, wrap for it; on CPUs DDP takes no device ids.
 
         Raises:
-            InputError: FSDP is asked for beside something that needs whole weights.
+            InputError: FSDP is asked for.
         """
         on_cpu = not torch.cuda.is_available()
         if self.distributed and model_wrapper_cfg is not None:
-            model_wrapper_cfg = shardable(self.cfg, model_wrapper_cfg)
+            kind = str(model_wrapper_cfg.get("type", ""))
+            if "FullyShard" in kind:
+                reason = f"{kind}: checkpoints and validation need whole weights here; leave it out, for DDP"
+                raise InputError(self.cfg.filename or "config", "model_wrapper_cfg.type", reason)
         if not self.distributed or not on_cpu or model_wrapper_cfg is not None or is_model_wrapper(model):
             return super().wrap_model(model_wrapper_cfg, model)
         find_unused = self.cfg.get("find_unused_parameters", False)
@@ -331,8 +333,7 @@ class BEVRunner(Runner):
             given = {name for name, _ in object_heads(self.module) if any(touches(key, name) for key in weights)}
             heads = [name for name in given if not any(touches(part, name) for part in new)]
             advice = ", or start the head new: --cfg-options new_parts={}"
-        with whole_parameters(self.model):
-            message = load_weights(self.module, weights, filename, strict)
+        message = load_weights(self.module, weights, filename, strict)
         check_trained_labels(self.module, meta, filename, heads, advice)
         if message:
             self.logger.warning(f"{filename}: {message}")
@@ -358,9 +359,6 @@ class BEVRunner(Runner):
             InputError: it cannot be read, was not written by training, lacks what this version goes on from, or was
                 written under another config (what changed is listed).
         """
-        if is_sharded(self.model):
-            reason = "checkpoints of FSDP hold no optimizer's state: start from their weights with load_from"
-            raise InputError(filename, "--resume", reason)
         device = get_device() if map_location == "default" else map_location
         checkpoint = read_checkpoint(filename, device)
         meta = checkpoint.get("meta") or {}
@@ -453,10 +451,7 @@ class BEVRunner(Runner):
             done = loop.batch_in_epoch + meta["iter"] - self.iter
             meta.update(batch_in_epoch=0 if meta["epoch"] > self.epoch else done, steps_per_epoch=len(loop.dataloader))
         streams = loop.stream_state() if hasattr(loop, "stream_state") else None
-        sharded = is_sharded(self.model)
-        gradients = {} if sharded else self._gradients()
-        rank_states = all_gather_object({"rng": rng_state(), "streams": streams, "gradients": gradients})
-        weights = whole_weights(self.model) if sharded else self.module.state_dict()
+        rank_states = all_gather_object({"rng": rng_state(), "streams": streams, "gradients": self._gradients()})
         if not is_main_process():
             return
         meta.update(
@@ -475,10 +470,10 @@ class BEVRunner(Runner):
             meta["dataset_meta"] = plain(metainfo)
         checkpoint: dict[str, Any] = {
             "meta": meta,
-            "state_dict": weights_to_cpu(weights),
+            "state_dict": weights_to_cpu(self.module.state_dict()),
             "message_hub": plain(self.message_hub.state_dict()),
         }
-        if save_optimizer and not sharded:
+        if save_optimizer:
             checkpoint["optimizer"] = plain(self.optim_wrapper.state_dict())
         if save_param_scheduler and self.param_schedulers is not None:
             checkpoint["param_schedulers"] = [plain(scheduler.state_dict()) for scheduler in self.param_schedulers]

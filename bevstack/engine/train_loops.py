@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader
 from bevstack.engine.checkpoint import restore_rng_state, unchanged_rng
 from bevstack.engine.faults import NonFiniteError, SignalWatch, StoppedBySignal, naming_dead_worker, naming_unused
 from bevstack.engine.kept_features import KeptFeatures
-from bevstack.engine.sharding import whole_parameters
 from bevstack.engine.streaming import Streams
 from bevstack.registry import LOOPS
 
@@ -129,7 +128,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         if self.runner.val_loop is None or done < self.val_begin or done % self.val_interval and done != last:
             return 0.0
         started = time.monotonic()
-        with unchanged_rng(), whole_parameters(self.runner.model):
+        with unchanged_rng():
             self.runner.val_loop.run()
         return time.monotonic() - started
 

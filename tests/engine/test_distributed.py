@@ -35,34 +35,10 @@ def test_two_ranks_equal_one(tmp_path, run_ranks) -> None:
         torch.testing.assert_close(two[name], one[name], rtol=1e-5, atol=1e-6)
 
 
-FSDP = {"type": "MMFullyShardedDataParallel", "use_orig_params": True}
-
-
-def test_fsdp_trains_as_one_process(tmp_path, run_ranks) -> None:
-    """Sixteen clipped steps with parameters divided among two ranks, validation and checkpoints between them.
-
-    Expected: one process with a batch of two. Its checkpoint is whole, starts another training and cannot be resumed.
-    """
-    changes = {**EXACT, "batch_size": 1, "model_wrapper_cfg": FSDP, "optim_wrapper__clip_grad__max_norm": 0.5}
-    train_toy(str(tmp_path / "one"), **{**EXACT, "optim_wrapper__clip_grad__max_norm": 0.5})
-    assert run_ranks(str(tmp_path / "two"), **changes) == [0, 0]
-    one, two = (read_checkpoint(tmp_path / name / "iter_16.pth")["state_dict"] for name in ("one", "two"))
-    assert list(one) == list(two)
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-5, atol=1e-6)
-    assert run_ranks(str(tmp_path / "two"), "auto", **changes) == [2, 2]
-    assert "hold no optimizer's state: start from their weights" in Path(f"{tmp_path / 'two'}-message.json").read_text()
-    checkpoint = str(tmp_path / "two" / "iter_16.pth")
-    again = {**changes, "load_from": checkpoint, "optim_wrapper__optimizer__lr": 0.0}
-    assert run_ranks(str(tmp_path / "again"), **again) == [0, 0]
-    kept = read_checkpoint(tmp_path / "again" / "iter_16.pth")["state_dict"]
-    assert all(torch.equal(kept[name], two[name]) for name in two)
-
-
-def test_fsdp_beside_an_average_is_refused(tmp_path, run_ranks) -> None:
-    changes = {**EXACT, "batch_size": 1, "model_wrapper_cfg": FSDP, "custom_hooks": [{"type": "EMAHook"}]}
+def test_divided_weights_are_refused(tmp_path, run_ranks) -> None:
+    changes = {**EXACT, "batch_size": 1, "model_wrapper_cfg": {"type": "MMFullyShardedDataParallel"}}
     assert run_ranks(str(tmp_path), **changes) == [2, 2]
-    assert "FSDP divides the weights, which EMAHook needs whole" in Path(f"{tmp_path}-message.json").read_text()
+    assert "need whole weights here; leave it out, for DDP" in Path(f"{tmp_path}-message.json").read_text()
 
 
 def test_streams_on_two_ranks_resume_exactly(tmp_path, run_ranks) -> None:

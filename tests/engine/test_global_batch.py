@@ -1,4 +1,4 @@
-"""Two processes with a sample each against one with both: the same losses and gradients, by DDP and by FSDP.
+"""Two processes with a sample each against one with both: the same losses and gradients, by DDP.
 
 The whole model of the front door with boxes and a map, on a set in nuScenes' format; float32, norms in evaluation mode
 (a batch of one has other statistics). Expected: the single process.
@@ -28,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "datasets"))
 from tables import VERSION, build_root  # noqa: E402 - its folder is on the path now
 
 PAIR = (0, 2)  # samples with different numbers of boxes
-FSDP = {"type": "MMFullyShardedDataParallel", "use_orig_params": True}
 
 
 @pytest.fixture(scope="module")
@@ -73,30 +72,21 @@ def by_runner(cfg, model: nn.Module) -> nn.Module:
         return runner.wrap_model(cfg.get("model_wrapper_cfg"), model)
 
 
-def as_rank(rank: int, config: Path, wrapper: dict | None, out: Path) -> None:
+def as_rank(rank: int, config: Path, out: Path) -> None:
     def wrap(cfg, model: nn.Module) -> nn.Module:
-        if wrapper is not None:
-            cfg.model_wrapper_cfg = wrapper
         cfg.find_unused_parameters = True  # without memory, some of the temporal attention's weights have no gradient
         return by_runner(cfg, model)
 
     wrapped, losses = losses_of(config, PAIR[rank : rank + 1], wrap)
-    if wrapper is None:
-        gradients = {name: p.grad for name, p in wrapped.module.named_parameters() if p.grad is not None}
-    else:
-        from torch.distributed.fsdp import FullyShardedDataParallel
-
-        with FullyShardedDataParallel.summon_full_params(wrapped, with_grads=True):
-            gradients = {name: p.grad.clone() for name, p in wrapped.module.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad for name, p in wrapped.module.named_parameters() if p.grad is not None}
     if rank == 0:
         (out / "losses.json").write_text(json.dumps(losses))
         torch.save(gradients, out / "gradients.pth")
     dist.barrier()
 
 
-@pytest.mark.parametrize("wrapper", [None, FSDP], ids=["DDP", "FSDP"])
-def test_two_processes_are_one_with_their_global_batch(config, tmp_path, wrapper) -> None:
-    run_forked_ranks(tmp_path, as_rank, config, wrapper, tmp_path)
+def test_two_processes_are_one_with_their_global_batch(config, tmp_path) -> None:
+    run_forked_ranks(tmp_path, as_rank, config, tmp_path)
     model, expected = losses_of(config, PAIR)
     found = json.loads((tmp_path / "losses.json").read_text())
     assert expected["loss"] > 0 and set(found) == set(expected)
