@@ -72,8 +72,8 @@ levers = [
 before = dict(
     name="before its step became cheaper",
     taken=True,
-    text="the demo as it was at commit 23b96bc, with plain convolutions, head and fusion at full width, rate 0.002: 9.4 "
-    "instead of 4.7 G multiply-adds a sample; trained in another checkout, so taken in",
+    text="the demo as it was at commit 23b96bc, with plain convolutions, head and fusion at full width, rate 0.002: "
+    "9.4 instead of 4.7 G multiply-adds a sample; trained in another checkout, so taken in",
 )
 
 comparison = dict(
