@@ -88,7 +88,7 @@ def onnx_runner(path: Path) -> Runner:
 def pt2_runner(path: Path, names: Sequence[str], compiled: bool = False) -> Runner:
     """A ``.pt2`` as a function of named arrays: torch's archive, or the package of machine code made of it."""
     if compiled:
-        from torch._inductor import aoti_load_package  # which takes seconds to import
+        from torch._inductor import aoti_load_package  # only here: it takes seconds to import
 
         module: Callable[..., Sequence[Tensor]] = aoti_load_package(str(path))
     else:

@@ -154,7 +154,7 @@ def write_pt2(
         return
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         raise InputError(path, "--machine-code", "no C++ compiler (g++, or what CXX names): AOTInductor needs one")
-    from torch._inductor import aoti_compile_and_package  # which takes seconds to import
+    from torch._inductor import aoti_compile_and_package  # only here: it takes seconds to import
 
     metadata = {"aot_inductor.metadata": {METADATA: json.dumps(description)}}
     try:

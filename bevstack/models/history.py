@@ -1,4 +1,4 @@
-"""How the past frames of a clip become a memory: in evaluation mode, without gradient (docs/reference.md 4.5)."""
+"""How a clip's past frames become a memory: evaluation mode, no gradient (docs/reference.md 4.5, Training queue)."""
 
 from __future__ import annotations
 

@@ -55,7 +55,12 @@ def test_configs_name_them_in_one_file():
 def test_no_other_list_in_the_package():
     # Expected: where names stand beside something of their own (colours, groups of attributes, what is drawn), not as
     # a list; "construction_vehicle" tells, which nobody names by itself.
-    keyed = {"datasets/nuscenes/taxonomy.py", "structures/behaviour.py", "visualization/palette.py"}
+    keyed = {
+        "datasets/nuscenes/taxonomy.py",
+        "structures/behaviour.py",
+        "visualization/palette.py",
+        "evaluation/drawn_scores.py",  # which kinds are vehicles
+    }
     spelled = {
         str(path.relative_to(ROOT / "bevstack"))
         for path in (ROOT / "bevstack").rglob("*.py")

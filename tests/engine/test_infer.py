@@ -295,6 +295,22 @@ def test_rows_of_boxes():
     assert box_rows({"name": "7"}) == []
 
 
+class RecordedWriter:
+    """A file of a table's rows, group after group."""
+
+    def __init__(self, path, schema):
+        self.path, self.table = path, {"rows": [], "schema": schema}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.path.write_text(json.dumps(self.table))
+
+    def write_table(self, table):
+        self.table["rows"] += table["rows"]
+
+
 class RecordedArrow(types.ModuleType):
     """What write_parquet asks of pyarrow, noted: names of types as pyarrow has them, the schema, the table."""
 
@@ -315,7 +331,7 @@ class RecordedArrow(types.ModuleType):
 def test_the_table_has_its_types_without_rows_too(tmp_path, monkeypatch):
     # pyarrow is an extra; here a stand-in notes what it is asked for.
     arrow, parquet = RecordedArrow("pyarrow"), types.ModuleType("pyarrow.parquet")
-    parquet.write_table = lambda table, path: path.write_text(json.dumps(table))
+    parquet.ParquetWriter = RecordedWriter
     arrow.parquet = parquet
     monkeypatch.setitem(sys.modules, "pyarrow", arrow)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)

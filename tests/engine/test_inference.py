@@ -180,7 +180,7 @@ def test_a_camera_without_an_image_sees_nothing_in_the_published_encoder_either(
     cfg = small_config()
     cfg.model.encoder.type = "PaddingSeesEncoder"
     predictor, images = predictor_of(cfg), images_of(4)
-    frame = predictor._batch(Moment([images[0], None, images[2]], rig_of()), Motion(), {})["inputs"].frames[0]
+    frame = predictor._batch(Moment([images[0], None, images[2]], rig_of()), Motion(), {}, None)["inputs"].frames[0]
     plan = predictor.model.encoder.visibility(frame.rig)
     cameras = set(plan.slots.flatten().tolist())
     assert cameras == {-1, 0, 2} and (frame.images[0, 1] == 0).all()

@@ -186,7 +186,8 @@ def test_the_format_of_the_test():
         precision_of(cfg, "cpu", "float16")
 
 
-NAMES = {"BEVPrediction", "Moment", "Motion", "Predictor", "Rig", "Sweeps", "load_model"}
+NAMES = {"BEVPrediction", "CameraChecks", "CameraHealth", "Moment", "Motion", "Predictor", "Rig", "Sweeps"}
+NAMES |= {"load_model"}
 
 
 def test_the_names_of_the_door():

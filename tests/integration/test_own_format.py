@@ -82,10 +82,10 @@ def clips(module, root):
 
 
 def test_it_trains_is_scored_and_drawn_without_the_nuscenes_room(frames, root, tmp_path):
-    # The page's own commands. Of nuScenes' room nothing is loaded but its names, which its own metrics compare with.
+    # The page's own commands. Of nuScenes' room nothing is loaded but names, which its own metrics compare with.
     assert PAGE.lines_of("yard/frame_folders.py") <= 80
     done = run_command("-c", FOLLOW, tmp_path, frames, PYTHONPATH=f"{frames.parents[1] / 'yard'}:{':'.join(sys.path)}")
-    assert done.stdout.splitlines()[-1] == f"loaded: {ROOM} {ROOM}.taxonomy"
+    assert done.stdout.splitlines()[-1] == f"loaded: {ROOM} {ROOM}.split_names {ROOM}.taxonomy"
 
     logs = logs_of(tmp_path)
     assert len(logs) == 8 and np.isfinite([log["loss"] for log in logs]).all()  # 16 frames, two at a time
