@@ -117,7 +117,8 @@ def site(tmp_path_factory) -> Path:
 
 def test_the_site_is_built_without_a_broken_link(site) -> None:
     there = {page for page in pages(SETTINGS["nav"]) if (DOCS / page).exists()}
-    assert {path.stem for path in site.glob("*.html")} >= {Path(page).stem for page in there}
+    built = {path.relative_to(site).with_suffix("") for path in site.rglob("*.html")}
+    assert built >= {Path(page).with_suffix("") for page in there}
     assert not list(site.rglob("mkdocs.yml")) and not list(site.rglob("hooks.py"))
 
 
