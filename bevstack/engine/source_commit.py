@@ -6,13 +6,13 @@ import subprocess
 from pathlib import Path
 
 
-def commit() -> str:
-    """Short hash of the source's commit, "+" where files differ from it; "unknown" outside a repository."""
+def commit(digits: int = 7) -> str:
+    """The source's commit, so many digits of its hash, "+" where files differ from it; "unknown" outside a repository."""
     here = Path(__file__).parent
     try:
         found = [
             subprocess.run(command, cwd=here, capture_output=True, text=True, check=True, timeout=30).stdout  # noqa: S603
-            for command in (["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "-uno"])
+            for command in (["git", "rev-parse", f"--short={digits}", "HEAD"], ["git", "status", "--porcelain", "-uno"])
         ]
     except (OSError, subprocess.SubprocessError):
         return "unknown"

@@ -157,7 +157,7 @@ def score_intervals(
             scores = {"mAP": np.sum(counted, axis=0) / len(table.classes), **scores, **found}
     for name, values in raster_scores(summed, scenes, times).items():
         scores[f"iou/{name.rpartition('/')[2]}"] = values
-    known = {name: values[1:] for name, values in scores.items() if not np.isnan(values[1:]).all()}
+    known = {name: values for name, values in scores.items() if not np.isnan(values[1:]).all()}
     return {name: interval(values)[1:] for name, values in known.items()}
 
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
-import re
 import signal
 import subprocess
 import sys
@@ -36,6 +34,7 @@ from bevstack.evaluation.drawn_scores import table_scores
 from bevstack.evaluation.nuscenes_scoring import ScoredSplit
 from bevstack.evaluation.submitted_table import submitted_table
 from bevstack.experiments.arguments import compare_parser
+from bevstack.experiments.benchmarks.machine import processor_name
 from bevstack.experiments.comparison_page import page_text
 from bevstack.experiments.model_cost import cost_of
 from bevstack.experiments.run_records import RunRecords
@@ -311,9 +310,4 @@ def scenes_of(config: Config) -> str:
 
 def processor() -> str:
     """The CPU's name and number of cores."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = re.findall(r"model name\s*: (.*)", info.read_text())
-        name = names[0] if names else name
-    return f"{name}, {os.cpu_count()} cores"
+    return f"{processor_name()}, {os.cpu_count()} cores"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bevstack.ops.linear import onednn_takes
+from bevstack.ops.packed_layers import onednn_dtype
 
 
 class NormedConvolution(nn.Module):
@@ -68,8 +68,9 @@ class NormedConvolution(nn.Module):
         weight, bias = self.folded()
         convolution = self.convolution
         place = (convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
-        dtype = _onednn_dtype(features, weight)
-        if dtype is None or (added is not None and convolution.groups > 1):
+        dtype = onednn_dtype(features)
+        taken = dtype is not None and weight.dtype in (torch.float32, dtype)
+        if not taken or (added is not None and convolution.groups > 1):
             result = F.conv2d(features, weight, bias, *place)
             result = result if added is None else result + added
             return F.relu(result) if self.relu else result
@@ -78,16 +79,6 @@ class NormedConvolution(nn.Module):
             for tensor in (features, weight, added)
         ]
         return _JoinedConvolution.apply(ordered[0], ordered[1], bias.to(dtype), ordered[2], place, self.relu)
-
-
-def _onednn_dtype(features: Tensor, weight: Tensor) -> torch.dtype | None:
-    """The format in which oneDNN convolves, autocast's counting; None where it is not asked."""
-    if not onednn_takes(features) or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
-        return None
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else features.dtype
-    if weight.dtype != torch.float32 and weight.dtype != dtype:
-        return None
-    return dtype if dtype in (torch.float32, torch.bfloat16) else None
 
 
 class _JoinedConvolution(torch.autograd.Function):

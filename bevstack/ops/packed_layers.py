@@ -156,6 +156,11 @@ def packed_dtype(features: Tensor, weight: Tensor) -> torch.dtype | None:
     """
     if torch.is_grad_enabled() and (features.requires_grad or weight.requires_grad):
         return None
+    return onednn_dtype(features)
+
+
+def onednn_dtype(features: Tensor) -> torch.dtype | None:
+    """:func:`packed_dtype`, whether a gradient is wanted or not, of features of any shape."""
     if not onednn_takes(features) or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
         return None
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else features.dtype

@@ -14,6 +14,7 @@ from tables import VERSION, build_root
 from bevstack.datasets.nuscenes.dataset import NuScenesBEVDataset
 from bevstack.datasets.nuscenes.index_writer import write_index
 from bevstack.errors import InputError
+from tests.json_mutations import change
 
 TABLES = (
     "category", "attribute", "visibility", "instance", "sensor", "calibrated_sensor", "ego_pose", "log", "scene",
@@ -54,15 +55,6 @@ def valid_root(tmp_path_factory) -> Path:
     return build_root(tmp_path_factory.mktemp("mutated") / "root")
 
 
-def _places(content: object, path: tuple = ()) -> list[tuple]:
-    """Paths to everything inside a JSON value."""
-    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    found = []
-    for key, value in items:
-        found += [(*path, key), *_places(value, (*path, key))]
-    return found
-
-
 _SETTINGS = dict(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -88,14 +80,7 @@ def index_or_refuse(valid_root: Path, data: st.DataObject) -> None:
     content = json.loads(original)
     out = valid_root / "out"
     try:
-        *parents, last = data.draw(st.sampled_from(_places(content)))
-        place = content
-        for key in parents:
-            place = place[key]
-        if data.draw(st.booleans()):
-            place[last] = data.draw(VALUES)
-        else:
-            del place[last]
+        change(data, content, VALUES)
         text = json.dumps(content)
         path.write_text(text[: data.draw(st.integers(len(text) // 2, len(text)))] if data.draw(st.booleans()) else text)
         try:

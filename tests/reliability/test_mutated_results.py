@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from bevstack.errors import InputError
 from bevstack.experiments.robustness import read_scores
 from bevstack.experiments.run_records import read_record
+from tests.json_mutations import change
 
 LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=4), st.sampled_from(["\ud800", 2**80, -1])
@@ -33,22 +34,9 @@ VALID = {
 READERS = {"robustness": lambda path: read_scores(path, RUN), "comparison": lambda path: {"record": read_record(path)}}
 
 
-def places(node: object, way: tuple = ()) -> list[tuple]:
-    """Paths to everything inside a JSON value."""
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    return [place for key, value in items for place in ((*way, key), *places(value, (*way, key)))]
-
-
 def mutated(data: st.DataObject, kind: str) -> str:
     content = json.loads(json.dumps(VALID[kind]))
-    *way, last = data.draw(st.sampled_from(places(content)))
-    node = content
-    for key in way:
-        node = node[key]
-    if data.draw(st.booleans()):
-        node[last] = data.draw(JSON)
-    else:
-        del node[last]
+    change(data, content, JSON)
     text = json.dumps(content)
     return text[: data.draw(st.integers(0, len(text)))] if data.draw(st.booleans()) else text
 

@@ -229,11 +229,7 @@ def _of_infos(row: _Row, about: Mapping[str, Any]) -> InfoSample:
     if len(names) != count:
         raise row.fail("gt_names", f"{len(names)} names of {count} boxes")
     return InfoSample(
-        token=row.text("token"),
-        place=row.place,
-        scene_token=row.text("scene_token") if row.record.get("scene_token") else "",
-        previous=row.record["prev"] if isinstance(row.record.get("prev"), str) else None,
-        timestamp_us=row.microseconds(),
+        **_place_in_time(row),
         lidar_path=row.file("lidar_path", "LIDAR_TOP"),
         lidar_sweeps=len(row.record.get("sweeps") or ()),
         ego_from_lidar=row.pose("lidar2ego"),
@@ -245,6 +241,17 @@ def _of_infos(row: _Row, about: Mapping[str, Any]) -> InfoSample:
         num_lidar_pts=_counts(row, "num_lidar_pts", count),
         num_radar_pts=_counts(row, "num_radar_pts", count),
         can_bus=row.numbers("can_bus", 18) if row.record.get("can_bus") is not None else None,
+    )
+
+
+def _place_in_time(row: _Row) -> dict[str, Any]:
+    """What both kinds of files say alike of a sample: its names, and when it was."""
+    return dict(
+        token=row.text("token"),
+        place=row.place,
+        scene_token=row.text("scene_token") if row.record.get("scene_token") else "",
+        previous=row.record["prev"] if isinstance(row.record.get("prev"), str) else None,
+        timestamp_us=row.microseconds(),
     )
 
 
@@ -279,11 +286,7 @@ def _of_data_list(row: _Row, about: Mapping[str, Any]) -> InfoSample:
         for box in boxes
     ]
     return InfoSample(
-        token=row.text("token"),
-        place=row.place,
-        scene_token=row.text("scene_token") if row.record.get("scene_token") else "",
-        previous=row.record["prev"] if isinstance(row.record.get("prev"), str) else None,
-        timestamp_us=row.microseconds(),
+        **_place_in_time(row),
         lidar_path=lidar.file("lidar_path", "LIDAR_TOP"),
         lidar_sweeps=len(row.record.get("lidar_sweeps") or ()),
         ego_from_lidar=lidar.rigid("lidar2ego"),

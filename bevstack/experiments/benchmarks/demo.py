@@ -8,8 +8,9 @@ from collections import defaultdict
 import torch
 from tqdm import tqdm
 
+from bevstack.engine.benchmark import timed
 from bevstack.experiments.benchmarks.inputs import CAMERAS_PER_CELL, DEMO_IMAGE_PX, demo_model
-from bevstack.experiments.benchmarks.measuring import Row, Spread, Stopwatch, timed
+from bevstack.experiments.benchmarks.measuring import Row, Spread, Stopwatch
 from bevstack.experiments.benchmarks.settings import Settings
 from bevstack.experiments.benchmarks.train import TrainingStep, demo_step
 from bevstack.experiments.counted_work import counting

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import subprocess
 import sys
 from datetime import datetime, timezone
 from importlib import metadata
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from bevstack.engine.source_commit import commit
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 ALLOCATORS = ("default", "raised", "kept")
@@ -53,7 +54,7 @@ def allocator_of_environment() -> str:
 def description(allocator: str | None) -> dict[str, Any]:
     """What a reader has to know to compare numbers with those of another machine, as plain data."""
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "features": cpu_features(),
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
@@ -63,7 +64,7 @@ def description(allocator: str | None) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "packages": {name: version for name in _PEERS if (version := _version(name))},
-        "commit": commit(),
+        "commit": commit(digits=12),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
 
@@ -75,22 +76,8 @@ def cpu_features() -> list[str]:
     return [name for name in _FEATURES if name in there]
 
 
-def commit() -> str:
-    """The repository's commit, with ``+`` where files differ from it; "" outside a repository."""
-    try:
-        found = _git("rev-parse", "--short=12", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return found + ("+" if changed else "")
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(REPOSITORY), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603 - no input
-
-
-def _processor() -> str:
+def processor_name() -> str:
+    """The CPU's, as the system tells it."""
     name = re.search(r"^model name\s*:\s*(.*)$", _proc_cpuinfo(), re.MULTILINE)
     return name[1].strip() if name else platform.processor() or platform.machine()
 

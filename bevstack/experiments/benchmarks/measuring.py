@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
+
+from bevstack.engine.benchmark import timed
 
 ROUNDS, QUICK_ROUNDS = 9, 2
 
@@ -102,17 +102,6 @@ class Stopwatch:
                         seconds[key].append(taken)
                     bar.update()
         return Row(name, seconds, base if base in candidates else "", dict(differences or {}), dict(facts or {}))
-
-
-def timed(run: Callable[[], object]) -> float:
-    """Wall seconds of one call, with the device idle before and after."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
