@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def commit(digits: int = 7) -> str:
-    """The source's commit, so many digits of its hash, "+" where files differ from it; "unknown" outside a repository."""
+    """The source's commit, "+" where files differ from it; "unknown" outside a repository."""
     here = Path(__file__).parent
     try:
         found = [
