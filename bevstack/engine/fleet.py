@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -199,7 +199,7 @@ def _in_ray(job: FleetJob, plans: Sequence[ScenePlan], args: argparse.Namespace)
             {"number": p.number, "name": p.name, "samples": list(p.samples), "tokens": list(p.tokens)} for p in plans
         ]
         scenes = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            SceneWorker,
+            cast("Any", SceneWorker),
             fn_constructor_args=(job,),
             compute=ray.data.ActorPoolStrategy(size=args.workers, max_tasks_in_flight_per_actor=1),
             num_cpus=cpus,
