@@ -76,17 +76,23 @@ def as_float(typing_context, number):  # noqa: ARG001
     return types.float32(number), widened if number == types.uint16 else same
 
 
-@intrinsic(prefer_literal=True)
-def stack_floats(typing_context, count):  # noqa: ARG001
-    """``count`` (a literal) float32 on the stack, aligned to 64 bytes: of a small loop, these become registers."""
-    length = count.literal_value
+def _stack_of(numba_type: types.Type, element: ir.Type) -> Callable:
+    """An intrinsic ``count (a literal) -> pointer`` to so many elements on the stack, aligned to 64 bytes."""
 
-    def generate(context, builder, signature, arguments):
-        place = cgutils.alloca_once(builder, ir.FloatType(), size=length)
-        place.align = 64
-        return place
+    @intrinsic(prefer_literal=True)
+    def on_the_stack(typing_context, count):  # noqa: ARG001
+        def generate(context, builder, signature, arguments):
+            place = cgutils.alloca_once(builder, element, size=count.literal_value)
+            place.align = 64
+            return place
 
-    return types.CPointer(types.float32)(count), generate
+        return types.CPointer(numba_type)(count), generate
+
+    return on_the_stack
+
+
+stack_floats = _stack_of(types.float32, ir.FloatType())  # of a small loop, these become registers
+stack_ints = _stack_of(types.int32, ir.IntType(32))
 
 
 @intrinsic(prefer_literal=True)

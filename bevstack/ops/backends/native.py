@@ -22,7 +22,7 @@ def forward(given: Arguments) -> Tensor:
     """(B, Q, h * c) in float32.
 
     Raises:
-        ValueError: more samples a head than there is room for.
+        ValueError: more samples a head, or pixels a map, than there is room for.
     """
     batch, queries, _ = given.slots.shape
     heads, channels = given.value.shape[2:]
@@ -70,6 +70,8 @@ def _table(given: Arguments) -> tuple[tuple[Tensor, ...], bool, list[int]]:
     groups, levels, points = given.offsets.shape[2], given.offsets.shape[4], given.offsets.shape[5]
     if levels * points > MOST_SAMPLES:
         raise ValueError(f"the native backend takes {MOST_SAMPLES} samples a head, not {levels * points}")
+    if tokens * heads * given.value.shape[3] >= 2**31:
+        raise ValueError(f"the native backend takes maps of less than 2^31 values, not of {tokens} pixels")
     half = given.value.dtype == torch.bfloat16
     value = (given.value if half else given.value.float()).contiguous()
     slots = given.slots.contiguous()

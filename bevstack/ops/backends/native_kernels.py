@@ -30,10 +30,12 @@ from bevstack.ops.jit import (
     float_pointer,
     int_pointer,
     stack_floats,
+    stack_ints,
     value_pointer,
 )
 
 MOST_SAMPLES = 256  # L * P of one head; their weights lie on the stack
+MOST_AT_ONCE = 2048  # samples of several heads that the forward pass places together
 MOST_NUMBERS = 2 * MOST_SAMPLES
 QUERIES_AT_ONCE = 32
 
@@ -73,9 +75,32 @@ def _corners(x, y, width, height):
     )
 
 
+@numba.njit(inline="always", fastmath=FLOAT_RULES, error_model="numpy")
+def _softmax_of_heads(logits, first, stride, heads, count, weights):
+    """Weights (heads, count), one head after another, of logits from place ``first``, heads ``stride`` apart."""
+    for h in range(heads):
+        most = logits[first + h * stride]
+        for i in range(1, count):
+            most = max(most, logits[first + h * stride + i])
+        for i in range(count):
+            weights[h * count + i] = logits[first + h * stride + i] - most
+    for n in range(heads * count):
+        weights[n] = fast_exp(weights[n])
+    for h in range(heads):
+        total = ZERO
+        for i in range(count):
+            total += weights[h * count + i]
+        for i in range(count):
+            weights[h * count + i] *= ONE / total
+
+
 @cache
 def forward_kernel(channels: int, half: bool):
-    """Machine code of the forward pass for heads of c channels and values in float32, or in bfloat16 (``half``)."""
+    """Machine code of the forward pass for heads of c channels and values in float32, or in bfloat16 (``half``).
+
+    Pixels and shares of a query's samples are found for all heads at once, in loops that become vector code: a head by
+    itself has too few samples for that, and finding them one by one takes longer than reading the rows.
+    """
     of_half, stamp = int(half), SOURCE_STAMP
 
     def forward(table):
@@ -88,16 +113,44 @@ def forward_kernel(channels: int, half: bool):
         level_table, result = int_pointer(t[7]), float_pointer(t[22])
         queries, num_slots, anchors, groups, heads = t[8], t[9], t[10], t[11], t[12]
         levels, points, tokens = t[13], t[14], t[15]
-        row = heads * channels
-        total, weights = stack_floats(channels), stack_floats(MOST_SAMPLES)
+        row, samples = heads * channels, levels * points
+        at_once = max(min(heads, MOST_AT_ONCE // max(samples, 1)), 1)
+        total, weights = stack_floats(channels), stack_floats(MOST_AT_ONCE)
+        xs, ys, wide, tall = (
+            stack_floats(MOST_AT_ONCE),
+            stack_floats(MOST_AT_ONCE),
+            stack_floats(MOST_AT_ONCE),
+            stack_floats(MOST_AT_ONCE),
+        )
+        share_a, share_b, share_c, share_d = (
+            stack_floats(MOST_AT_ONCE),
+            stack_floats(MOST_AT_ONCE),
+            stack_floats(MOST_AT_ONCE),
+            stack_floats(MOST_AT_ONCE),
+        )
+        place_a, place_b, place_c, place_d = (
+            stack_ints(MOST_AT_ONCE),
+            stack_ints(MOST_AT_ONCE),
+            stack_ints(MOST_AT_ONCE),
+            stack_ints(MOST_AT_ONCE),
+        )
+        starts, row_32 = stack_ints(MOST_AT_ONCE), np.int32(row)
+        for h in range(at_once):
+            for level in range(levels):
+                for p in range(points):
+                    n = h * samples + level * points + p
+                    tall[n] = np.float32(level_table[3 * level])
+                    wide[n] = np.float32(level_table[3 * level + 1])
+                    starts[n] = np.int32(level_table[3 * level + 2]) * row_32 + np.int32(h * channels)
         while True:
             first = draw_number(counter) * QUERIES_AT_ONCE
             if first >= queries:
                 break
             for q in range(first, min(first + QUERIES_AT_ONCE, queries)):
-                for h in range(heads):
-                    for k in range(channels):
-                        total[k] = ZERO
+                for k in range(row):
+                    result[q * row + k] = ZERO
+                for head in range(0, heads, at_once):
+                    number = min(at_once, heads - head)
                     known = False  # whether the weights of the one group are there
                     for s in range(num_slots):
                         source = slots[q * num_slots + s]
@@ -105,30 +158,48 @@ def forward_kernel(channels: int, half: bool):
                             continue
                         g = s if groups > 1 else 0
                         if groups > 1 or not known:
-                            _softmax(logits, q * t[19] + g * t[20] + h * t[21], levels * points, weights)
+                            place = q * t[19] + g * t[20] + head * t[21]
+                            _softmax_of_heads(logits, place, t[21], number, samples, weights)
                             known = True
                         scale = slot_weights[q * num_slots + s]
-                        place = q * t[16] + g * t[17] + h * t[18]
                         anchor = (q * num_slots + s) * anchors * 2
-                        for level in range(levels):
-                            height, width = level_table[3 * level], level_table[3 * level + 1]
-                            base = (source * tokens + level_table[3 * level + 2]) * row + h * channels
-                            tall, wide = np.float32(height), np.float32(width)
-                            for p in range(points):
-                                z = anchor + 2 * (p % anchors)
-                                n = level * points + p
-                                x = references[z] * wide + offsets[place + 2 * n] - HALF
-                                y = references[z + 1] * tall + offsets[place + 2 * n + 1] - HALF
-                                if x <= -ONE or y <= -ONE or x >= wide or y >= tall:
-                                    continue
-                                pixels, shares, inside = _corners(x, y, width, height)
-                                (a, b, c, d), (left, right, up, low) = pixels, shares
-                                in_left, in_right, in_up, in_low = inside
-                                weight = weights[n] * scale
-                                left, right = left * in_left, right * in_right
-                                up, low = up * in_up * weight, low * in_low * weight
-                                wa, wb, wc, wd = left * up, right * up, left * low, right * low
-                                a, b, c, d = base + a * row, base + b * row, base + c * row, base + d * row
+                        for h in range(number):
+                            place = q * t[16] + g * t[17] + (head + h) * t[18]
+                            for level in range(levels):
+                                for p in range(points):
+                                    n, z = level * points + p, anchor + 2 * (p % anchors)
+                                    m = h * samples + n
+                                    xs[m] = references[z] * wide[n] + offsets[place + 2 * n] - HALF
+                                    ys[m] = references[z + 1] * tall[n] + offsets[place + 2 * n + 1] - HALF
+                        for n in range(number * samples):
+                            x, y, width, height = xs[n], ys[n], wide[n], tall[n]
+                            outside = (x <= -ONE) | (y <= -ONE) | (x >= width) | (y >= height)
+                            x_inside = x if (x > -ONE) & (x < width) else ZERO  # of NaN, too
+                            y_inside = y if (y > -ONE) & (y < height) else ZERO
+                            left, top = np.floor(x_inside), np.floor(y_inside)
+                            right_share = x_inside - left if x == x else x  # noqa: PLR0124  # NaN makes the result NaN
+                            low_share = y_inside - top if y == y else y  # noqa: PLR0124
+                            weight = weights[n] * scale
+                            left_share = ONE - right_share if (left >= ZERO) & ~outside else ZERO
+                            right_share = right_share if (left + ONE < width) & ~outside else ZERO
+                            up_share = (ONE - low_share) * weight if (top >= ZERO) & ~outside else ZERO
+                            low_share = low_share * weight if (top + ONE < height) & ~outside else ZERO
+                            share_a[n], share_b[n] = left_share * up_share, right_share * up_share
+                            share_c[n], share_d[n] = left_share * low_share, right_share * low_share
+                            x0, x1 = np.int32(max(left, ZERO)), np.int32(min(left + ONE, width - ONE))
+                            pixels = np.int32(width)
+                            y0 = np.int32(max(top, ZERO)) * pixels
+                            y1 = np.int32(min(top + ONE, height - ONE)) * pixels
+                            place_a[n], place_b[n] = (y0 + x0) * row_32 + starts[n], (y0 + x1) * row_32 + starts[n]
+                            place_c[n], place_d[n] = (y1 + x0) * row_32 + starts[n], (y1 + x1) * row_32 + starts[n]
+                        base = source * tokens * row + head * channels
+                        for h in range(number):
+                            own = q * row + (head + h) * channels
+                            for k in range(channels):
+                                total[k] = result[own + k]
+                            for n in range(h * samples, (h + 1) * samples):
+                                wa, wb, wc, wd = share_a[n], share_b[n], share_c[n], share_d[n]
+                                a, b, c, d = base + place_a[n], base + place_b[n], base + place_c[n], base + place_d[n]
                                 for k in range(channels):
                                     total[k] += (
                                         wa * as_float(value[a + k])
@@ -136,8 +207,8 @@ def forward_kernel(channels: int, half: bool):
                                         + wc * as_float(value[c + k])
                                         + wd * as_float(value[d + k])
                                     )
-                    for k in range(channels):
-                        result[q * row + h * channels + k] = total[k]
+                            for k in range(channels):
+                                result[own + k] = total[k]
 
     return compiled(forward)
 
