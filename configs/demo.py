@@ -1,7 +1,7 @@
 """The demo: a small temporal multi-camera model learns boxes and map on the synthetic set, on two CPU cores.
 
 What makes it small: images of 160 x 448 without the sky, one encoder layer on 64 x 64 cells of 1.6 m, heads that
-convolve these cells and predict four finer ones in each, depthwise-separable convolutions wherever plain ones showed no
+convolve these cells and predict four finer ones in each, depthwise-separable convolutions where plain ones showed no
 better score at equal steps (docs/attention_and_convolution.md). What makes it learn in minutes: a frozen ImageNet
 backbone with activations fused into its convolutions, whose features are kept from the first epoch on, heads that look
 at different heights from the first step, streaming training (each step continues four scenes, so that the history is
@@ -57,7 +57,7 @@ model = dict(
     bev_neck=dict(type="BEVUNet", in_channels=channels, widths=(channels, 128), out_channels=64, conv=cheap),
     heads=dict(
         detection=dict(
-            type="DenseDetectionHead", in_channels=64, grid=head_grid, classes=classes, upscale=2, conv=cheap
+            type="DenseDetectionHead", in_channels=64, grid=head_grid, classes=classes, upscale=2, common=True
         ),
         map=dict(
             type="SemanticSegmentationHead",

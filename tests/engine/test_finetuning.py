@@ -69,6 +69,27 @@ def test_rows_of_finer_cells_stay_together():
     assert torch.equal(fitted.weights["heads.boxes.heatmap.1.weight"], torch.cat([rows[4:], rows[:4]]))
 
 
+def test_common_weights_start_from_a_file_without_them():
+    # Expected: what the file's sub-pixel convolution said, so nothing in common at first; classes move in both layers.
+    cfg = small_config()
+    cfg.model.heads.boxes.upscale = 2
+    source = trained(cfg)
+    with_common = copy.deepcopy(cfg)
+    with_common.model.heads.boxes.common = True
+    model = build_model(with_common, "cpu")
+    fitted = fitted_weights(source.state_dict(), model, {"config": plain_config(cfg)})
+    model.load_state_dict(fitted.weights, strict=False)
+    features = torch.randn(1, model.heads["boxes"].heatmap[1].in_channels, 4, 5)
+    with torch.no_grad():
+        want = source.heads["boxes"].heatmap[1:](features)
+        assert torch.equal(model.heads["boxes"].heatmap[1](features), want)
+    turned = copy.deepcopy(with_common)
+    turned.model.heads.boxes.classes = CLASSES[::-1]
+    weights = model.state_dict() | {"heads.boxes.heatmap.1.common.bias": torch.arange(2.0)}
+    fitted = fitted_weights(weights, build_model(turned, "cpu"), {"config": plain_config(with_common)})
+    assert fitted.weights["heads.boxes.heatmap.1.common.bias"].tolist() == [1.0, 0.0]
+
+
 def test_another_extent_and_other_heads_start_new(weights):
     # Expected: queries of another grid, a head that the file lacks; what the model lacks is left out.
     cfg = small_config()

@@ -119,6 +119,11 @@ def test_upscale_must_divide_the_grid():
         head_of(upscale=5)
 
 
+def test_common_weights_need_finer_cells():
+    with pytest.raises(ValueError, match="upscale is 1: weights common to finer cells need 2 or more"):
+        head_of(common=True)
+
+
 def channels_of(head: DenseDetectionHead) -> dict[str, int]:
     """Of each raw output, as its class says."""
     return {"heatmap": len(head.classes), "box": len(head.outputs.regressed), **head.outputs.channels}

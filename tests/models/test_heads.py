@@ -48,6 +48,7 @@ HEADS = {
     "DenseDetectionHead": [
         _all_peaks,
         {**_all_peaks, "upscale": 2, "criterion": dict(reach_cells=0)},
+        {**_all_peaks, "upscale": 2, "common": True},
         {**_all_peaks, "outputs": dict(heading_bins=6, moving=True, quality=True)},
     ],
     "QueryDetectionHead": [_queries],

@@ -23,7 +23,7 @@ from bevstack.models.heads.detection3d_dense_outputs import (
     box_codes,
     localisation_quality,
 )
-from bevstack.models.layers.conv import ConvNormReLU, ConvType
+from bevstack.models.layers.conv import ConvNormReLU, ConvType, SubcellConvolution
 from bevstack.models.layers.heatmaps import (
     EMPTY_CELL_LOGIT,
     HeatmapCriterion,
@@ -90,9 +90,14 @@ class DenseDetectionHead(BEVHead):
             one predicts ``upscale`` x ``upscale`` cells at each (Shi et al. 2016, sub-pixel convolution).
         conv: kind of the 3 x 3 convolutions (:class:`bevstack.models.layers.conv.ConvType`).
         outputs: what is predicted at a centre beside its box: a :class:`CenterOutputs` or its values.
+        common: the finer cells of ``upscale`` have weights in common
+            (:class:`bevstack.models.layers.conv.SubcellConvolution`): rare classes are learned sooner.
+
+    Raises:
+        ValueError: ``common`` without an ``upscale`` of 2 or more.
     """
 
-    class_layers = ("heatmap.1",)
+    class_layers = ("heatmap.1", "heatmap.1.common")
 
     def __init__(
         self,
@@ -105,6 +110,7 @@ class DenseDetectionHead(BEVHead):
         upscale: int = 1,
         conv: ConvType | Mapping | str = "plain",
         outputs: CenterOutputs | Mapping | None = None,
+        common: bool = False,
         init_cfg: Mapping | None = None,
     ) -> None:
         super().__init__(in_channels, grid, init_cfg)
@@ -116,19 +122,18 @@ class DenseDetectionHead(BEVHead):
         self.register_buffer("code_weights", code_weights, persistent=False)
         self.register_buffer("nms_radii", nms_radii(self.decoding.nms_radius_m, self.classes), persistent=False)
         self.shared = ConvNormReLU(in_channels, channels, conv=conv)
-        self.heatmap = self._branch(channels, len(self.classes), upscale, conv)
-        self.box = self._branch(channels, len(self.outputs.regressed), upscale, conv)
         state_values = sum(self.outputs.channels.values())
-        self.state = self._branch(channels, state_values, upscale, conv) if state_values else None
-        init_bias(self.heatmap[1], EMPTY_CELL_LOGIT)
 
-    @staticmethod
-    def _branch(channels: int, values: int, upscale: int, conv: ConvType | Mapping | str) -> nn.Sequential:
-        return nn.Sequential(
-            ConvNormReLU(channels, channels, conv=conv),
-            nn.Conv2d(channels, values * upscale**2, 1),
-            nn.PixelShuffle(upscale),
-        )
+        def branch(values: int) -> nn.Sequential:
+            block = ConvNormReLU(channels, channels, conv=conv)
+            if common:
+                return nn.Sequential(block, SubcellConvolution(channels, values, upscale))
+            return nn.Sequential(block, nn.Conv2d(channels, values * upscale**2, 1), nn.PixelShuffle(upscale))
+
+        self.heatmap = branch(len(self.classes))
+        self.box = branch(len(self.outputs.regressed))
+        self.state = branch(state_values) if state_values else None
+        init_bias(self.heatmap.get_submodule("1.common" if common else "1"), EMPTY_CELL_LOGIT)
 
     def forward(self, bev: BEVFeatures) -> dict[str, Tensor]:
         """Raw outputs on the head's grid.

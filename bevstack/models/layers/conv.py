@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bevstack.models.layers.initialization import init_bias
 from bevstack.models.layers.settings import Settings
 
 CONV_KINDS = ("plain", "depthwise_separable", "inverted_bottleneck", "grouped")
@@ -129,6 +131,46 @@ class ResidualBlock(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, Y, X) to (B, C', Y / s, X / s), rounded up; not negative."""
         return F.relu(self.body(features) + self.shortcut(features))
+
+
+class SubcellConvolution(nn.Conv2d):
+    """A 1 x 1 convolution that says something of each of the s x s finer cells of a cell, and something common to all.
+
+    (B, C, Y, X) to (B, K, s Y, s X): what one set of K x C weights says of the cells, resampled bilinearly, plus what
+    each finer cell's own weights add to it (Shi et al. 2016, sub-pixel convolution), which is nothing at first. A class
+    of few objects moves the common weights with every one of them, a finer cell's own only with those that lie in it.
+
+    Weights of a sub-pixel convolution alone (this layer's ``weight`` and ``bias``) may be loaded: the common ones are
+    then zero.
+
+    Args:
+        in_channels: C.
+        values: K.
+        upscale: s.
+
+    Raises:
+        ValueError: s is not 2 or more: then there is nothing to tell apart.
+    """
+
+    def __init__(self, in_channels: int, values: int, upscale: int) -> None:
+        if upscale < 2:
+            raise ValueError(f"upscale is {upscale}: weights common to finer cells need 2 or more of them on a side")
+        super().__init__(in_channels, values * upscale**2, 1)
+        self.upscale = upscale
+        self.common = nn.Conv2d(in_channels, values, 1)
+        nn.init.zeros_(self.weight)
+        init_bias(self, 0.0)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, Y, X) to (B, K, s Y, s X)."""
+        common = F.interpolate(self.common(features), scale_factor=self.upscale, mode="bilinear", align_corners=False)
+        return common + F.pixel_shuffle(super().forward(features), self.upscale)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        if f"{prefix}weight" in state_dict and f"{prefix}common.weight" not in state_dict:
+            for parameter in self.common.parameters():
+                nn.init.zeros_(parameter)
 
 
 class ChannelLayerNorm(nn.LayerNorm):

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bevstack.geometry import BEVGrid
 from bevstack.models.heads import DenseDetectionHead, SemanticSegmentationHead
-from bevstack.models.layers.conv import ConvNormReLU, ConvType, ResidualBlock, convolution
+from bevstack.models.layers.conv import ConvNormReLU, ConvType, ResidualBlock, SubcellConvolution, convolution
 from bevstack.structures import BEVFeatures
 from tests.models.layers.cost_tables import cost_in_the_docs
 
@@ -147,3 +147,16 @@ def test_heads_cost_less(head):
     plain, separable, grouped = (multiply_adds(build(conv).eval(), bev) for conv in KINDS[:3])
     assert plain - separable == sum(9 * a * b - 9 * a - a * b for a, b in widths) * cells
     assert plain - grouped == sum(9 * a * b - 9 * a * b // G for a, b in widths) * cells
+
+
+def test_finer_cells_share_what_is_common_and_add_their_own():
+    # Expected by hand: one channel, two cells; common weight 2; biases 0, 10, 20, 30 of the four finer cells.
+    layer = SubcellConvolution(1, 1, 2)
+    with torch.no_grad():
+        layer.common.weight.fill_(2.0)
+        layer.common.bias.zero_()
+        layer.bias.copy_(torch.tensor([0.0, 10.0, 20.0, 30.0]))
+        found = layer(torch.tensor([[[[1.0, 3.0]]]]))
+    common = torch.tensor([2.0, 3.0, 5.0, 6.0])  # of 2 and 6, bilinear between the cells' middles
+    own = torch.tensor([[0.0, 10.0, 0.0, 10.0], [20.0, 30.0, 20.0, 30.0]])
+    torch.testing.assert_close(found[0, 0], common + own)
