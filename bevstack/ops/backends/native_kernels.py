@@ -115,7 +115,14 @@ def forward_kernel(channels: int, half: bool):
         levels, points, tokens = t[13], t[14], t[15]
         row, samples = heads * channels, levels * points
         at_once = max(min(heads, MOST_AT_ONCE // max(samples, 1)), 1)
-        total, weights = stack_floats(channels), stack_floats(MOST_AT_ONCE)
+        # one sum a corner: no addition waits for that of another corner
+        sum_a, sum_b, sum_c, sum_d = (
+            stack_floats(channels),
+            stack_floats(channels),
+            stack_floats(channels),
+            stack_floats(channels),
+        )
+        weights = stack_floats(MOST_AT_ONCE)
         xs, ys, wide, tall = (
             stack_floats(MOST_AT_ONCE),
             stack_floats(MOST_AT_ONCE),
@@ -196,19 +203,20 @@ def forward_kernel(channels: int, half: bool):
                         for h in range(number):
                             own = q * row + (head + h) * channels
                             for k in range(channels):
-                                total[k] = result[own + k]
+                                sum_a[k] = result[own + k]
+                                sum_b[k] = ZERO
+                                sum_c[k] = ZERO
+                                sum_d[k] = ZERO
                             for n in range(h * samples, (h + 1) * samples):
                                 wa, wb, wc, wd = share_a[n], share_b[n], share_c[n], share_d[n]
                                 a, b, c, d = base + place_a[n], base + place_b[n], base + place_c[n], base + place_d[n]
                                 for k in range(channels):
-                                    total[k] += (
-                                        wa * as_float(value[a + k])
-                                        + wb * as_float(value[b + k])
-                                        + wc * as_float(value[c + k])
-                                        + wd * as_float(value[d + k])
-                                    )
+                                    sum_a[k] += wa * as_float(value[a + k])
+                                    sum_b[k] += wb * as_float(value[b + k])
+                                    sum_c[k] += wc * as_float(value[c + k])
+                                    sum_d[k] += wd * as_float(value[d + k])
                             for k in range(channels):
-                                result[own + k] = total[k]
+                                result[own + k] = (sum_a[k] + sum_b[k]) + (sum_c[k] + sum_d[k])
 
     return compiled(forward)
 
