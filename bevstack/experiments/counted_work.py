@@ -67,6 +67,8 @@ def _storages(values: Any) -> list[torch.UntypedStorage]:
 
 def _products(func: Any, args: tuple, kwargs: dict, out: Any) -> int:
     """Multiply-adds of an operator, by torch's own counter, and of oneDNN's convolutions, which that does not know."""
+    if func._overloadpacket is torch.ops.aten.convolution_backward:
+        return _of_convolution_backward(*args)
     known = flop_registry.get(func._overloadpacket)
     if known is not None:
         return known(*args, **kwargs, out_val=out) // 2
@@ -74,6 +76,16 @@ def _products(func: Any, args: tuple, kwargs: dict, out: Any) -> int:
         weight = args[1 if func._overloadname == "default" else 2]  # another summand comes before it
         return out.numel() * math.prod(weight.shape[-3:])
     return 0
+
+
+def _of_convolution_backward(upstream: Tensor, features: Tensor, weight: Tensor, *settings: Any) -> int:
+    """Multiply-adds of a convolution's gradients: as many as forward for that of the features and that of the weight.
+
+    torch's counter takes the weight's gradient of a grouped convolution for that of a full one.
+    """
+    _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, wanted = settings
+    places = features if transposed else upstream
+    return sum(wanted[:2]) * weight.numel() * len(places) * math.prod(places.shape[2:])
 
 
 @contextmanager

@@ -49,6 +49,25 @@ def test_fused_convolutions_are_counted():
     assert counted(fused).multiply_adds == counted(lambda: convolution(images)).multiply_adds == 600 * 36
 
 
+@pytest.mark.parametrize("groups", [1, 3, 6])
+def test_gradients_of_grouped_convolutions_are_counted(groups):
+    # Expected by hand: 2 x 6 x 9 x 10 outputs of 6 / groups x 3 x 3 inputs each; as many again for each gradient.
+    convolution = nn.Conv2d(6, 6, 3, padding=(0, 1), groups=groups)
+    features = torch.randn(2, 6, 11, 10, requires_grad=True)
+    once = 2 * 6 * 90 * (6 // groups) * 9
+    assert counted(lambda: convolution(features)).multiply_adds == once
+    assert counted(lambda: convolution(features).sum().backward()).multiply_adds == 3 * once
+    assert counted(lambda: convolution(features.detach()).sum().backward()).multiply_adds == 2 * once
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gradients_of_transposed_convolutions_are_counted(groups):
+    # Expected by hand: each of 1 x 4 x 5 x 5 inputs goes into 6 / groups x 2 x 2 outputs; as often for each gradient.
+    convolution = nn.ConvTranspose2d(4, 6, 2, stride=2, groups=groups)
+    features = torch.randn(1, 4, 5, 5, requires_grad=True)
+    assert counted(lambda: convolution(features).sum().backward()).multiply_adds == 3 * 100 * (6 // groups) * 4
+
+
 @pytest.fixture(scope="module")
 def found():
     with pytest.MonkeyPatch.context() as patch:
