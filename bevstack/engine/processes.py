@@ -7,8 +7,12 @@ import gc
 import os
 import shutil
 import subprocess  # noqa: S404 - Slurm's own command, which names the nodes of a job
+import time
+import uuid
+from typing import Any
 
 import torch
+from torch.distributed import PrefixStore, Store
 
 from bevstack.errors import InputError
 
@@ -34,7 +38,61 @@ def join_gloo(launcher: str, timeout: datetime.timedelta) -> None:
     if missing:
         reason = f"{', '.join(missing)} not in the environment; start with: torchrun --nproc-per-node 2 ..."
         raise InputError("--launcher", launcher, reason)
-    torch.distributed.init_process_group("gloo", timeout=timeout)
+    torch.distributed.init_process_group("gloo", timeout=timeout, **meeting_place(timeout))
+
+
+def meeting_place(timeout: datetime.timedelta) -> dict[str, Any]:
+    """Where the processes of this start meet: ``store``, ``rank`` and ``world_size`` of ``init_process_group``.
+
+    torchrun that starts dead processes again (``--max-restarts``) keeps its store, and with it the addresses of the
+    processes before, which a process that is earlier than the others would take for theirs and find nobody there
+    (https://github.com/pytorch/pytorch/issues/135712, still so in torch 2.13). The number of restarts is no name for
+    a start: each node counts its own. So the processes agree on one first.
+
+    Raises:
+        torch.distributed.DistStoreError: the first process was not there in time.
+        TimeoutError: another one was not.
+    """
+    store, rank, world_size = next(torch.distributed.rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = PrefixStore(name_of_this_start(store, rank, world_size, timeout), store)
+    return {"store": store, "rank": rank, "world_size": world_size}
+
+
+def name_of_this_start(store: Store, rank: int, world_size: int, timeout: datetime.timedelta) -> str:
+    """A name that the processes of one start agree on, in a store that still has whatever earlier starts left there.
+
+    Each but the first asks with a number that nobody had before; the first answers whoever asks, also those that are
+    no more, until all of this start have said that they know.
+
+    Args:
+        store: that all of them see; none of an earlier start still writes to it.
+        rank: of this process; world_size: how many there are.
+        timeout: for all of it.
+
+    Raises:
+        torch.distributed.DistStoreError: a process but the first: there was no answer in time.
+        TimeoutError: the first: somebody did not ask in time.
+    """
+    own = uuid.uuid4().hex
+    if rank:
+        store.set(f"start/asked/{rank}", own)
+        name = store.get(f"start/answer/{own}").decode()
+        store.set(f"start/known/{name}/{rank}", "")
+        return name
+    end = time.monotonic() + timeout.total_seconds()
+    missing = set(range(1, world_size))
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"start/asked/{other}"]):
+                store.set(f"start/answer/{store.get(f'start/asked/{other}').decode()}", own)
+            if store.check([f"start/known/{own}/{other}"]):
+                missing.remove(other)
+        if missing and time.monotonic() > end:
+            raise TimeoutError(f"ranks {sorted(missing)} did not come within {timeout}")
+        time.sleep(0.01 if missing else 0)
+    return own
 
 
 def _slurm_places() -> dict[str, str]:

@@ -50,7 +50,7 @@ from bevstack.engine.finetuning import fitted_weights
 from bevstack.engine.label_checks import check_trained_cameras, check_trained_labels, object_heads
 from bevstack.engine.optim_wrapper import AutocastOptimWrapper
 from bevstack.engine.packaged_parts import with_packaged_parts
-from bevstack.engine.processes import join_gloo
+from bevstack.engine.processes import join_gloo, meeting_place
 from bevstack.engine.resume_check import (
     changed_settings,
     changes_rates,
@@ -137,9 +137,13 @@ class BEVRunner(Runner):
 
     def setup_env(self, env_cfg: dict) -> None:
         """Processes, threads and, when distributed, the process group: gloo where there is no GPU."""
-        if self.distributed and not torch.cuda.is_available() and not is_distributed():
-            timeout = env_cfg.get("dist_cfg", {}).get("timeout", 1800)
-            join_gloo(self.launcher, datetime.timedelta(seconds=timeout))
+        if self.distributed and not is_distributed():
+            told = env_cfg.get("dist_cfg", {})
+            timeout = datetime.timedelta(seconds=told.get("timeout", 1800))
+            if not torch.cuda.is_available():
+                join_gloo(self.launcher, timeout)
+            elif self.launcher == "pytorch":
+                env_cfg = {**env_cfg, "dist_cfg": {**told, **meeting_place(timeout)}}
         select_backend(self.cfg.get("ops_backend"), self.cfg.filename or "config")
         if not torch.cuda.is_available():
             keep_freed_memory()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -29,17 +29,11 @@ def run_process() -> Callable[..., int]:
 
 
 @pytest.fixture(scope="session")
-def run_ranks() -> Callable[..., list[int]]:
-    """Call :func:`tests.engine.toy.train_as_rank` in two processes that talk over gloo; returns their exit codes."""
-    from tests.engine.toy import train_as_rank
+def run_together() -> Callable[..., list[int]]:
+    """Call a function of :mod:`tests.engine.toy` in one process for each set of arguments; returns their exit codes."""
 
-    def run(*args, **kwargs) -> list[int]:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        ranks = [
-            _CONTEXT.Process(target=train_as_rank, args=(rank, 2, port, *args), kwargs=kwargs) for rank in range(2)
-        ]
+    def run(function: Callable, arguments: Sequence[tuple], **kwargs) -> list[int]:
+        ranks = [_CONTEXT.Process(target=function, args=args, kwargs=kwargs) for args in arguments]
         for process in ranks:
             process.start()
         for process in ranks:
@@ -47,5 +41,19 @@ def run_ranks() -> Callable[..., list[int]]:
             if process.is_alive():
                 process.kill()
         return [process.exitcode for process in ranks]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_ranks(run_together) -> Callable[..., list[int]]:
+    """Call :func:`tests.engine.toy.train_as_rank` in two processes that talk over gloo; returns their exit codes."""
+    from tests.engine.toy import train_as_rank
+
+    def run(*args, **kwargs) -> list[int]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        return run_together(train_as_rank, [(rank, 2, port, *args) for rank in range(2)], **kwargs)
 
     return run

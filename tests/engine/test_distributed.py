@@ -6,14 +6,19 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.dist import init_dist
+from torch.distributed import DistStoreError, TCPStore
 
 from bevstack.engine.checkpoint import read_checkpoint
+from bevstack.engine.processes import meeting_place, name_of_this_start
 from tests.engine.test_resume import end_state, same
-from tests.engine.toy import toy_config, train_toy
+from tests.engine.toy import join_once, toy_config, train_toy
 from tests.processes import run_captured
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +75,64 @@ def test_unused_parameters_are_named(tmp_path, run_ranks) -> None:
 def test_unused_parameters_work_when_allowed(tmp_path, run_ranks) -> None:
     changes = {**EXACT, "model__unused": True, "find_unused_parameters": True}
     assert run_ranks(str(tmp_path), batch_size=1, **changes) == [0, 0]
+
+
+@pytest.fixture
+def agent_store() -> TCPStore:
+    """torchrun's store, which outlives the processes that meet there."""
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def name_at(store: TCPStore, rank: int, world_size: int = 3, seconds: float = 30, late_s: float = 0) -> str:
+    """The name that a rank finds, over a connection of its own."""
+    time.sleep(late_s)
+    own = TCPStore(store.host, store.port, timeout=timedelta(seconds=seconds), wait_for_workers=False)
+    return name_of_this_start(own, rank, world_size, timedelta(seconds=seconds))
+
+
+@pytest.mark.parametrize("late", [0, 1, 2])
+def test_the_processes_of_a_start_agree_on_a_name(agent_store, late) -> None:
+    """Whoever comes last; what a start before left, one that never got together included, is no answer to them."""
+    names = []
+    for _ in range(2):
+        with pytest.raises(DistStoreError):
+            name_at(agent_store, 2, seconds=0.2)  # alone
+        with ThreadPoolExecutor(3) as ranks:
+            found = [ranks.submit(name_at, agent_store, rank, late_s=0.3 * (rank == late)) for rank in range(3)]
+            agreed = {one.result() for one in found}
+        assert len(agreed) == 1
+        names += agreed
+    assert names[0] != names[1]
+
+
+def test_a_first_process_that_stays_alone_says_so(agent_store) -> None:
+    agent_store.set("start/asked/1", "somebody of an earlier start")
+    with pytest.raises(TimeoutError, match=r"ranks \[1, 2\] did not come within 0:00:00.2"):
+        name_at(agent_store, 0, seconds=0.2)
+
+
+def test_a_start_does_not_meet_the_one_before(agent_store, run_together) -> None:
+    """The store still has the addresses of processes that were killed; rank 1 is there two seconds before rank 0 has
+    written its new one (torch's own way: rank 1 is refused there)."""
+    for late_s in (0.0, 2.0):
+        arguments = [(rank, agent_store.port, late_s) for rank in range(2)]
+        assert run_together(join_once, arguments) == [-signal.SIGKILL, -signal.SIGKILL]
+
+
+def test_with_a_gpu_mmengine_is_told_where_to_meet(agent_store, monkeypatch) -> None:
+    """What the runner adds to ``dist_cfg``, over gloo and without the GPU: the group is there and works."""
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_PORT", str(agent_store.port))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    init_dist("pytorch", backend="gloo", timeout=30, **meeting_place(timedelta(seconds=30)))
+    try:
+        total = torch.ones(1)
+        torch.distributed.all_reduce(total)
+        assert total.item() == 1 and torch.distributed.get_world_size() == 1
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow

@@ -116,7 +116,7 @@ def test_two_nodes_train_as_one_machine(nodes, tmp_path, run_ranks) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("restarts", [0, 3])
+@pytest.mark.parametrize("restarts", [0, 1])
 def test_a_node_whose_rank_dies(nodes, tmp_path, run_ranks, restarts) -> None:
     """kill -9 of rank 1 at step 5. Without restarts both nodes end within 60 s; with them the job goes on by itself
     from the checkpoint of step 3, to the weights of the run that nothing happened to."""
@@ -143,8 +143,7 @@ def test_torchrun_starts_a_dead_rank_again(tmp_path, run_ranks) -> None:
     marker = tmp_path / "killed"
     config = config_file(tmp_path, "again", {"iteration": 5, "rank": 1, "marker": str(marker)})
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    # a start may itself fail to connect, while the last one's sockets are closing, and counts: hence not one restart
-    command += ["--max-restarts", "3", "tools/train.py", str(config), "--launcher", "pytorch", "--resume"]
+    command += ["--max-restarts", "1", "tools/train.py", str(config), "--launcher", "pytorch", "--resume"]
     done = run_captured(command, LONGEST_S, cwd=ROOT, env=environment())
     assert done.returncode == 0 and marker.exists(), done.stderr
     assert "iter_3.pth" in done.stdout

@@ -11,6 +11,7 @@ import json
 import os
 import random
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +265,23 @@ def train_as_rank(rank: int, world_size: int, port: int, work_dir: str, resume: 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     exit_code_of(work_dir, resume, launcher="pytorch", **changes)
+
+
+def join_once(rank: int, port: int, late_s: float) -> None:
+    """Rank 0 or 1 of two that torchrun's agent started, its store at a port: joins over gloo, agrees and is killed.
+
+    Rank 0 comes so many seconds after the other one has come.
+    """
+    from datetime import timedelta
+
+    from bevstack.engine.processes import join_gloo
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    time.sleep(0 if rank else late_s)
+    join_gloo("pytorch", timedelta(seconds=30))
+    torch.distributed.barrier()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def exit_code_of(work_dir: str, resume: str | None = None, **changes) -> None:
