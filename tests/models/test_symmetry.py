@@ -1,61 +1,36 @@
-"""A world that is mirrored or turned by a quarter asks for mirrored or turned targets, and a head whose weights are
-mirrored or turned, too, gives mirrored or turned answers: no side and no direction is preferred anywhere."""
+"""A world that is mirrored or turned by a quarter asks for mirrored or turned targets, and a model whose weights are
+mirrored or turned, too, gives mirrored or turned answers: no side and no direction is preferred anywhere.
+
+Two parts are left out, which even so prefer a side: convolutions of stride 2 (backbones, ``BEVUNet``) take every second
+cell, beginning at one edge. A learned positional encoding has a half for columns and one for rows, which no weights of
+its own can turn; the turned encoder is given the turned encoding.
+"""
 
 from __future__ import annotations
 
-import copy
-import math
-from dataclasses import dataclass
-
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
-from torch import Tensor, nn
 
-from bevstack.geometry import BEVGrid
+from bevstack.geometry import project_points
 from bevstack.models.heads import DenseDetectionHead, SemanticSegmentationHead
-from bevstack.structures import BEVDataSample, BEVFeatures
-
-CELLS = 16
-GRID = BEVGrid(shape=(CELLS, CELLS), x_range_m=(-16, 16), y_range_m=(-16, 16))  # 2 m cells
-CLASSES = ("car", "pedestrian")
-# places of a box code: offset x, y; height; log of length, width, height; sine, cosine of yaw; velocity x, y
-DX, DY, SIN, COS, VX, VY = 0, 1, 6, 7, 8, 9
-
-
-@dataclass(frozen=True)
-class Symmetry:
-    """x -> -x, or a quarter turn to the left: (x, y) -> (-y, x)."""
-
-    quarter_turn: bool
-
-    def maps(self, values: Tensor) -> Tensor:
-        """(..., Y, X): what lay at (x, y) lies where the symmetry brings it."""
-        return values.transpose(-2, -1).flip(-1) if self.quarter_turn else values.flip(-1)
-
-    def vectors(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return (-y, x) if self.quarter_turn else (-x, y)
-
-    def codes(self, codes: Tensor, dim: int = -1) -> Tensor:
-        """Box codes, their ten values along ``dim``."""
-        values = list(codes.unbind(dim))
-        for x, y in ((DX, DY), (COS, SIN), (VX, VY)):
-            values[x], values[y] = self.vectors(values[x], values[y])
-        return torch.stack(values, dim)
-
-    def boxes(self, boxes: Tensor) -> Tensor:
-        """(G, 9) LiDAR boxes."""
-        out = boxes.clone()
-        out[:, 0], out[:, 1] = self.vectors(boxes[:, 0], boxes[:, 1])
-        out[:, 6] = boxes[:, 6] + math.pi / 2 if self.quarter_turn else math.pi - boxes[:, 6]
-        out[:, 7], out[:, 8] = self.vectors(boxes[:, 7], boxes[:, 8])
-        return out
-
-
-SYMMETRIES = [pytest.param(Symmetry(False), id="mirrored"), pytest.param(Symmetry(True), id="turned")]
+from bevstack.models.perception import BEVPerception
+from bevstack.registry import MODELS
+from bevstack.structures import BEVDataSample, BEVFeatures, CameraRig, Frame
+from tests.models.scenes import motion_of, rig_of
+from tests.models.symmetries import (
+    CELLS,
+    CLASSES,
+    GRID,
+    SYMMETRIES,
+    Symmetry,
+    assert_same_boxes,
+    trained,
+    with_symmetry,
+)
 
 inside_a_cell = st.tuples(st.integers(0, CELLS - 1), st.floats(0.15, 0.85)).map(lambda at: -16 + 2 * (at[0] + at[1]))
 one_box = st.tuples(
@@ -75,29 +50,6 @@ def head_of() -> DenseDetectionHead:
     torch.manual_seed(0)
     decoding = dict(max_num=40, score_threshold=0.0)
     return trained(DenseDetectionHead(4, GRID, CLASSES, channels=8, decoding=decoding))
-
-
-def trained(head: nn.Module) -> nn.Module:
-    """Evaluating, with weights of which none is zero and running statistics of their own."""
-    for module in head.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.normal_(module.weight, std=0.3)
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(std=0.3)
-            module.running_var.uniform_(0.5, 2)
-    return head.eval()
-
-
-def with_symmetry(head: nn.Module, symmetry: Symmetry) -> nn.Module:
-    """The head with every kernel mirrored or turned, and a box branch that predicts mirrored or turned codes."""
-    other = copy.deepcopy(head)
-    for module in other.modules():
-        if isinstance(module, nn.Conv2d):
-            module.weight.data = symmetry.maps(module.weight.data)
-    if isinstance(head, DenseDetectionHead):
-        last = other.box[1]
-        last.weight.data, last.bias.data = (symmetry.codes(part, dim=0) for part in (last.weight.data, last.bias.data))
-    return other
 
 
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
@@ -131,15 +83,8 @@ def test_boxes_of_a_head_with_its_weights(symmetry) -> None:
         for own, bev in ((head, features), (with_symmetry(head, symmetry), symmetry.maps(features))):
             raw = own(BEVFeatures(bev, GRID))
             answers.append(own.predict(raw, [BEVDataSample()])[0]["pred_instances_3d"])
-    one, other = answers
-    assert len(one.scores_3d) == 40
-    torch.testing.assert_close(other.scores_3d, one.scores_3d)
-    assert torch.equal(other.labels_3d, one.labels_3d)
-    wanted, found = symmetry.boxes(one.bboxes_3d.tensor), other.bboxes_3d.tensor
-    turn = (found[:, 6] - wanted[:, 6] + math.pi).remainder(2 * math.pi) - math.pi
-    assert turn.abs().max() < 1e-4
-    kept = [0, 1, 2, 3, 4, 5, 7, 8]
-    torch.testing.assert_close(found[:, kept], wanted[:, kept], rtol=1e-4, atol=1e-4)
+    assert len(answers[0].scores_3d) == 40
+    assert_same_boxes(symmetry, *answers)
 
 
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
@@ -153,3 +98,79 @@ def test_layers_of_a_head_with_its_weights(symmetry) -> None:
         one = head(BEVFeatures(features, GRID))["logits"]
         other = with_symmetry(head, symmetry)(BEVFeatures(symmetry.maps(features), GRID))["logits"]
     torch.testing.assert_close(other, symmetry.maps(one), rtol=1e-4, atol=1e-5)
+
+
+SIZE_PX = (32, 64)
+LEVELS = ((8, 16), (4, 8))
+CHANNELS, CAMERAS = 12, 3
+# How history enters: by the encoder's temporal attention, or joined to what the encoder made of each frame.
+HISTORIES = {
+    "attention": {},
+    "concatenation": dict(
+        temporal_fusion=dict(type="TemporalConcatenation", channels=CHANNELS, num_frames=2, blocks=1),
+    ),
+}
+
+
+def model_of(history: str) -> BEVPerception:
+    """Neck, two encoder layers with history, a box and a map head, random weights."""
+    torch.manual_seed(0)
+    raster = dict(type="SemanticSegmentationHead", raster="map", classes=("road", "grass"), num_convs=1)
+    encoder = dict(type="BEVFormerEncoder", num_cameras=CAMERAS, num_levels=2, num_layers=2, num_heads=2, num_points=4)
+    encoder |= dict(num_heights=2, feed_forward_channels=16, temporal_points=2 * (history == "attention"))
+    common = dict(grid=GRID, channels=CHANNELS)
+    decoding = dict(max_num=40, score_threshold=0.0)
+    heads = dict(
+        detection=dict(type="DenseDetectionHead", in_channels=CHANNELS, classes=CLASSES, decoding=decoding, **common),
+        map=dict(raster, in_channels=CHANNELS, **common),
+    )
+    backbone = dict(type="mmdet.ResNet", depth=18, base_channels=4, out_indices=(1, 2))
+    neck = dict(type="TopDownNeck", in_channels=(8, 16), out_channels=CHANNELS, out_levels=(0, 1))
+    config = dict(type="BEVPerception", backbone=backbone, neck=neck, encoder=encoder | common, heads=heads)
+    return trained(MODELS.build({**config, **HISTORIES[history], "_scope_": "bevstack"}))
+
+
+def clear_of_edges(rig: CameraRig, pillars: torch.Tensor) -> bool:
+    """Whether rounding cannot decide which cameras see which of the (P, 3) points."""
+    uv, depth = project_points(rig.pixels_from_bev, pillars)
+    ahead = depth > 1e-3
+    height, width = SIZE_PX
+    gaps = torch.cat([uv, uv - uv.new_tensor([width, height])], -1).abs().amin(-1)
+    return bool((depth.abs() > 1e-3).all() and (gaps[ahead] > 1e-4).all())
+
+
+yaws = st.lists(st.floats(-180, 180), min_size=CAMERAS, max_size=CAMERAS)
+steps = st.tuples(st.floats(-3, 3), st.floats(-3, 3), st.floats(-60, 60))
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(yaws=yaws, focal=st.floats(25, 60), step=steps, seed=st.integers(0, 1000))
+def test_a_model_with_its_weights(symmetry: Symmetry, history: str, yaws, focal, step, seed) -> None:
+    # Two moments of random cameras and features. Expected: B_t, memory, map and boxes of the second moment moved.
+    model = model_of(history)
+    rig = rig_of([yaws], SIZE_PX, focal)
+    assume(clear_of_edges(rig, model.encoder.pillars.flatten(0, 1)))
+    generator = torch.Generator().manual_seed(seed)
+    frames = []
+    for motion in (None, step):
+        levels = (torch.randn(1, CAMERAS, 8 * 2**n, *LEVELS[n], generator=generator) for n in range(2))
+        images = torch.zeros(1, CAMERAS, 3, *SIZE_PX)
+        frames.append(Frame(images, rig, motion_of([motion]), features=tuple(levels)))
+    found = []
+    with torch.no_grad():
+        for own, seen in (
+            (model, frames),
+            (with_symmetry(model, symmetry), [symmetry.frame(frame) for frame in frames]),
+        ):
+            _, memory = own.step(seen[0])
+            bev, memory = own.step(seen[1], memory)
+            detection, raster = own.heads["detection"], own.heads["map"]
+            boxes = detection.predict(detection(bev), [BEVDataSample()])[0]["pred_instances_3d"]
+            found.append((bev.features, memory.features, raster(bev)["logits"], boxes))
+    one, other = found
+    for before, after in zip(one[:3], other[:3], strict=True):
+        assert before.std() > 0.1
+        torch.testing.assert_close(after, symmetry.maps(before), rtol=1e-3, atol=1e-3)
+    assert_same_boxes(symmetry, one[3], other[3])
