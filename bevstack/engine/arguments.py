@@ -269,7 +269,8 @@ def infer_dataset_arguments(arguments: Sequence[str] | None = None) -> argparse.
     """
     description = "A trained model over all scenes of a dataset, by workers of Ray Data (docs/fleet.md)."
     parser = ToolParser(prog="tools/infer_dataset.py", description=description)
-    parser.add_argument("model", metavar="MODEL", help="checkpoint, or a work directory, whose newest one is taken")
+    model = f"{', '.join(NAMES)} (shipped), a checkpoint, or a work directory, whose newest one is taken"
+    parser.add_argument("model", metavar="MODEL", help=model)
     parser.add_argument("root", metavar="ROOT", type=Path, help="dataset root, indexed by tools/create_data.py")
     out = "folder of the results; the same one again goes on where it stopped"
     parser.add_argument("--out", required=True, type=Path, help=out)

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from bevstack.engine.camera_overlap import SeenCamera, disagreement_deg, neighbours
+from bevstack.engine.camera_turn import CornersSeen, fits_of_turns, turn_deg
 from bevstack.errors import InputError
 from bevstack.structures.rigid_arrays import rigid_inverse
 
@@ -21,6 +22,7 @@ FAULTS = ("absent", "black", "blank", "out of focus", "frozen", "late", "calibra
 
 _WIDTH_PX = 448
 _REMEMBERED = 5
+_KEPT_A_MOMENT = 0.98
 _OUT_OF_SIGHT_M = 1e6
 
 
@@ -34,16 +36,23 @@ class CameraHealth:
         sharpness: (N,) see :func:`sharpness`; NaN where there is no image, or nothing in it.
         off_deg: by pair of cameras, how far the second one's picture lies to the right of and below the first one's,
             (2,) degrees: medians over the last moments; NaN where they do not tell.
+        turned_deg: by camera, how far it is turned about its axes down and to the right from where it is said to be,
+            (2,) degrees, by what it saw while the car drove; NaN where that speaks for no turn.
         pictures: N small grey pictures, or None, which the next moment is compared with.
         measured: by pair, the last moments' disagreements, which the next moment's join.
+        corners: N pictures' corners, or None, which the next moment finds again.
+        fits: by camera, how many corners fit each turn and how many there were, moments long ago counting less.
     """
 
     names: tuple[str, ...]
     faults: tuple[tuple[str, ...], ...]
     sharpness: np.ndarray
     off_deg: Mapping[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    turned_deg: Mapping[str, np.ndarray] = field(default_factory=dict)
     pictures: tuple[np.ndarray | None, ...] = field(default=(), repr=False)
     measured: Mapping[tuple[str, str], tuple[tuple[float, float], ...]] = field(default_factory=dict, repr=False)
+    corners: tuple[CornersSeen | None, ...] = field(default=(), repr=False)
+    fits: Mapping[str, tuple[np.ndarray, float]] = field(default_factory=dict, repr=False)
 
     @property
     def well(self) -> np.ndarray:
@@ -66,8 +75,11 @@ class CameraChecks:
         frozen_levels: mean difference to the moment before, of 255, below which the picture is the same one.
         late_seconds: age of an image at which it is late; asked only where ages are given.
         pitch_deg, yaw_deg: disagreement with every neighbour at which a calibration is wrong.
-        moments: that have to be measured before a calibration is called wrong.
-        overlap: whether calibrations are looked at; most of the time goes into it.
+        turned_deg: turns about a camera's axes down and to the right, seen while the car drives, at which its
+            calibration is wrong.
+        moments: that have to be measured before a calibration is called wrong by its neighbours.
+        overlap, driving: whether calibrations are looked at by what neighbours share, and by what changes while the
+            car drives; most of the time goes into these.
     """
 
     black_level: float = 20.0
@@ -77,8 +89,10 @@ class CameraChecks:
     late_seconds: float = 0.15
     pitch_deg: float = 1.0
     yaw_deg: float = 3.0
+    turned_deg: tuple[float, float] = (2.0, 1.0)
     moments: int = 3
     overlap: bool = True
+    driving: bool = True
 
     def __call__(
         self,
@@ -87,6 +101,7 @@ class CameraChecks:
         ego_from_bev: np.ndarray,
         before: CameraHealth | None = None,
         image_ages_s: Sequence[float] | None = None,
+        before_from_now: np.ndarray | None = None,
     ) -> CameraHealth:
         """Check the cameras of one moment.
 
@@ -96,6 +111,7 @@ class CameraChecks:
             ego_from_bev: (4, 4) metres; its ground is z = 0 of the car.
             before: what the check said of the moment before, in the same stream.
             image_ages_s: how long before the moment each image was taken.
+            before_from_now: (4, 4) metres: from the BEV frame now to the BEV frame of the moment before, where known.
 
         Raises:
             InputError: not one age a camera, or ``before`` is of other cameras.
@@ -113,16 +129,30 @@ class CameraChecks:
             if image_ages_s is not None and picture is not None and not image_ages_s[n] < self.late_seconds:
                 faults.append("late")
             found.append(faults)
+        usable = [None if faults else picture for picture, faults in zip(small, found, strict=True)]
+        cameras = _seen(usable, frame)
         measured = {} if before is None else dict(before.measured)
         off: dict[tuple[str, str], np.ndarray] = {}
+        wrong: set[int] = set()
         if self.overlap:
-            usable = [None if faults else picture for picture, faults in zip(small, found, strict=True)]
-            self._measure(measured, usable, frame, names, ego_from_bev)
+            self._measure(measured, cameras, names, ego_from_bev)
             off = {pair: _median(values, self.moments) for pair, values in measured.items()}
-            for n in self._disagreeing(off, names):
-                found[n].append("calibration")
+            wrong.update(self._disagreeing(off, names))
+        fits = {} if before is None else dict(before.fits)
+        corners: list[CornersSeen | None] = [None] * len(names)
+        turned: dict[str, np.ndarray] = {}
+        if self.driving:
+            corners = [None if camera is None else CornersSeen.of(camera) for camera in cameras]
+            if before is not None and before_from_now is not None:
+                _add_fits(fits, before.corners, corners, names, np.asarray(before_from_now))
+            turned = {name: turn_deg(*fit) for name, fit in fits.items()}
+            wrong.update(self._turned(turned, names))
+        for n in wrong:
+            found[n].append("calibration")
         ordered = tuple(tuple(fault for fault in FAULTS if fault in faults) for faults in found)
-        return CameraHealth(tuple(names), ordered, sharp, off, tuple(small), measured)
+        return CameraHealth(
+            tuple(names), ordered, sharp, off, turned, tuple(small), measured, tuple(corners), fits
+        )
 
     def _of_picture(self, picture: np.ndarray | None, sharp: float, earlier: np.ndarray | None) -> list[str]:
         if picture is None:
@@ -140,21 +170,11 @@ class CameraChecks:
     def _measure(
         self,
         measured: dict[tuple[str, str], tuple[tuple[float, float], ...]],
-        pictures: Sequence[np.ndarray | None],
-        frame: Mapping[str, Any],
+        cameras: list[SeenCamera | None],
         names: Sequence[str],
         ego_from_bev: np.ndarray,
     ) -> None:
         """Add this moment's disagreements of neighbours that both show something."""
-        cameras: list[SeenCamera | None] = []
-        for n, picture in enumerate(pictures):
-            if picture is None:
-                cameras.append(None)
-                continue
-            height, width = frame["image_size_px"][n]
-            scale = np.diag([picture.shape[1] / width, picture.shape[0] / height, 1.0])
-            bev_from_camera = rigid_inverse(np.asarray(frame["camera_from_bev"][n]))
-            cameras.append(SeenCamera(picture, scale @ frame["pixels_from_camera"][n], bev_from_camera))
         ground_z_m = float(rigid_inverse(np.asarray(ego_from_bev))[2, 3])
         for one, other, shared in neighbours(cameras):
             first, second = cameras[one], cameras[other]
@@ -176,6 +196,46 @@ class CameraChecks:
                 if len(told) > 1 and min(told) > limit and n not in wrong:
                     wrong.append(n)
         return wrong
+
+    def _turned(self, turned_deg: Mapping[str, np.ndarray], names: Sequence[str]) -> list[int]:
+        """Cameras that are turned too far; nobody where it is more than half of those of which it is known.
+
+        So many at once mean that the car did not move as it is said to have moved.
+        """
+        far = {name for name, turn in turned_deg.items() if (np.abs(turn) >= self.turned_deg).any()}
+        wrong = [n for n, name in enumerate(names) if name in far]
+        return wrong if 2 * len(wrong) <= len(turned_deg) else []
+
+
+def _seen(pictures: Sequence[np.ndarray | None], frame: Mapping[str, Any]) -> list[SeenCamera | None]:
+    """The cameras of a frame with their small pictures; None where there is none."""
+    cameras: list[SeenCamera | None] = []
+    for n, picture in enumerate(pictures):
+        if picture is None:
+            cameras.append(None)
+            continue
+        height, width = frame["image_size_px"][n]
+        scale = np.diag([picture.shape[1] / width, picture.shape[0] / height, 1.0])
+        bev_from_camera = rigid_inverse(np.asarray(frame["camera_from_bev"][n]))
+        cameras.append(SeenCamera(picture, scale @ frame["pixels_from_camera"][n], bev_from_camera))
+    return cameras
+
+
+def _add_fits(
+    fits: dict[str, tuple[np.ndarray, float]],
+    before: Sequence[CornersSeen | None],
+    now: Sequence[CornersSeen | None],
+    names: Sequence[str],
+    before_from_now: np.ndarray,
+) -> None:
+    """Add how this moment's corners fit each turn of their cameras; what was known fades with each that tells."""
+    for name, then, here in zip(names, before, now, strict=True):
+        if then is None or here is None:
+            continue
+        found, corners = fits_of_turns(then, here, before_from_now)
+        if corners:
+            known, known_corners = fits.get(name, (np.zeros_like(found), 0.0))
+            fits[name] = _KEPT_A_MOMENT * known + found, _KEPT_A_MOMENT * known_corners + corners
 
 
 def sharpness(picture: np.ndarray) -> float:

@@ -22,7 +22,7 @@ from typing import Any, cast
 import numpy as np
 
 from bevstack.engine.arguments import infer_dataset_arguments
-from bevstack.engine.checkpoint import checkpoint_of
+from bevstack.engine.checkpoint import checkpoint_of, file_of
 from bevstack.engine.result_files import COLUMNS, require_parquet, write_json, write_row_groups
 from bevstack.engine.scene_inference import (
     FleetJob,
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require_ray()
     threads = max(1, (os.cpu_count() or 1) // max(1, args.workers)) if args.address is None else 0
     job = FleetJob(
-        model=str(Path(args.model).absolute()),
+        model=str(file_of(args.model).absolute()),
         root=str(args.root.absolute()),
         out=str(args.out.absolute()),
         version=args.version,

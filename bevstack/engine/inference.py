@@ -224,7 +224,9 @@ class Predictor:
         frame = self.steps(moment.images, moment.rig, moment.sweeps)
         if self.camera_checks is not None:
             rig = moment.rig
-            health = self.camera_checks(frame, rig.names, rig.ego_from_bev, health, moment.image_ages_s)
+            health = self.camera_checks(
+                frame, rig.names, rig.ego_from_bev, health, moment.image_ages_s, motion.previous_from_current
+            )
             place = {**place, "camera_health": health}
             if self.mask_unhealthy:
                 hide_cameras(frame, ~health.well)

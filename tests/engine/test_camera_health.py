@@ -21,6 +21,7 @@ from bevstack.engine.camera_health import FAULTS, CameraHealth, sharpness
 from bevstack.engine.image_steps import ImageSteps
 from bevstack.errors import InputError
 from bevstack.images import read_image
+from bevstack.structures.rigid_arrays import rigid_inverse
 from tests.engine.front_door import EGO_FROM_BEV, pose, small_config, trained
 
 REALDATA = Path(os.environ.get("BEVSTACK_REALDATA", Path(__file__).parents[3] / "shared" / "realdata"))
@@ -56,8 +57,13 @@ def rig_of(fov_deg: float = 75.0) -> Rig:
     return Rig.from_ego(intrinsics, poses, EGO_FROM_BEV, NAMES)
 
 
-def seen_by(rig: Rig, global_from_ego: np.ndarray | None = None, seed: int = 0) -> list[np.ndarray]:
-    """What each camera of a rig sees: (H, W, 3) uint8, with the noise of a sensor, which ``seed`` draws."""
+def seen_by(
+    rig: Rig, global_from_ego: np.ndarray | None = None, seed: int = 0, walls_m: float = np.inf
+) -> list[np.ndarray]:
+    """What each camera of a rig sees: (H, W, 3) uint8, with the noise of a sensor, which ``seed`` draws.
+
+    With walls, textured ones stand so many metres around the origin in place of what is far away.
+    """
     height, width = SIZE_PX
     ground, sky = texture(1), texture(2)
     place = np.eye(4) if global_from_ego is None else global_from_ego
@@ -73,6 +79,11 @@ def seen_by(rig: Rig, global_from_ego: np.ndarray | None = None, seed: int = 0) 
         around, up = np.arctan2(rays[..., 1], rays[..., 0]), np.arcsin(rays[..., 2])
         dome = cv2.remap(sky, *_wrapped(around * 512 / np.pi, up * 512 / np.pi * 2), cv2.INTER_LINEAR)
         near = (rays[..., 2] < 0) & (reach < 60)
+        if np.isfinite(walls_m):
+            far = np.min([(walls_m * np.sign(rays[..., k]) - matrix[k, 3]) / rays[..., k] for k in (0, 1)], axis=0)
+            x, y, z = (matrix[k, 3] + rays[..., k] * far for k in range(3))
+            near &= reach < far
+            dome = cv2.remap(sky, *_wrapped((x + y) * 20, z * 20), cv2.INTER_LINEAR)
         image = np.where(near, plane, dome) + rng.normal(0, 2, plane.shape)
         images.append(np.repeat(np.clip(image, 0, 255).astype(np.uint8)[..., None], 3, axis=2))
     return images
@@ -184,6 +195,57 @@ def test_a_calibration_that_is_off(rig, images, camera, axis, degrees) -> None:
     for pair, off in health.off_deg.items():
         if NAMES[camera] in pair:
             assert abs(abs(off[1 - axis]) - abs(degrees)) < 0.5
+
+
+DRIVING, WALLS_M = CameraChecks(overlap=False), 12.0
+
+
+def driven(told: Rig) -> CameraHealth:
+    """What is known after five moments of a car that drives by 0.8 m and turns a little from each to the next.
+
+    ``told`` is the rig that the check is given; the pictures are those of :func:`rig_of`.
+    """
+    rig, health, place, step = rig_of(), None, np.eye(4), pose(0.8, 0.02, 0.5)
+    before_from_now = rigid_inverse(EGO_FROM_BEV) @ step @ EGO_FROM_BEV
+    for seed in range(5):
+        health = check(seen_by(rig, place, seed, WALLS_M), told, health, DRIVING, before_from_now=before_from_now)
+        place = place @ step
+    return health
+
+
+def test_a_car_that_drives_finds_nothing_wrong_with_its_cameras(rig) -> None:
+    health = driven(rig)
+    assert health.well.all() and set(health.turned_deg) == set(NAMES)
+    assert all(fits.max() > 0.5 * corners > 100 for fits, corners in health.fits.values())
+
+
+@pytest.mark.parametrize(
+    ("camera", "axis", "degrees"), [(0, 1, 4.0), (1, 1, -4.0), (3, 1, 4.0), (0, 0, 1.5), (1, 0, -1.5), (4, 0, 1.5)]
+)
+def test_a_turned_camera_is_found_by_driving(rig, camera, axis, degrees) -> None:
+    # Expected: that camera alone, turned the other way round by what was added, to three steps of what is tried.
+    health = driven(told_wrongly(rig, camera, axis, degrees))
+    assert health.as_dict() == {name: ["calibration"] * (n == camera) for n, name in enumerate(NAMES)}
+    wanted = np.zeros(2)
+    wanted[1 - axis] = -degrees
+    np.testing.assert_allclose(health.turned_deg[NAMES[camera]], wanted, atol=0.8)
+
+
+def test_a_car_that_stands_still_tells_nothing(rig) -> None:
+    wrong = told_wrongly(rig, 0, 1, 4.0)
+    first = check(seen_by(rig), wrong, checks=DRIVING)
+    health = check(seen_by(rig, seed=1), wrong, first, DRIVING, before_from_now=np.eye(4))
+    assert health.well.all() and not health.fits and not health.turned_deg
+
+
+def test_a_motion_that_is_wrong_blames_no_camera(rig) -> None:
+    # Expected: with all turned alike, it is the car's frame that is: what is measured is told, and nobody is blamed.
+    told = rig
+    for camera in range(len(NAMES)):
+        told = told_wrongly(told, camera, 0, 1.5)
+    health = driven(told)
+    assert sum(np.isfinite(turn).all() for turn in health.turned_deg.values()) > 3
+    assert health.well.all()
 
 
 def test_half_a_degree_is_not_called_wrong(rig, images) -> None:
