@@ -10,6 +10,7 @@ what drives by itself is outvoted as long as most of what is seen stands still.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -42,7 +43,8 @@ class CornersSeen:
     @classmethod
     def of(cls, camera: SeenCamera) -> CornersSeen:
         """Find the corners of a camera's picture, 500 at most."""
-        found, descriptors = cv2.ORB.create(_CORNERS, fastThreshold=10).detectAndCompute(camera.grey, None)
+        everywhere: Any = None  # OpenCV's stubs do not know it
+        found, descriptors = cv2.ORB.create(_CORNERS, fastThreshold=10).detectAndCompute(camera.grey, everywhere)
         if descriptors is None:
             return cls(camera, np.zeros((0, 2), np.float32), np.zeros((0, 32), np.uint8))
         return cls(camera, np.array([point.pt for point in found], np.float32), descriptors)
