@@ -6,14 +6,14 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bevstack.engine.export_description import ImagePlan
-from bevstack.errors import InputError
+from bevstack.runtime.session import open_session
 from bevstack.structures import BEVMemory, EgoMotion, Frame
 
 Runner = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
@@ -71,15 +71,13 @@ def onnx_runner(path: Path) -> Runner:
     """An ONNX file as a function of named arrays, on as many threads as torch has.
 
     Raises:
-        InputError: ONNX Runtime is not installed.
+        InputError: see :func:`bevstack.runtime.session.open_session`.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise InputError(path, "onnxruntime", "is not installed: pip install 'bevstack[export]'") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return session_runner(open_session(path, torch.get_num_threads()))
+
+
+def session_runner(session: Any) -> Runner:
+    """An ``onnxruntime.InferenceSession`` as a function of named arrays, of which it takes those that it has."""
     inputs = [entry.name for entry in session.get_inputs()]
     outputs = [entry.name for entry in session.get_outputs()]
     return lambda given: dict(zip(outputs, session.run(None, {name: given[name] for name in inputs}), strict=True))

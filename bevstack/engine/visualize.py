@@ -274,6 +274,7 @@ def draw_dataset(
 
 
 def page_title(cfg: Any, args: argparse.Namespace) -> str:
-    """What a page is called: the config's name, and the checkpoint's or that it is the ground truth."""
+    """What a page is called: the config's name, and the checkpoint's where it is another, or that it is the truth."""
     name = Path(cfg.filename or "clip").stem
-    return f"{name}: ground truth" if args.ground_truth else f"{name}: {Path(args.checkpoint).name}"
+    shown = "ground truth" if args.ground_truth else Path(args.checkpoint).name
+    return name if shown == name else f"{name}: {shown}"

@@ -68,10 +68,7 @@ class ExportedModel:
     def __init__(self, session: Any, file: str) -> None:
         self.session, self.file = session, file
         self._good_rig: np.ndarray | None = None
-        text = session.get_modelmeta().custom_metadata_map.get("bevstack")
-        if text is None:
-            raise InputError(file, "metadata", "no entry 'bevstack': not a file of tools/export.py")
-        self.described: dict[str, Any] = json.loads(text)
+        self.described = description_of(session, file)
         if "heads" not in self.described:
             if self.described.get("part", "model") != "model":
                 raise InputError(file, "part", f"{self.described['part']!r}: a part alone has no boxes to give")
@@ -182,12 +179,26 @@ def load(
     """An exported model, ready to step.
 
     Args:
-        file: of ``tools/export.py``.
+        file, threads, providers: as in :func:`open_session`.
+
+    Raises:
+        InputError: the file cannot be read, or is no exported model; ONNX Runtime is not installed.
+    """
+    return ExportedModel(open_session(file, threads, providers), os.fspath(file))
+
+
+def open_session(
+    file: str | os.PathLike, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)
+) -> Any:
+    """An ``onnxruntime.InferenceSession`` of any ONNX file.
+
+    Args:
+        file: of ``tools/export.py``, of whatever interface.
         threads: for each step; 0: as many as there are cores.
         providers: of ONNX Runtime, the first that can take an operator does.
 
     Raises:
-        InputError: the file cannot be read, or is no exported model; ONNX Runtime is not installed.
+        InputError: the file cannot be read; ONNX Runtime is not installed.
     """
     try:
         import onnxruntime
@@ -198,7 +209,23 @@ def load(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     try:
-        session = onnxruntime.InferenceSession(os.fspath(file), options, providers=list(providers))
+        return onnxruntime.InferenceSession(os.fspath(file), options, providers=list(providers))
     except Exception as error:  # noqa: BLE001 - its errors have no common class; all of them say that it cannot be read
         raise InputError(file, "model", str(error).splitlines()[0]) from error
-    return ExportedModel(session, os.fspath(file))
+
+
+def description_of(session: Any, file: str | os.PathLike) -> dict[str, Any]:
+    """What an exported file says of itself.
+
+    Args:
+        session: of :func:`open_session`.
+        file: for the message.
+
+    Raises:
+        InputError: it says nothing.
+    """
+    text = session.get_modelmeta().custom_metadata_map.get("bevstack")
+    if text is None:
+        raise InputError(file, "metadata", "no entry 'bevstack': not a file of tools/export.py")
+    described: dict[str, Any] = json.loads(text)
+    return described

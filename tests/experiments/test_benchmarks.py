@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
-from bevstack.engine.export_comparison import made_up_clip
+from bevstack.engine.export import ExportSettings, export_model
+from bevstack.engine.export_comparison import made_up_clip, onnx_runner
 from bevstack.engine.export_description import ImagePlan, usual_rig
+from bevstack.engine.export_mlperf import MLPerfStep
+from bevstack.errors import InputError
 from bevstack.experiments.benchmarks import machine
 from bevstack.experiments.benchmarks.inputs import SIZES, grid_of, memory_of, rig_of
-from bevstack.experiments.benchmarks.latency import percentiles
-from bevstack.experiments.benchmarks.measuring import Row, Spread, Stopwatch, difference
+from bevstack.experiments.benchmarks.latency_mlperf import step_seconds
+from bevstack.experiments.benchmarks.measuring import Row, Spread, Stopwatch, difference, percentiles
 from bevstack.experiments.benchmarks.model import our_step
 from bevstack.experiments.benchmarks.op import PaddedLists, ours, spatial_case, temporal_case, usual
 from bevstack.experiments.benchmarks.peers import export_onnx, int8_step, peer_step
@@ -146,3 +150,27 @@ def test_the_page_is_what_its_files_give():
     files = sorted((REPOSITORY / "docs" / "benchmarks").glob("*.json"))
     records = [json.loads(file.read_text()) for file in files]
     assert (REPOSITORY / "docs" / "performance.md").read_text() == page_of(records)
+
+
+def test_a_file_for_mlperf_takes_turns_with_torch(tmp_path):
+    """Expected: as many times of each as asked for; a file of another size than its reference's is refused."""
+    pytest.importorskip("onnx", reason="the extra 'export' is not installed")
+    from tests.engine.test_export import small_bevformer  # which needs the extra, too
+
+    cfg, model, size = small_bevformer("bevformer_v1")
+    path = tmp_path / "mlperf.onnx"
+    export_model(model, cfg, path, ExportSettings("mlperf", size, frames=2))
+    clip = made_up_clip(ImagePlan(cfg, model, usual_rig(6, size), size), 4)[1:2]
+    given = []
+
+    def run(inputs):
+        given.append(inputs)
+        return runner(inputs)
+
+    runner = onnx_runner(path)
+    seconds = step_seconds(MLPerfStep(model, clip[0]), run, clip, 2)
+    assert [len(times) for times in seconds.values()] == [2, 2, 2] and len(seconds) == 3
+    assert [float(inputs["use_prev_bev"]) for inputs in given] == [0.0, 1.0, 1.0, 1.0, 1.0]  # three do not count
+    assert not given[0]["prev_bev"].any() and np.array_equal(given[2]["prev_bev"], runner(given[1])["bev"])
+    with pytest.raises(InputError, match=r"mlperf.onnx: img: has shape \[1, 6, 3, 32, 64\]; .* \[1, 6, 3, 480, 800\]"):
+        main(["--latency", "--file", str(path), "--quick"])

@@ -66,6 +66,16 @@ def run(script: str | Path, arguments: Sequence[str | Path]) -> int:
     return 0
 
 
+def call(command: list[str], folder: Path) -> None:
+    """Run a command of a page in a folder, in this process; it must end well."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(REPOSITORY / command[0]), run_name="__main__")
+    assert not left.value.code, command
+
+
 def printed_by(script: str | Path, *arguments: str | Path) -> tuple[str, str]:
     """What a script prints on stdout and stderr, run in this process; it must end well."""
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
 import shlex
 import shutil
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from PIL import Image
 
 from bevstack.engine.export_description import usual_rig
 from bevstack.visualization.files import write_png
-from tests.integration.conftest import FRAMES, IMAGE_SIZE, REPOSITORY, Tiny
+from tests.integration.conftest import FRAMES, IMAGE_SIZE, REPOSITORY, Tiny, call
 from tests.page_blocks import blocks_of
 
 KITTI = """P2: 700 0 600 35 0 700 180 0 0 0 1 0
@@ -37,16 +35,6 @@ def commands_of(page: str, start: str = "", end: str = "") -> list[list[str]]:
 def newest(trained: Tiny) -> str:
     """The checkpoint that the tiny training ended with."""
     return (trained.work_dir / "last_checkpoint").read_text()
-
-
-def call(command: list[str], folder: Path) -> None:
-    """Run a command of a page in a folder, in this process; it must end well."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", command)
-        with pytest.raises(SystemExit) as left:
-            runpy.run_path(str(REPOSITORY / command[0]), run_name="__main__")
-    assert not left.value.code, command
 
 
 @pytest.fixture

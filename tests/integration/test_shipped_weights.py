@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,10 @@ from bevstack.engine.models import load_model
 from bevstack.engine.visualize import build_dataset, predicted_samples
 from bevstack.errors import InputError
 from bevstack.weights.header import read_header
-from tests.integration.conftest import FRAMES, REPOSITORY, VAL_SCENES, Tiny, printed_by, run
+from tests.integration.conftest import FRAMES, REPOSITORY, VAL_SCENES, Tiny, call, printed_by, run
+from tests.integration.pages import Page
+from tests.page_blocks import blocks_of
+from tests.processes import run_captured
 
 PAGE = REPOSITORY / "docs" / "weights.md"
 
@@ -98,6 +102,27 @@ def test_images_of_ones_own(shipped, trained, tmp_path):
     assert len(list((tmp_path / "out").glob("*.json"))) == len(list((tmp_path / "out").glob("*.png"))) == 1
     with Image.open(next((tmp_path / "out").glob("*.png"))) as picture:
         assert np.asarray(picture).std() > 10
+
+
+def test_the_way_of_the_readme(shipped, tmp_path, monkeypatch):
+    # Expected: what the text below the block says lies where; three frames a scene, as the tiny model learned.
+    pytest.importorskip("onnxruntime")
+    block = next(block for block in blocks_of(REPOSITORY / "README.md") if "tools/infer.py demo" in block.text)
+    commands = [command[1:] for command in block.commands() if command[0] == "python"]
+    assert [Path(command[0]).stem for command in commands] == [
+        "create_synthetic", "create_data", "visualize", "convert_calibration", "infer", "export"
+    ]  # fmt: skip
+    for command in commands:
+        call([{"252x448": "72x128"}.get(word, word) for word in command], tmp_path)
+    assert len(list(tmp_path.glob("vis/*/*.png"))) == len(list(tmp_path.glob("out/*.json"))) == FRAMES
+    assert len(list(tmp_path.glob("out/*.png"))) == FRAMES and len(list(tmp_path.glob("vis/*.gif"))) == 1
+    assert (tmp_path / "clip.html").stat().st_size > 10_000
+    classes, page = load_model("demo").classes, Page("export.md")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    for name in ("examples/make_clip.py", "examples/run_exported.py"):
+        done = run_captured([sys.executable, "-c", page.files[name]], 120, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].endswith(str(list(classes)))
 
 
 def test_other_tools(shipped, tmp_path):

@@ -7,8 +7,6 @@ step, and what is read from its answers.
 
 from __future__ import annotations
 
-import math
-import statistics
 import tempfile
 import time
 from collections import defaultdict
@@ -25,12 +23,14 @@ from tqdm import tqdm
 
 from bevstack.engine.inference import Predictor
 from bevstack.experiments.benchmarks.inputs import demo_model, rig_of
-from bevstack.experiments.benchmarks.measuring import Row, Stopwatch
+from bevstack.experiments.benchmarks.latency_mlperf import QUICK_STEPS, mlperf_rows
+from bevstack.experiments.benchmarks.measuring import Row, Stopwatch, percentiles
 from bevstack.experiments.benchmarks.settings import Settings
 from bevstack.images import read_image
 from bevstack.models import BEVPerception
+from bevstack.runtime import ExportedModel
 from bevstack.runtime import Motion as MovedBy
-from bevstack.runtime import load
+from bevstack.runtime.session import description_of, open_session
 from bevstack.structures.moment import Motion, Rig
 
 SOURCE_PX = (252, 448)
@@ -40,12 +40,16 @@ WARM_UP, QUICK_FRAMES, MOMENTS = 20, 30, 8
 
 
 def run(watch: Stopwatch, settings: Settings) -> list[Row]:
-    """A row of whole frames and one of each part."""
+    """A row of whole frames and one of each part; of a file for MLPerf, see :func:`mlperf_rows`."""
     frames = QUICK_FRAMES if settings.quick else settings.frames
     with tempfile.TemporaryDirectory() as folder:
         if settings.file is not None:
+            session = open_session(settings.file, torch.get_num_threads())
+            if description_of(session, settings.file).get("interface") == "mlperf":
+                return mlperf_rows(session, settings.file, QUICK_STEPS if settings.quick else settings.frames)
             candidate = f"exported {settings.file.name}"
-            seconds = exported_stream_seconds(settings.file, frames, Path(folder))
+            exported = ExportedModel(session, str(settings.file))
+            seconds = exported_stream_seconds(exported, frames, Path(folder))
         else:
             model, cfg = demo_model()
             candidate = "ours"
@@ -53,15 +57,14 @@ def run(watch: Stopwatch, settings: Settings) -> list[Row]:
     return [Row(name, {candidate: seconds[name]}, facts=percentiles(seconds[name])) for name in PARTS]
 
 
-def exported_stream_seconds(file: Path, frames: int, folder: Path) -> dict[str, list[float]]:
-    """As :func:`stream_seconds`, of an exported file on as many threads as torch has.
+def exported_stream_seconds(model: ExportedModel, frames: int, folder: Path) -> dict[str, list[float]]:
+    """As :func:`stream_seconds`, of an exported file.
 
     Args:
-        file: of ``tools/export.py``, of a model of six cameras.
+        model: of six cameras.
         frames: how many count.
         folder: for the image files, of the size that the file was made for.
     """
-    model = load(file, torch.get_num_threads())
     height, width = model.described["images"]["source_size_px"]
     size_px = (int(height), int(width))
     paths, rig, memory = picture_files(folder, size_px), rig_of_files(size_px), None
@@ -138,19 +141,6 @@ def spent_in(owner: Any, name: str, spent: dict[str, float], title: str | None =
         yield
     finally:
         delattr(owner, name)
-
-
-def percentiles(seconds: list[float]) -> dict[str, float]:
-    """Milliseconds: percentiles by nearest rank, worst, and jitter, the standard deviation; p99.9 over the median."""
-    ordered = sorted(seconds)
-
-    def rank(share: float) -> float:
-        return ordered[max(math.ceil(share * len(ordered)) - 1, 0)]
-
-    found = {"p50": rank(0.5), "p90": rank(0.9), "p99": rank(0.99), "p99.9": rank(0.999), "worst": ordered[-1]}
-    found["jitter"] = statistics.pstdev(seconds)
-    facts = {f"{name} (ms)": round(1000 * value, 3) for name, value in found.items()}
-    return facts | {"p99.9 / p50": round(found["p99.9"] / found["p50"], 3), "frames": len(seconds)}
 
 
 def picture_files(folder: Path, size_px: tuple[int, int] = SOURCE_PX) -> list[list[Path]]:

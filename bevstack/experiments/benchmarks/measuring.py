@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -108,3 +109,16 @@ def difference(found: Tensor, expected: Tensor) -> float:
     """The largest difference of two tensors (...) of one shape, as a share of the largest value expected."""
     found, expected = found.detach().double(), expected.detach().double()
     return ((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
+
+
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    """Milliseconds: percentiles by nearest rank, worst, and jitter, the standard deviation; p99.9 over the median."""
+    ordered = sorted(seconds)
+
+    def rank(share: float) -> float:
+        return ordered[max(math.ceil(share * len(ordered)) - 1, 0)]
+
+    found = {"p50": rank(0.5), "p90": rank(0.9), "p99": rank(0.99), "p99.9": rank(0.999), "worst": ordered[-1]}
+    found["jitter"] = statistics.pstdev(seconds)
+    facts = {f"{name} (ms)": round(1000 * value, 3) for name, value in found.items()}
+    return facts | {"p99.9 / p50": round(found["p99.9"] / found["p50"], 3), "frames": len(seconds)}
