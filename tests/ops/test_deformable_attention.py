@@ -224,6 +224,15 @@ def test_second_derivatives_go_to_the_reference():
         torch.testing.assert_close(gradient, found["reference"], atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_more_heads_than_the_native_backend_places_at_once(shared):
+    # expected value: the reference backend's; 300 heads of 8 samples are more than 2,048
+    inputs = drawn_case(1, 5, 2, 2, 300, 4, shared, 2, 7)
+    with torch.no_grad():
+        found, wanted = (deformable_attention(**inputs, backend=backend) for backend in ("native", "reference"))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_native_backend_gives_the_same_bits_every_time(threads):
     # expected value: its own result on one thread

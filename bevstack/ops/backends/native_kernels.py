@@ -43,17 +43,22 @@ ZERO, ONE, HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
 
 
 @numba.njit(inline="always", fastmath=FLOAT_RULES, error_model="numpy")
-def _softmax(logits, first, count, weights):
-    """Weights of ``count`` logits from place ``first``."""
-    most = logits[first]
-    for i in range(1, count):
-        most = max(most, logits[first + i])
-    total = ZERO
-    for i in range(count):
-        weights[i] = fast_exp(logits[first + i] - most)
-        total += weights[i]
-    for i in range(count):
-        weights[i] *= ONE / total
+def _softmax(logits, first, stride, heads, count, weights):
+    """Weights (heads, count), one head after another, of logits from place ``first``, heads ``stride`` apart."""
+    for h in range(heads):
+        most = logits[first + h * stride]
+        for i in range(1, count):
+            most = max(most, logits[first + h * stride + i])
+        for i in range(count):
+            weights[h * count + i] = logits[first + h * stride + i] - most
+    for n in range(heads * count):
+        weights[n] = fast_exp(weights[n])
+    for h in range(heads):
+        total = ZERO
+        for i in range(count):
+            total += weights[h * count + i]
+        for i in range(count):
+            weights[h * count + i] *= ONE / total
 
 
 @numba.njit(inline="always", fastmath=FLOAT_RULES, error_model="numpy")
@@ -73,25 +78,6 @@ def _corners(x, y, width, height):
         (ONE - right_share, right_share, ONE - low_share, low_share),
         (in_left, in_right, in_top, in_low),
     )
-
-
-@numba.njit(inline="always", fastmath=FLOAT_RULES, error_model="numpy")
-def _softmax_of_heads(logits, first, stride, heads, count, weights):
-    """Weights (heads, count), one head after another, of logits from place ``first``, heads ``stride`` apart."""
-    for h in range(heads):
-        most = logits[first + h * stride]
-        for i in range(1, count):
-            most = max(most, logits[first + h * stride + i])
-        for i in range(count):
-            weights[h * count + i] = logits[first + h * stride + i] - most
-    for n in range(heads * count):
-        weights[n] = fast_exp(weights[n])
-    for h in range(heads):
-        total = ZERO
-        for i in range(count):
-            total += weights[h * count + i]
-        for i in range(count):
-            weights[h * count + i] *= ONE / total
 
 
 @cache
@@ -166,7 +152,7 @@ def forward_kernel(channels: int, half: bool):
                         g = s if groups > 1 else 0
                         if groups > 1 or not known:
                             place = q * t[19] + g * t[20] + head * t[21]
-                            _softmax_of_heads(logits, place, t[21], number, samples, weights)
+                            _softmax(logits, place, t[21], number, samples, weights)
                             known = True
                         scale = slot_weights[q * num_slots + s]
                         anchor = (q * num_slots + s) * anchors * 2
@@ -267,7 +253,7 @@ def backward_kernel(channels: int, half: bool):
                                 to_places[n] = ZERO
                         if source >= 0:
                             if groups > 1 or not known:
-                                _softmax(logits, q * t[19] + g * t[20] + h * t[21], samples, weights)
+                                _softmax(logits, q * t[19] + g * t[20] + h * t[21], 0, 1, samples, weights)
                                 known = True
                             scale = slot_weights[q * num_slots + s]
                             place = q * t[16] + g * t[17] + h * t[18]
