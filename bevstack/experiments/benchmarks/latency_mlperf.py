@@ -46,8 +46,9 @@ def mlperf_rows(session: Any, file: Path, frames: int) -> list[Row]:
     images = ImagePlan(model.config, model, usual_rig(6, SOURCE_SIZE_PX), SOURCE_SIZE_PX)
     clip = made_up_clip(images, 2 * MOMENTS)[1:MOMENTS]  # of its first scene those that have a past
     step = MLPerfStep(inference_form(model), clip[0])
+    reference = step.inputs_of(clip[0], None)
     for entry in session.get_inputs():
-        wanted = list(step.inputs_of(clip[0], None)[entry.name].shape)
+        wanted = list(reference[entry.name].shape)
         if list(entry.shape) != wanted:
             raise InputError(file, entry.name, f"has shape {entry.shape}; it is timed beside BEVFormer tiny's {wanted}")
     found = step_seconds(step, session_runner(session), clip, frames)

@@ -33,8 +33,8 @@ def run(watch: Stopwatch, settings: Settings) -> list[Row]:
                 f"{len(each.value)} cameras": partial(ours, each, "auto", each.value, each.offsets, each.logits)
                 for each in (case, more_cameras(case, second))
             }
-            name = f"spatial attention: 12 cameras, the same pairs, {name} in the other six"
-            rows.append(grown(watch.row(name, candidates, "")))
+            title = f"spatial attention: 12 cameras, the same pairs, {name} in the other six"
+            rows.append(grown(watch.row(title, candidates, "")))
     return rows
 
 
