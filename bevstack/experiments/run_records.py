@@ -55,6 +55,8 @@ class RunRecords:
         words = (record["section"], record["name"], f"seed-{record['seed']}", (record["key"] or "taken")[:8])
         path = self.folder / f"{'_'.join(map(_file_words, words))}.json"
         plain = {**record, **{field: _finite(record[field]) for field in _NUMBERS}}
+        if "checkpoint" in plain["training"]:  # its folder is one machine's
+            plain["training"] = {**plain["training"], "checkpoint": Path(plain["training"]["checkpoint"]).name}
         with atomic_write(path, "record") as temporary:
             temporary.write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         self._records[path] = read_record(path)

@@ -305,7 +305,8 @@ def test_runs_of_elsewhere_are_taken_in(config, tmp_path, calls, capsys):
     folder = tmp_path / "elsewhere" / "test"
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text('{"mAP": 0.9, "mAVE": null}')
-    (folder.parent / "train_summary.json").write_text('{"train_seconds": 14.0, "steps": 7, "device": "CPU"}')
+    summary = {"train_seconds": 14.0, "steps": 7, "device": "CPU", "checkpoint": "/one/machine/iter_7.pth"}
+    (folder.parent / "train_summary.json").write_text(json.dumps(summary))
     arguments = [str(config), "--work-dir", str(tmp_path / "work"), "--records", str(tmp_path / "kept")]
     for seed in ("0", "1"):
         assert compare.main([*arguments, "--take", "widths", "narrow", seed, str(folder)]) == 0
@@ -314,6 +315,7 @@ def test_runs_of_elsewhere_are_taken_in(config, tmp_path, calls, capsys):
     )
     record = read_record(tmp_path / "kept" / "widths_narrow_seed-1_taken.json")
     assert record["key"] is None and record["metrics"] == {"mAP": 0.9} and record["training"]["steps"] == 7
+    assert record["training"]["checkpoint"] == "iter_7.pth"
     assert compare.main(arguments) == 0 and len(calls.trained) == 8
     with pytest.raises(InputError, match="metrics.json: metrics: tools/test.py writes it"):
         compare.main([*arguments, "--take", "widths", "narrow", "0", str(tmp_path)])
